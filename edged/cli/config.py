@@ -1,0 +1,43 @@
+"""`edged config`: the effective settings and where each came from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edged.settings import SettingsError, describe, example_toml, load
+
+
+def config(
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help="Settings file; else /etc/edged/edged.toml if there is one."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    example: Annotated[bool, typer.Option("--example", help="Print the commented example file.")] = False,
+) -> None:
+    """Show each setting and where it came from; secrets are masked."""
+    if example:
+        typer.echo(example_toml(), nl=False)
+        return
+    try:
+        rows = describe(load(config_file))
+    except SettingsError as error:
+        typer.echo(f"edged: {error}", err=True)
+        raise typer.Exit(78) from None
+    if as_json:
+        found = {key: {"value": value, "from": origin, "about": about} for key, value, origin, about in rows}
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    table = Table("setting", "value", "from", "about")
+    for key, value, origin, about in rows:
+        shown = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+        # Text, since a value may hold what rich would take for markup.
+        table.add_row(key, Text(shown), Text(origin, style="dim" if origin == "default" else "bold"), about)
+    Console().print(table)

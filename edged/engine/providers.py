@@ -1,0 +1,94 @@
+"""Which execution providers run the model: by the board, by this onnxruntime, and by the package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edged.health.board import Board
+
+MadeFor = Literal["cpu", "cuda"]
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+_NAMES = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
+
+_INSTALL = "pip uninstall onnxruntime, then pip install edged[cuda]"
+_NO_CUDA = f"this onnxruntime has no CUDA: {_INSTALL}"
+
+# "auto" in one table. A package made for CPU (int4 with fp32 activations) is slow on CUDA or fails there.
+# board, package made for, CUDA offered (None: either way) -> providers, whether that is a fallback, reason
+_ANY = None
+_RULES: tuple[tuple[str, MadeFor, bool | None, tuple[str, ...], bool, str], ...] = (
+    ("raspberry_pi", "cpu", _ANY, (CPU,), False, "a Raspberry Pi computes on its CPU"),
+    ("raspberry_pi", "cuda", _ANY, (CPU,), True, "a Raspberry Pi has no CUDA: take the cpu package"),
+    ("jetson", "cuda", True, (CUDA, CPU), False, "a Jetson computes on CUDA"),
+    ("jetson", "cuda", False, (CPU,), True, _NO_CUDA),
+    ("jetson", "cpu", True, (CPU,), True, "the package was made for CPU (int4, fp32): take the cuda package"),
+    ("jetson", "cpu", False, (CPU,), True, f"{_NO_CUDA}, and take the cuda package"),
+    ("generic", "cuda", True, (CUDA, CPU), False, "the package was made for CUDA, which is here"),
+    ("generic", "cuda", False, (CPU,), True, _NO_CUDA),
+    ("generic", "cpu", _ANY, (CPU,), False, "the package was made for CPU"),
+)
+
+
+class ProviderError(Exception):
+    """The providers that were asked for cannot be had; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """onnxruntime's names of the providers to use, the first choice first, and why."""
+
+    providers: tuple[str, ...]
+    reason: str
+    fell_back: bool
+
+
+def choose(setting: Literal["auto"] | Sequence[str], board: Board, offered: Iterable[str], made_for: MadeFor) -> Choice:
+    """The providers for a session.
+
+    ``setting`` is model.execution_provider, ``offered`` what onnxruntime.get_available_providers() says: that
+    is what this build knows, not what works here, hence ``settle`` once the session is there. A list is taken
+    as it stands; onnxruntime adds the CPU behind it by itself, for operators that the others lack. Raises
+    ProviderError for a provider that this onnxruntime does not offer.
+    """
+    offered = set(offered)
+    if setting != "auto":
+        for name in setting:
+            if _NAMES[name] not in offered:
+                here = ", ".join(short for short, full in _NAMES.items() if full in offered) or "none of ours"
+                raise ProviderError(
+                    f"model.execution_provider names {name}, which this onnxruntime does not offer "
+                    f"(it offers {here}): " + (_INSTALL if name != "cpu" else "install it anew")
+                )
+        return Choice(tuple(_NAMES[name] for name in setting), "set by model.execution_provider", False)
+    for kind, package, cuda, providers, fell_back, reason in _RULES:
+        if (kind, package) == (board.kind, made_for) and cuda in (_ANY, CUDA in offered):
+            return Choice(providers, reason, fell_back)
+    raise AssertionError(f"no rule for {board.kind}, {made_for}")
+
+
+def settle(choice: Choice, setting: Literal["auto"] | Sequence[str], running: Sequence[str]) -> Choice:
+    """The choice as it came out: ``running`` is session.get_providers().
+
+    Where CUDA's libraries or the GPU are missing, onnxruntime only logs it and computes on the CPU
+    (microsoft/onnxruntime issues 17801, 23372). That is a fallback under ``auto`` and a ProviderError under a
+    list.
+    """
+    missing = [name for name in choice.providers if name not in running]
+    if not missing:
+        return choice
+    short = ", ".join(name.removesuffix("ExecutionProvider") for name in missing)
+    reason = f"onnxruntime could not start {short} here: see its log for the library or the GPU that is missing"
+    if setting != "auto":
+        raise ProviderError(f"model.execution_provider: {reason}")
+    return Choice(tuple(running), reason, True)
+
+
+def made_for(provider_options: Iterable[Mapping[str, Any]]) -> MadeFor:
+    """What a package was made for, by session_options.provider_options of its genai_config.json."""
+    names = {name.lower() for entry in provider_options for name in entry}
+    return "cuda" if names & {"cuda", "nvtensorrtrtx", "tensorrt"} else "cpu"

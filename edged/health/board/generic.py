@@ -1,0 +1,179 @@
+"""Any Linux board: who it is, its cores and its temperatures, read from /proc and /sys."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from edged.health import cgroup
+
+Kind = Literal["raspberry_pi", "jetson", "generic"]
+
+# Cores count as one class down to this share of the fastest: turbo bins within a class differ by a few per
+# cent, the efficiency cores of a Core i5-1240P reach 0.75.
+_SAME_CLASS = 0.8
+# What firmware leaves in DMI where a maker filled in nothing.
+_NO_NAME = {"", "to be filled by o.e.m.", "system product name", "default string", "not specified", "unknown"}
+
+
+def read(path: Path) -> str | None:
+    """A file's text without the NUL that ends device-tree strings, stripped; None where it cannot be read."""
+    try:
+        return path.read_bytes().decode("utf-8", "replace").replace("\0", " ").strip()
+    except OSError:
+        return None
+
+
+def read_int(path: Path, base: int = 10) -> int | None:
+    """A file's number; None where it cannot be read or holds none."""
+    try:
+        return int(read(path) or "", base)
+    except ValueError:
+        return None
+
+
+@dataclass(eq=False)
+class Board:
+    """A board. What is absent or unreadable gives no value, never an exception."""
+
+    kind: Kind
+    model: str
+    serial: str | None
+    l4t: str | None
+    """Release of NVIDIA's Linux for Tegra, such as ``36.4.3``."""
+    cores: tuple[int, ...]
+    """Ids of the CPUs that are online."""
+    root: Path = field(repr=False)
+
+    def performance_cores(self, affinity: Collection[int] | None = None) -> tuple[int, ...]:
+        """One CPU id for each physical core of the fastest class that this process may use, at least one.
+
+        ``affinity`` is what the process is allowed (``os.sched_getaffinity``); None: every core. Siblings of
+        simultaneous multithreading count once; a cpu.max of the cgroups, rounded up, caps the number.
+        """
+        allowed = [cpu for cpu in self.cores if affinity is None or cpu in affinity] or list(self.cores)
+        speeds = self._speeds(allowed)
+        fastest = max(speeds.values())
+        chosen: list[int] = []
+        counted: set[int] = set()
+        for cpu in allowed:
+            if cpu not in counted and speeds[cpu] >= _SAME_CLASS * fastest:
+                chosen.append(cpu)
+                counted |= self._siblings(cpu)
+        quota = cgroup.cpu_quota(self.root)
+        return tuple(chosen if quota is None else chosen[: max(1, math.ceil(quota))])
+
+    def temperatures(self) -> dict[str, float]:
+        """Degrees Celsius by sensor: thermal zones by their type, and the hwmon chips beside them."""
+        found: dict[str, float] = {}
+        zones = set()
+        for zone in folders(self.root / "sys/class/thermal", "thermal_zone"):
+            name = read(zone / "type")
+            if name:
+                zones.add(name.replace("-", "_"))
+                _add_temperature(found, name, zone / "temp")
+        for chip, name in self.hwmon():
+            if name.replace("-", "_") in zones:  # the kernel shows a zone as a chip too
+                continue
+            for path in sorted(chip.glob("temp*_input")):
+                label = read(path.with_name(path.name.replace("_input", "_label")))
+                number = path.name.removeprefix("temp").removesuffix("_input")
+                suffix = label.lower().replace(" ", "_") if label else "" if number == "1" else number
+                _add_temperature(found, f"{name}_{suffix}" if suffix else name, path)
+        return found
+
+    def throttled(self) -> dict[str, bool]:
+        """What slows the board down at present, by reason; empty where the board does not tell."""
+        return {}
+
+    def power_watts(self) -> dict[str, float]:
+        """Watts by rail; empty where the board cannot measure. Rails may contain one another."""
+        return {}
+
+    def hwmon(self) -> Iterator[tuple[Path, str]]:
+        """Folders and names of the hardware monitoring chips."""
+        for chip in folders(self.root / "sys/class/hwmon", "hwmon"):
+            name = read(chip / "name")
+            if name:
+                yield chip, name
+
+    def _cpu(self, cpu: int) -> Path:
+        return self.root / f"sys/devices/system/cpu/cpu{cpu}"
+
+    def _speeds(self, cpus: Collection[int]) -> dict[int, int]:
+        for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+            speeds = {cpu: read_int(self._cpu(cpu) / name) for cpu in cpus}
+            known = {cpu: speed for cpu, speed in speeds.items() if speed}
+            if len(known) == len(speeds):
+                return known
+        return dict.fromkeys(cpus, 1)
+
+    def _siblings(self, cpu: int) -> set[int]:
+        return {cpu, *parse_list(read(self._cpu(cpu) / "topology/thread_siblings_list") or "")}
+
+
+def generic(root: Path) -> Board:
+    """A board of no special kind."""
+    name = device_tree(root, "model")
+    for candidate in (read(root / "sys/class/dmi/id/product_name"), _cpuinfo(root, "model name")):
+        if name is None and candidate and candidate.lower() not in _NO_NAME:
+            name = candidate
+    return Board("generic", name or "unknown", serial(root), None, online(root), root)
+
+
+def device_tree(root: Path, name: str) -> str | None:
+    """A string of the device tree's root node; several strings are joined by spaces."""
+    return read(root / "proc/device-tree" / name) or None
+
+
+def serial(root: Path) -> str | None:
+    """The board's serial number; zeros, which emulators and blank boards give, are none."""
+    for found in (device_tree(root, "serial-number"), _cpuinfo(root, "Serial")):
+        if found and found.strip("0"):
+            return found
+    return None
+
+
+def online(root: Path) -> tuple[int, ...]:
+    """Ids of the CPUs that are online."""
+    cpus = root / "sys/devices/system/cpu"
+    return tuple(parse_list(read(cpus / "online") or "")) or (0,)
+
+
+def parse_list(text: str) -> list[int]:
+    """Numbers of a kernel list such as ``0-3,8`` (cpuset(7)); empty where it is none."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match:
+            numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return numbers
+
+
+def folders(parent: Path, prefix: str) -> list[Path]:
+    """Numbered folders such as hwmon0, hwmon1, in the order of their numbers."""
+    found = [path for path in parent.glob(f"{prefix}*") if path.name.removeprefix(prefix).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(prefix)))
+
+
+def _cpuinfo(root: Path, key: str) -> str | None:
+    for line in (read(root / "proc/cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip() or None
+    return None
+
+
+def _add_temperature(found: dict[str, float], name: str, path: Path) -> None:
+    milli = read_int(path)
+    if milli is None or not -55_000 <= milli <= 200_000:  # a sensor that is off reads -256 °C on older Tegra
+        return
+    number = 2
+    unique = name
+    while unique in found:
+        unique, number = f"{name}-{number}", number + 1
+    found[unique] = milli / 1000

@@ -1,0 +1,74 @@
+"""NVIDIA Jetson: throttle alerts, over-current events and the power rails of the INA3221."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edged.health.board.generic import Board, device_tree, folders, online, read, read_int, serial
+
+# Over-current inputs of Orin, "Platform Power and Performance" of the Jetson Linux developer guide.
+_EVENTS = {1: "under_voltage", 2: "average_over_current", 3: "instantaneous_over_current"}
+# An event lasts milliseconds and leaves only a counter: it is shown for this long after it was noticed.
+_EVENT_SECONDS = 60.0
+
+
+@dataclass(eq=False)
+class Jetson(Board):
+    """A Jetson."""
+
+    now: Callable[[], float] = field(default=time.monotonic, repr=False)
+    _counts: dict[str, int] = field(default_factory=dict, repr=False)
+    _noticed: dict[str, float] = field(default_factory=dict, repr=False)
+
+    def throttled(self) -> dict[str, bool]:
+        """Thermal alerts that are active, and over-current events noticed in the last 60 s.
+
+        What was counted before the first call is not shown: it may be days old.
+        """
+        found: dict[str, bool] = {}
+        for device in folders(self.root / "sys/class/thermal", "cooling_device"):
+            name, state = read(device / "type"), read_int(device / "cur_state")
+            if name and name.endswith("-alert") and state is not None:
+                found[name.replace("-", "_")] = state > 0
+        for chip, name in self.hwmon():
+            if name == "soctherm_oc":
+                for number, reason in _EVENTS.items():
+                    count = read_int(chip / f"oc{number}_event_cnt")
+                    if count is not None:
+                        found[reason] = self._recent(reason, count)
+        return found
+
+    def _recent(self, reason: str, count: int) -> bool:
+        if count > self._counts.get(reason, count):
+            self._noticed[reason] = self.now()
+        self._counts[reason] = count
+        return self.now() - self._noticed.get(reason, float("-inf")) < _EVENT_SECONDS
+
+    def power_watts(self) -> dict[str, float]:
+        """Watts by rail of the INA3221 (mV times mA); VDD_IN is the whole module where it is there."""
+        found: dict[str, float] = {}
+        for chip, name in self.hwmon():
+            if name != "ina3221":
+                continue
+            for channel in (1, 2, 3):  # 4 to 7 are shunt voltages and their sum
+                label = read(chip / f"in{channel}_label")
+                millivolts = read_int(chip / f"in{channel}_input")
+                milliamperes = read_int(chip / f"curr{channel}_input")
+                if label and label != "NC" and millivolts is not None and milliamperes is not None:
+                    found[label] = millivolts * milliamperes / 1e6
+        return found
+
+
+def jetson(root: Path) -> Jetson | None:
+    """The Jetson below ``root``, if it is one. In a container only the device tree may tell."""
+    release = read(root / "etc/nv_tegra_release")
+    if release is None and "nvidia,tegra" not in (device_tree(root, "compatible") or ""):
+        return None
+    match = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", release or "")
+    l4t = f"{match[1]}.{match[2]}" if match else None
+    model = device_tree(root, "model") or "NVIDIA Jetson"
+    return Jetson("jetson", model, serial(root), l4t, online(root), root)

@@ -1,0 +1,285 @@
+"""The settings themselves: every key with its meaning, its bounds and its default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from edged.settings.errors import SettingsError, reason
+
+ENV_PREFIX, ENV_NEST = "EDGED_", "__"
+
+_ID_ALLOWED = "1 to 64 characters out of A-Z a-z 0-9 . _ -"
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", json_schema_extra={"allowed": _ID_ALLOWED})]
+Provider = Literal["cpu", "cuda", "tensorrt"]
+
+
+def _split_list(value: Any) -> Any:
+    """An environment variable holds a list as ``a,b`` (or as JSON, which the source has decoded by now)."""
+    if not isinstance(value, str) or value == "auto":
+        return value
+    if value.lstrip().startswith("["):
+        raise ValueError("not a JSON list")
+    return [part.strip() for part in value.split(",")]
+
+
+def _no_duplicates(value: Any) -> Any:
+    if isinstance(value, list) and any(value.count(item) > 1 for item in value):
+        raise ValueError("a name stands there twice")
+    return value
+
+
+def _numbers_are_not_flags(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
+    """Pydantic would take ``port = true`` for 1."""
+    if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        raise ValueError("true or false is not a value here")
+    return value
+
+
+def _conflict(field: str, reason: str) -> PydanticCustomError:
+    """An error between several keys of a section, told at ``field``."""
+    return PydanticCustomError("edged_conflict", "{reason}", {"field": field, "reason": reason})
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    check_flags = field_validator("*", mode="before")(classmethod(_numbers_are_not_flags))
+
+
+class DeviceSettings(_Section):
+    """Who this device is."""
+
+    id: Id | None = Field(
+        default=None,
+        description="The device's name in topics; unset: the board's serial, else a hash of machine-id.",
+        examples=["pi-hall-3"],
+    )
+    groups: Annotated[list[Id], BeforeValidator(_split_list)] = Field(
+        default=[],
+        description="Groups whose shared jobs this device takes part in.",
+        examples=[["hall-3"]],
+        json_schema_extra={"allowed": "a list of names, each " + _ID_ALLOWED},
+    )
+
+
+class MqttSettings(_Section):
+    """The broker and how to reach it."""
+
+    host: str = Field(
+        default="127.0.0.1",
+        pattern=r"^[^\s/@]{1,255}$",
+        description="The broker's name or address.",
+        json_schema_extra={"allowed": "a host name or an address, without scheme, user or port"},
+    )
+    port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="The broker's TCP port; unset: 1883, or 8883 with TLS.",
+        examples=[1883],
+    )
+    protocol: Literal["auto", "5", "3.1.1"] = Field(
+        default="auto", description="The MQTT version; auto tries 5 and falls back to 3.1.1."
+    )
+    username: str | None = Field(default=None, min_length=1, description="The user at the broker.", examples=["edged"])
+    password: SecretStr | None = Field(
+        default=None,
+        min_length=1,
+        description="The password at the broker; password_file keeps it out of this file.",
+        examples=["change-me"],
+    )
+    password_file: Path | None = Field(
+        default=None,
+        description="A file whose first line is the password, as a systemd credential is.",
+        examples=["/run/credentials/edged.service/mqtt-password"],
+    )
+    tls: bool = Field(
+        default=False, description="Whether to encrypt the connection and to check the broker's certificate."
+    )
+    ca_file: Path | None = Field(
+        default=None,
+        description="PEM file of the authorities the broker is checked against; unset: the system's.",
+        examples=["/etc/edged/ca.pem"],
+    )
+    cert_file: Path | None = Field(
+        default=None,
+        description="PEM file of this device's own certificate.",
+        examples=["/etc/edged/device.pem"],
+    )
+    key_file: Path | None = Field(
+        default=None,
+        description="PEM file of the key that belongs to cert_file.",
+        examples=["/etc/edged/device.key"],
+    )
+    keep_alive: int = Field(
+        default=30,
+        ge=5,
+        le=3600,
+        description="Seconds of silence after which the broker is asked whether it is there.",
+    )
+    root: str = Field(
+        default="edged/v1",
+        max_length=128,
+        pattern=r"^[^+#/$\x00-\x1f][^+#/\x00-\x1f]*(/[^+#/\x00-\x1f]+)*$",
+        description="What every topic begins with.",
+        json_schema_extra={"allowed": "1 to 128 characters without + # or a leading $, no empty level"},
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> MqttSettings:
+        if self.password and self.password_file:
+            raise _conflict("password_file", "must not be set together with mqtt.password")
+        if (self.password or self.password_file) and not self.username:
+            raise _conflict("username", "must be set where there is a password")
+        if bool(self.cert_file) != bool(self.key_file):
+            missing, present = ("key_file", "cert_file") if self.cert_file else ("cert_file", "key_file")
+            raise _conflict(missing, f"must be set together with mqtt.{present}")
+        for field in ("ca_file", "cert_file"):
+            if getattr(self, field) and not self.tls:
+                raise _conflict("tls", f"must be true where mqtt.{field} is set")
+        return self
+
+    @property
+    def effective_port(self) -> int:
+        """The TCP port to connect to."""
+        return self.port if self.port is not None else 8883 if self.tls else 1883
+
+    def read_password(self) -> str | None:
+        """The password, read anew from ``password_file`` where that is set.
+
+        Raises SettingsError where the file cannot be read or is empty.
+        """
+        if self.password_file is None:
+            return self.password.get_secret_value() if self.password else None
+        try:
+            lines = self.password_file.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"mqtt.password_file = {self.password_file}: {reason(error)}") from None
+        if not lines or not lines[0]:
+            raise SettingsError(f"mqtt.password_file = {self.password_file}: its first line must be the password")
+        return lines[0]
+
+
+class ModelSettings(_Section):
+    """What answers, and what it may use."""
+
+    path: Path | None = Field(
+        default=None,
+        description="The model package, a folder with genai_config.json; unset: the built-in demo model.",
+        examples=["/var/lib/edged/models/phi-3-mini"],
+    )
+    execution_provider: Annotated[
+        Literal["auto"] | Annotated[list[Provider], Field(min_length=1)],
+        BeforeValidator(_no_duplicates),
+        BeforeValidator(_split_list),  # the last one runs first
+    ] = Field(
+        default="auto",
+        description="What the model runs on, the first choice first; auto goes by board and package.",
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="Threads for the model; unset: one per performance core.",
+        examples=[4],
+    )
+    rows: int = Field(default=1, ge=1, le=64, description="Jobs that are answered at the same time.")
+    context: int | None = Field(
+        default=None,
+        ge=16,
+        le=1_048_576,
+        description="Tokens of prompt and answer together, per row; unset: what the package says.",
+        examples=[4096],
+    )
+    prefill_chunk: int = Field(default=256, ge=1, le=4096, description="Tokens of a prompt that are read in one step.")
+
+
+class JobsSettings(_Section):
+    """How many jobs are taken, how large, and how long answers are kept."""
+
+    max_queued: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="Jobs on disk above which further ones are left at the broker.",
+    )
+    max_bytes: int = Field(default=262_144, ge=1024, le=1_048_576, description="The largest job document, in bytes.")
+    retention: int = Field(
+        default=604_800,
+        ge=1,
+        le=31_536_000,
+        description="Seconds for which a result is kept to answer repeats of its job.",
+    )
+
+
+class HttpSettings(_Section):
+    """Where metrics and health are served."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="The address of metrics and health.")
+    port: int = Field(default=9765, ge=0, le=65535, description="The TCP port for them; 0: any free one.")
+
+
+class LogSettings(_Section):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="The least that is logged.")
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="How a line looks; auto: console on a terminal, else json."
+    )
+
+
+class Settings(BaseSettings):
+    """All settings. Built directly, they take nothing from outside; ``load`` reads the sources."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_NEST,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    state_dir: Path = Field(
+        default=Path("/var/lib/edged"),
+        description="The folder for jobs, results, models and cached prefixes.",
+    )
+    drain_seconds: int = Field(
+        default=20,
+        ge=0,
+        le=600,
+        description="Seconds that running jobs get to finish when the daemon is told to stop.",
+    )
+    heartbeat_seconds: int = Field(default=30, ge=1, le=3600, description="Seconds between two health messages.")
+    device: DeviceSettings = DeviceSettings()
+    mqtt: MqttSettings = MqttSettings()
+    model: ModelSettings = ModelSettings()
+    jobs: JobsSettings = JobsSettings()
+    http: HttpSettings = HttpSettings()
+    log: LogSettings = LogSettings()
+
+    check_flags = field_validator("*", mode="before")(classmethod(_numbers_are_not_flags))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_others: PydanticBaseSettingsSource,
+        **_more: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is passed: ``load`` reads the other sources, to know where each value came from."""
+        return (init_settings,)
