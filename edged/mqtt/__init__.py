@@ -1,0 +1,1 @@
+"""MQTT: the topics, and the link that carries jobs in and results out."""

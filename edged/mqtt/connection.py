@@ -1,0 +1,251 @@
+"""Keeps one of the two connections up: attempts, back-off, protocol version, log."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from edged.mqtt.attempts import Backoff, ProtocolChoice
+from edged.mqtt.events import ProtocolVersion
+from edged.mqtt.options import MqttOptions
+from edged.mqtt.plan import Ending, Incoming, Plan, Publication, Subscription, Will
+from edged.mqtt.session import Session
+
+LASTED_SECONDS = 30.0
+"""A connection that stood so long counts as good: the back-off begins anew."""
+LOG_EVERY = 10
+"""Failures for one and the same reason: the first is logged, then every so many."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Owner(Protocol):
+    """Called by the connection's thread; must neither block nor raise."""
+
+    def received(self, message: Incoming) -> None: ...
+    def published(self, token: Hashable) -> None: ...
+    def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None: ...
+    def up(self, session_present: bool, protocol: ProtocolVersion, refused: tuple[str, ...]) -> None: ...
+    def down(self, reason: str, taken_over: bool) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What does not change from attempt to attempt. `will` is asked for the last will at each."""
+
+    name: str
+    client_id: str
+    steps: Sequence[Sequence[Subscription]]
+    keep_session: bool = True
+    will: Callable[[], Will] | None = None
+
+
+class Connection:
+    """One thread; while opened it holds a Session or waits for the next attempt."""
+
+    def __init__(self, role: Role, options: MqttOptions, owner: Owner, backoff: Backoff) -> None:
+        self.reconnects = 0
+        self._role = role
+        self._options = options
+        self._owner = owner
+        self._backoff = backoff
+        self._choice = ProtocolChoice(options.protocol)
+        self._condition = threading.Condition()
+        self._open = False
+        self._stopped = False
+        self._session: Session | None = None
+        self._is_up = False
+        self._usable = False
+        self._ups = 0
+        self._told: str | None = None
+        self._failures: Counter[str] = Counter()
+        # A name server can hold the thread for minutes: it must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name=f"mqtt-{role.name}", daemon=True)
+
+    # What any thread may call.
+
+    @property
+    def usable(self) -> bool:
+        """The connection stands and no subscription was refused."""
+        return self._usable
+
+    @property
+    def session(self) -> Session | None:
+        """The network connection of now."""
+        return self._session
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def open(self, protocol: ProtocolVersion | None = None) -> None:
+        """Connect, and connect again when lost, until `close`. `protocol`: the version found to work."""
+        with self._condition:
+            if protocol is not None:
+                self._choice = ProtocolChoice(protocol)
+            self._open = True
+            self._condition.notify_all()
+
+    def hold(self) -> None:
+        """Leave a standing connection alone, but make no new one until `open`."""
+        with self._condition:
+            self._open = False
+
+    def close(self, within: float = 0.0) -> None:
+        """Disconnect cleanly, once what was published is acknowledged but after `within` seconds at most.
+
+        Returns at once; nothing is unsubscribed.
+        """
+        with self._condition:
+            self._open = False
+            if self._session is not None:
+                self._session.close(within)
+            self._condition.notify_all()
+
+    def stop(self, within: float) -> None:
+        """`close` for good; returns at once."""
+        with self._condition:
+            self._stopped = True
+        self.close(within)
+
+    def join(self, timeout: float) -> None:
+        """Wait until the thread has ended, at most `timeout` seconds."""
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def publish(self, publication: Publication) -> bool:
+        session = self._session
+        return session is not None and session.publish(publication)
+
+    # What the connection's own thread does.
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._open or self._stopped)
+                if self._stopped:
+                    return
+            plan = self._plan()
+            session = Session(plan, _SessionListener(self, plan))
+            with self._condition:
+                self._session = session
+                if not self._open:
+                    session.close(0.0)
+            try:
+                ending = session.run()
+            except Exception as error:  # a bug: say so, and let the device live on with the next connection
+                _log.exception("mqtt_connection_crashed", connection=self._role.name)
+                ending = Ending(f"internal error: {type(error).__name__}")
+            self._wait(self._after(plan, ending))
+
+    def _plan(self) -> Plan:
+        role = self._role
+        return Plan(
+            options=self._options,
+            client_id=role.client_id,
+            protocol=self._choice.current,
+            steps=role.steps,
+            keep_session=role.keep_session,
+            will=role.will() if role.will is not None else None,
+        )
+
+    def _after(self, plan: Plan, ending: Ending) -> float:
+        """Take note of how it ended; the seconds to wait before the next attempt."""
+        with self._condition:
+            self._session = None
+            wanted = self._open and not self._stopped
+        was_up, self._is_up, self._usable = self._is_up, False, False
+        if ending.accepted:
+            _log.info(
+                "mqtt_disconnected",
+                connection=self._role.name,
+                reason=ending.reason,
+                seconds=round(ending.stood_seconds, 1),
+            )
+            self._choice.new_series()
+            if ending.stood_seconds >= LASTED_SECONDS:
+                self._backoff.reset()
+        at_once = False
+        if not ending.accepted:
+            if ending.unsupported or ending.unanswered:
+                at_once = self._choice.refused()
+            elif ending.silent:
+                at_once = self._choice.closed_silently()
+            else:
+                self._choice.failed_otherwise()
+            if at_once:
+                _log.info("mqtt_protocol_fallback", connection=self._role.name, protocol=self._choice.current)
+            elif wanted:
+                self._log_failure(plan, ending.reason)
+        if was_up or ending.taken_over or (wanted and not at_once and ending.reason != self._told):
+            self._told = ending.reason
+            self._owner.down(ending.reason, ending.taken_over)
+        return 0.0 if at_once else self._backoff.next()
+
+    def _log_failure(self, plan: Plan, reason: str) -> None:
+        self._failures[reason] += 1
+        if self._failures[reason] % LOG_EVERY == 1:
+            _log.warning(
+                "mqtt_connection_failed",
+                connection=self._role.name,
+                host=self._options.host,
+                port=self._options.port,
+                protocol=plan.protocol,
+                reason=reason,
+                times=self._failures[reason],
+            )
+
+    def _wait(self, seconds: float) -> None:
+        """The back-off; cut short by stop, and by close followed by open."""
+        until = time.monotonic() + seconds
+        with self._condition:
+            while self._open and not self._stopped:
+                left = until - time.monotonic()
+                if left <= 0:
+                    return
+                self._condition.wait(left)
+
+    def _ready(self, plan: Plan, session_present: bool, refused: tuple[str, ...]) -> None:
+        if self._ups:
+            self.reconnects += 1
+        self._ups += 1
+        self._is_up, self._usable = True, not refused
+        self._told = None
+        self._failures.clear()
+        _log.info(
+            "mqtt_connected",
+            connection=self._role.name,
+            host=self._options.host,
+            port=self._options.port,
+            protocol=plan.protocol,
+            session_present=session_present,
+            tls=self._options.tls,
+        )
+        for topic in refused:
+            _log.error(
+                "mqtt_subscription_refused",
+                connection=self._role.name,
+                topic=topic,
+                hint="the broker's access control list must let this device read the topic",
+            )
+        self._owner.up(session_present, plan.protocol, refused)
+
+
+class _SessionListener:
+    """Passes on what a session tells, and adds what the connection knows."""
+
+    def __init__(self, connection: Connection, plan: Plan) -> None:
+        self._connection = connection
+        self._plan = plan
+        self._owner = connection._owner
+        self.published = self._owner.published
+        self.publish_refused = self._owner.publish_refused
+        self.received: Callable[[Incoming], None] = self._owner.received
+
+    def ready(self, session_present: bool, refused: tuple[str, ...]) -> None:
+        self._connection._ready(self._plan, session_present, refused)

@@ -1,0 +1,103 @@
+"""What the link tells the desk, in the order in which it happened on each connection."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from edged.mqtt.session import Session
+
+Which = Literal["jobs", "control"]
+ProtocolVersion = Literal["5", "3.1.1"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Receipt:
+    """A handle for acknowledging one message; good only on the network connection that brought it."""
+
+    session: Session
+    mid: int
+    qos: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobReceived:
+    """A job message. `expiry_seconds` is what was left of Message Expiry (MQTT 5 §3.3.2.3.3) on arrival."""
+
+    receipt: Receipt
+    topic: str
+    payload: bytes
+    retained: bool
+    response_topic: str | None
+    correlation: bytes | None
+    expiry_seconds: int | None
+    redelivered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CancelReceived:
+    """A cancel message; it wants an acknowledgement like a job does."""
+
+    receipt: Receipt
+    topic: str
+    payload: bytes
+    retained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """The connection stands and its subscriptions were answered; `refused` names the topic filters denied."""
+
+    which: Which
+    session_present: bool
+    protocol: ProtocolVersion
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The connection was lost or closed, or could not be made for a reason not yet told.
+
+    What was handed to `Link.publish` before a `LinkDown("control")` and not answered by then never will be.
+    """
+
+    which: Which
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The broker has the publication (QoS 1), or it was written to the socket (QoS 0)."""
+
+    token: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class PublishRefused:
+    """The publication was not taken. `code` is MQTT 5's reason code (§2.4), None if it was never sent."""
+
+    token: Hashable
+    reason: str
+    code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIdTaken:
+    """Another edged speaks under this device's id; both connections are closed until `DeviceIdFree`.
+
+    `other` is its instance, empty where the broker told only that the session was taken over.
+    """
+
+    other: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIdFree:
+    """The other one has left; the link connects again."""
+
+
+Event: TypeAlias = (
+    JobReceived | CancelReceived | LinkUp | LinkDown | Published | PublishRefused | DeviceIdTaken | DeviceIdFree
+)

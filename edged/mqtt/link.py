@@ -1,0 +1,307 @@
+"""The device's link to the broker: one connection for jobs, one for everything else."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+
+import structlog
+
+from edged.mqtt.attempts import Backoff
+from edged.mqtt.connection import Connection, Role
+from edged.mqtt.events import (
+    CancelReceived,
+    DeviceIdFree,
+    DeviceIdTaken,
+    Event,
+    JobReceived,
+    LinkDown,
+    LinkUp,
+    ProtocolVersion,
+    Published,
+    PublishRefused,
+    Receipt,
+    Which,
+)
+from edged.mqtt.identity import Acquaintances, Watch, read_status
+from edged.mqtt.options import MqttOptions
+from edged.mqtt.plan import Incoming, Publication, Subscription, Will
+from edged.mqtt.topics import Topics
+
+PROBE_SECONDS = 30.0
+"""Between two looks whether another instance under our device id has left."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Link:
+    """Two connections: `<device>` for jobs, `<device>-ctl` for cancels, status, events and results.
+
+    PUBACKs leave in the order of receipt (MQTT 5 §4.6), so a device that withholds them for jobs must be
+    reachable on another connection. Everything that happens goes to `deliver`, which is called by the
+    connections' threads and must neither block nor raise; `queue.SimpleQueue.put` is made for it.
+    """
+
+    def __init__(
+        self,
+        options: MqttOptions,
+        device: str,
+        groups: Sequence[str],
+        *,
+        instance: str,
+        deliver: Callable[[Event], None],
+        will_payload: Callable[[], bytes],
+        retry_seconds: tuple[float, float] = (1.0, 60.0),
+        probe_seconds: float = PROBE_SECONDS,
+    ) -> None:
+        """`instance` stands for one run of edged; the will and every status document carry it."""
+        self.topics = Topics(options.root, device)
+        self._options = options
+        self._groups = frozenset(groups)
+        self._device = device
+        self._instance = instance
+        self._deliver = deliver
+        self._retry_seconds = retry_seconds
+        self._probe_seconds = probe_seconds
+        self._acquaintances = Acquaintances(instance)
+        self._protocol: ProtocolVersion = "5"
+        self._lock = threading.Lock()
+        self._control_up = False
+        self._jobs_wanted = True
+        self._taken = False
+        self._stopping = threading.Event()
+        topics = self.topics
+        job_topics = [topics.job, *(topics.group_job(group) for group in groups)]
+        cancel_topics = [topics.cancel, *(topics.group_cancel(group) for group in groups)]
+        self._jobs = Connection(
+            Role("jobs", device, [[Subscription(topic, qos=1) for topic in job_topics]]),
+            options,
+            _Side(self, "jobs"),
+            Backoff(*retry_seconds),
+        )
+        self._control = Connection(
+            Role(
+                "control",
+                f"{device}-ctl",
+                # Status first: a broker answers in order, so that when the second step is answered, the
+                # retained status has come if there is one.
+                [
+                    [Subscription(topics.status, qos=0, retained=True)],
+                    [Subscription(topic, qos=1) for topic in cancel_topics],
+                ],
+                will=lambda: Will(topics.status, will_payload()),
+            ),
+            options,
+            _Side(self, "control"),
+            Backoff(*retry_seconds),
+        )
+
+    def start(self) -> None:
+        """Connect; the job connection follows when the control connection is up."""
+        self._control.start()
+        self._jobs.start()
+        self._control.open()
+
+    def stop(self, timeout: float) -> None:
+        """Disconnect cleanly, after what was published is acknowledged or `timeout` seconds are over.
+
+        The subscriptions stay with the broker, which keeps jobs until the next start. Returns within about
+        `timeout` seconds, three more where the network hangs.
+        """
+        until = time.monotonic() + timeout
+        self._stopping.set()
+        self._jobs.stop(0.0)
+        self._control.stop(timeout)
+        for connection in (self._jobs, self._control):
+            connection.join(max(0.0, until - time.monotonic()) + 3.0)
+
+    def close_jobs(self) -> None:
+        """Take no more jobs for now: disconnect cleanly; the session stays with the broker."""
+        with self._lock:
+            self._jobs_wanted = False
+        self._jobs.close()
+
+    def open_jobs(self) -> None:
+        """Take jobs again."""
+        with self._lock:
+            self._jobs_wanted = True
+        self._let_jobs_connect()
+
+    def acknowledge(self, receipt: Receipt) -> bool:
+        """Send PUBACK; to be called in the order of receipt, per connection.
+
+        False when the network connection that brought the message has ended: the broker sends it again.
+        """
+        return receipt.qos == 0 or receipt.session.acknowledge(receipt)
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        retain: bool = False,
+        token: Hashable | None = None,
+        correlation: bytes | None = None,
+    ) -> bool:
+        """Hand a publication to the control connection; False: not connected or no place, nothing was taken.
+
+        One that was taken ends as `Published(token)`, as `PublishRefused(token)`, or, unanswered, with the
+        next `LinkDown("control")`: then the caller must publish it again. Without a token, nothing is told.
+        """
+        return self._control.publish(Publication(topic, payload, qos, retain, token, correlation))
+
+    def connected(self, which: Which) -> bool:
+        """Whether the connection stands with all its subscriptions."""
+        return (self._jobs if which == "jobs" else self._control).usable
+
+    @property
+    def reconnects(self) -> dict[Which, int]:
+        """How often each connection came up again after its first time."""
+        return {"jobs": self._jobs.reconnects, "control": self._control.reconnects}
+
+    @property
+    def window(self) -> int:
+        """How many QoS 1 publications would be taken now."""
+        session = self._control.session
+        return session.window if session is not None else 0
+
+    # Called by the connections' threads.
+
+    def _let_jobs_connect(self) -> None:
+        # Only once the control connection is up: it tells whether the device id is ours, and which version of
+        # MQTT the broker speaks, and without it no job could be answered anyway.
+        with self._lock:
+            if self._jobs_wanted and self._control_up and not self._taken:
+                self._jobs.open(self._protocol)
+
+    def _up(self, which: Which, session_present: bool, protocol: ProtocolVersion, refused: tuple[str, ...]) -> None:
+        if which == "control":
+            with self._lock:
+                if self._taken:
+                    return
+                self._control_up = True
+                self._protocol = protocol
+            self._acquaintances.settled()
+        self._deliver(LinkUp(which, session_present, protocol, refused))
+        if which == "control":
+            self._let_jobs_connect()
+
+    def _down(self, which: Which, reason: str, taken_over: bool) -> None:
+        if which == "control":
+            with self._lock:
+                self._control_up = False
+            self._jobs.hold()
+        self._deliver(LinkDown(which, reason))
+        if taken_over:
+            self._give_way("")
+
+    def _received(self, which: Which, message: Incoming) -> None:
+        channel = self.topics.channel(message.topic)
+        if channel is None:
+            _log.warning("mqtt_unexpected_topic", connection=which, topic=message.topic[:200])
+            self.acknowledge(message.receipt)
+            return
+        kind, group = channel
+        if kind == "status":
+            self._status_seen(message)
+            return
+        if group is not None and group not in self._groups:
+            self._leave_group(message, kind, group)
+        if kind == "job":
+            self._deliver(
+                JobReceived(
+                    receipt=message.receipt,
+                    topic=message.topic,
+                    payload=message.payload,
+                    retained=message.retained,
+                    response_topic=message.response_topic,
+                    correlation=message.correlation,
+                    expiry_seconds=message.expiry_seconds,
+                    redelivered=message.redelivered,
+                )
+            )
+        else:
+            self._deliver(CancelReceived(message.receipt, message.topic, message.payload, message.retained))
+
+    def _leave_group(self, message: Incoming, kind: str, group: str) -> None:
+        """The broker's session remembers a group that the settings no longer name: take this, and leave."""
+        topic = self.topics.group_job(group) if kind == "job" else self.topics.group_cancel(group)
+        _log.warning("mqtt_group_left", group=group, topic=topic)
+        message.receipt.session.unsubscribe(topic)
+
+    def _status_seen(self, message: Incoming) -> None:
+        status = read_status(message.payload)
+        if status is None or not self._acquaintances.is_stranger(status):
+            return
+        # MQTT 5 has a reason code for the one that is replaced (0x8E), but not every broker sends it: mosquitto
+        # 2.0.11 just closes the connection, as on 3.1.1.
+        self._give_way(status.instance)
+
+    def _give_way(self, other: str) -> None:
+        """Another instance connected under our id: leave the field to it instead of throwing it out."""
+        with self._lock:
+            if self._taken or self._stopping.is_set():
+                return
+            self._taken = True
+        self._control.close()
+        self._jobs.close()
+        _log.error("mqtt_device_id_taken", device=self._device, other=other)
+        self._deliver(DeviceIdTaken(other))
+        threading.Thread(target=self._wait_until_free, name="mqtt-probe", daemon=True).start()
+
+    def _wait_until_free(self) -> None:
+        topics = self.topics
+        watch = Watch(self._instance, topics.status)
+        probe = Connection(
+            Role(
+                "probe",
+                f"{self._device}-probe-{self._instance[:8]}",
+                [[Subscription(topics.status, qos=0, retained=True)], [Subscription(topics.health, qos=0)]],
+                keep_session=False,
+            ),
+            self._options,
+            watch,
+            Backoff(*self._retry_seconds),
+        )
+        probe.start()
+        probe.open()
+        try:
+            while not self._stopping.wait(self._probe_seconds * random.uniform(0.8, 1.2)):
+                if watch.look():
+                    break
+        finally:
+            probe.stop(0.0)
+        if self._stopping.is_set():
+            return
+        _log.info("mqtt_device_id_free", device=self._device)
+        self._acquaintances.begin_anew()
+        with self._lock:
+            self._taken = False
+        self._deliver(DeviceIdFree())
+        self._control.open()
+
+
+class _Side:
+    """The owner of one of the two connections: adds which one it was."""
+
+    def __init__(self, link: Link, which: Which) -> None:
+        self._link = link
+        self._which: Which = which
+
+    def up(self, session_present: bool, protocol: ProtocolVersion, refused: tuple[str, ...]) -> None:
+        self._link._up(self._which, session_present, protocol, refused)
+
+    def down(self, reason: str, taken_over: bool) -> None:
+        self._link._down(self._which, reason, taken_over)
+
+    def received(self, message: Incoming) -> None:
+        self._link._received(self._which, message)
+
+    def published(self, token: Hashable) -> None:
+        self._link._deliver(Published(token))
+
+    def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None:
+        self._link._deliver(PublishRefused(token, reason, code))

@@ -1,0 +1,90 @@
+"""What one network connection is made for, what it carries, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edged.mqtt.events import ProtocolVersion, Receipt
+from edged.mqtt.options import MqttOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One topic filter. `retained`: whether the broker shall send what it keeps there (MQTT 5 §3.8.3.1)."""
+
+    topic: str
+    qos: int
+    retained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Will:
+    """The last will: QoS 1, retained."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to connect as. Each step is one SUBSCRIBE, sent when the one before was answered."""
+
+    options: MqttOptions
+    client_id: str
+    protocol: ProtocolVersion
+    steps: Sequence[Sequence[Subscription]]
+    keep_session: bool = True
+    will: Will | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    token: Hashable | None
+    correlation: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message as it came; the properties are None on MQTT 3.1.1."""
+
+    receipt: Receipt
+    topic: str
+    payload: bytes
+    retained: bool
+    redelivered: bool
+    response_topic: str | None
+    correlation: bytes | None
+    expiry_seconds: int | None
+
+
+@dataclass(slots=True)
+class Ending:
+    """How the connection ended."""
+
+    reason: str = "the connection was lost"
+    accepted: bool = False
+    """CONNACK said yes."""
+    unsupported: bool = False
+    """The broker does not speak this version of MQTT."""
+    silent: bool = False
+    """The broker closed at CONNECT without CONNACK."""
+    unanswered: bool = False
+    """The broker neither answered CONNECT in time nor closed the connection."""
+    taken_over: bool = False
+    """Another client connected under the same id (MQTT 5 §3.14.2.1, reason code 0x8E)."""
+    stood_seconds: float = 0.0
+
+
+class Listener(Protocol):
+    """Called by the thread in `Session.run`; must neither block nor raise."""
+
+    def ready(self, session_present: bool, refused: tuple[str, ...]) -> None: ...
+    def received(self, message: Incoming) -> None: ...
+    def published(self, token: Hashable) -> None: ...
+    def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None: ...

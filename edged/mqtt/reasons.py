@@ -1,0 +1,83 @@
+"""Why there is no connection, in one sentence that a person can act on."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edged.mqtt.options import MqttOptions
+
+# MQTT 5 §2.4; paho gives the return codes of 3.1.1 the same numbers.
+UNSUPPORTED_PROTOCOL = 0x84
+KEEP_ALIVE_TIMEOUT = 0x8D
+SESSION_TAKEN_OVER = 0x8E
+_BAD_CLIENT_ID = 0x85
+_BAD_USER_OR_PASSWORD = 0x86
+_NOT_AUTHORIZED = 0x87
+
+
+def of_connect(error: Exception, options: MqttOptions) -> str:
+    """What kept the TCP or TLS connection from being made."""
+    place = f"{options.host}:{options.port}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the broker's certificate is not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS with {place}: {_of_tls(error)}"
+    if isinstance(error, socket.gaierror):
+        return f"the name {options.host} cannot be resolved: {error.strerror}"
+    if isinstance(error, ConnectionRefusedError):
+        return f"{place} refused the connection: no broker listens there"
+    if isinstance(error, TimeoutError):
+        return f"{place} did not answer in time"
+    if isinstance(error, ConnectionResetError):
+        return f"{place} closed the connection while it was being made"
+    if isinstance(error, OSError):
+        return f"{place} cannot be reached: {error.strerror or error}"
+    return f"{options.host} is not a usable host name: {error}"
+
+
+def _of_tls(error: ssl.SSLError) -> str:
+    """OpenSSL's reason, in words."""
+    reason = error.reason or ""
+    if reason in ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING") or isinstance(error, ssl.SSLEOFError):
+        return "the other side does not speak TLS on this port"
+    return reason.replace("_", " ").lower() or str(error)
+
+
+def of_connack(code: ReasonCode, options: MqttOptions) -> str:
+    """Why the broker refused CONNECT (MQTT 5 §3.2.2.2, MQTT 3.1.1 §3.2.2.3)."""
+    if code.value in (_BAD_USER_OR_PASSWORD, _NOT_AUTHORIZED):
+        if options.username is None:
+            return f"the broker refused a connection without user and password: {_name(code)}"
+        return f"the broker refused user {options.username!r}: bad user name or password"
+    if code.value == UNSUPPORTED_PROTOCOL:
+        return "the broker does not speak this version of MQTT"
+    if code.value == _BAD_CLIENT_ID:
+        return "the broker refused the client id, which is the device id"
+    return f"the broker refused the connection: {_name(code)}"
+
+
+def of_disconnect(code: ReasonCode, from_broker: bool) -> str:
+    """Why a connection that stood has ended (MQTT 5 §3.14.2.1)."""
+    if not from_broker:
+        return "the broker did not answer in time" if code.value == KEEP_ALIVE_TIMEOUT else "the connection was lost"
+    if code.value == SESSION_TAKEN_OVER:
+        return "another client connected under the same id"
+    return f"the broker closed the connection: {_name(code)}"
+
+
+def of_tls_read(error: ssl.SSLError) -> str:
+    """An alert after the handshake: with TLS 1.3 the broker judges the client's certificate only then."""
+    return f"the broker refused the TLS connection: {_of_tls(error)}"
+
+
+def of_puback(code: ReasonCode, topic: str) -> str:
+    """Why the broker refused a publication (MQTT 5 §3.4.2.1)."""
+    hint = "; its access control list does not let this device write there" if code.value == _NOT_AUTHORIZED else ""
+    return f"the broker refused the publication to {topic}: {_name(code)}{hint}"
+
+
+def _name(code: ReasonCode) -> str:
+    return code.getName().lower()

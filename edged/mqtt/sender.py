@@ -1,0 +1,136 @@
+"""The sender's side of a job: submit until accepted, follow the answer, cancel. For `edged submit` and `edged demo`."""
+
+from __future__ import annotations
+
+import json
+import queue
+import time
+import uuid
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from edged.mqtt.attempts import Backoff
+from edged.mqtt.connection import Connection, Role
+from edged.mqtt.events import ProtocolVersion
+from edged.mqtt.options import MqttOptions
+from edged.mqtt.plan import Incoming, Publication, Subscription
+
+RESEND_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Update:
+    """News of a job: `kind` is event, stream, result, or link (then `document` has `up` and `reason`)."""
+
+    kind: str
+    document: dict[str, Any]
+
+
+class Sender:
+    """One connection that sends one job after another."""
+
+    def __init__(self, options: MqttOptions, device: str | None, group: str | None) -> None:
+        """Exactly one of `device` and `group` is where jobs go."""
+        self._target = f"{options.root}/device/{device}" if device else f"{options.root}/group/{group}"
+        self._answers = f"{options.root}/device/{device or '+'}"
+        self._inbox: queue.SimpleQueue[Update] = queue.SimpleQueue()
+        steps = [[Subscription(f"{self._answers}/{kind}/+", qos=1) for kind in ("event", "stream", "result")]]
+        client_id = f"edged-sender-{uuid.uuid4().hex[:12]}"
+        self._connection = Connection(
+            Role("sender", client_id, steps, keep_session=False), options, _Owner(self._inbox.put), Backoff(0.5, 10.0)
+        )
+
+    def __enter__(self) -> Sender:
+        self._connection.start()
+        self._connection.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.stop(2.0)
+        self._connection.join(3.0)
+
+    def submit(self, document: dict[str, Any], timeout: float | None = None) -> Iterator[Update]:
+        """Send the job and yield what is heard of it, its result last.
+
+        Sends the same document again until it is accepted, and after every lost connection until the result is here,
+        as the contract asks of senders. Raises TimeoutError after `timeout` seconds.
+        """
+        return self._follow("job", document["id"], document, timeout)
+
+    def cancel(self, id: str, timeout: float | None = None) -> Iterator[Update]:
+        """Ask for a job's end and yield what is heard of it, its result last; asked again as submit() sends again.
+
+        The job itself is not sent again: one that no device has yet must not start now. Raises TimeoutError.
+        """
+        return self._follow("cancel", id, {"id": id}, timeout)
+
+    def _follow(self, channel: str, id: str, document: dict[str, Any], timeout: float | None) -> Iterator[Update]:
+        payload = json.dumps(document, ensure_ascii=False).encode()
+        ends = None if timeout is None else time.monotonic() + timeout
+        settled, next_send = False, time.monotonic()
+        while True:
+            now = time.monotonic()
+            if ends is not None and now >= ends:
+                raise TimeoutError
+            if not settled and now >= next_send and self._publish(channel, payload):
+                next_send = now + RESEND_SECONDS
+            wait = min(0.1 if not settled else 1.0, ends - now if ends is not None else 1.0)
+            try:
+                update = self._inbox.get(timeout=max(0.01, wait))
+            except queue.Empty:
+                continue
+            if update.kind == "link":
+                settled, next_send = False, now if update.document["up"] else next_send
+                yield update
+            elif update.document.get("id", id) == id:
+                settled = settled or (update.kind in ("event", "result") and channel == "job")
+                yield update
+                # `kept: false`: delivered before and not kept, so that no result will come any more.
+                last = update.kind == "result" or update.document.get("event") == "id_conflict"
+                if last or update.document.get("kept") is False:
+                    return
+
+    def wait_connected(self, timeout: float) -> str | None:
+        """None once connected; else, at the first failure or after `timeout` seconds, why not."""
+        try:
+            link = self._inbox.get(timeout=timeout).document
+        except queue.Empty:
+            return f"no answer within {timeout:g} s"
+        return None if link.get("up") else str(link.get("reason"))
+
+    def _publish(self, channel: str, payload: bytes) -> bool:
+        publication = Publication(
+            f"{self._target}/{channel}", payload, qos=1, retain=False, token=None, correlation=None
+        )
+        return self._connection.usable and self._connection.publish(publication)
+
+
+class _Owner:
+    """Turns what the connection hears into updates."""
+
+    def __init__(self, deliver: Callable[[Update], None]) -> None:
+        self._deliver = deliver
+
+    def up(self, session_present: bool, protocol: ProtocolVersion, refused: tuple[str, ...]) -> None:
+        reason = f"the broker refuses to subscribe {', '.join(refused)}: check its access list"
+        self._deliver(Update("link", {"up": False, "reason": reason} if refused else {"up": True}))
+
+    def down(self, reason: str, taken_over: bool) -> None:
+        self._deliver(Update("link", {"up": False, "reason": reason}))
+
+    def received(self, message: Incoming) -> None:
+        message.receipt.session.acknowledge(message.receipt)
+        *_, kind, id = message.topic.split("/")
+        try:
+            document = json.loads(message.payload)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(document, dict):
+            self._deliver(Update(kind, {"id": id, **document}))
+
+    def published(self, token: Hashable) -> None:
+        pass
+
+    def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None:
+        self._deliver(Update("link", {"up": False, "reason": reason}))

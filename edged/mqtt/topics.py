@@ -1,0 +1,112 @@
+"""The topics of a device, and which names may appear in them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+ID_PATTERN = r"[A-Za-z0-9._-]{1,64}"
+"""What ids of devices, groups and jobs look like."""
+
+MAX_REPLY_TOPIC_BYTES = 512
+
+_ID = re.compile(ID_PATTERN)
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` may be the id of a device, a group or a job."""
+    return _ID.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics of one device under `root` (such as `edged/v1`)."""
+
+    root: str
+    device: str
+
+    def _own(self, channel: str) -> str:
+        return f"{self.root}/device/{self.device}/{channel}"
+
+    @property
+    def job(self) -> str:
+        return self._own("job")
+
+    @property
+    def cancel(self) -> str:
+        return self._own("cancel")
+
+    @property
+    def status(self) -> str:
+        return self._own("status")
+
+    @property
+    def info(self) -> str:
+        return self._own("info")
+
+    @property
+    def health(self) -> str:
+        return self._own("health")
+
+    def event(self, job: str) -> str:
+        return self._own(f"event/{job}")
+
+    def result(self, job: str) -> str:
+        return self._own(f"result/{job}")
+
+    def stream(self, job: str) -> str:
+        return self._own(f"stream/{job}")
+
+    def group_job(self, group: str) -> str:
+        """The shared filter, with which one device of many gets each job (MQTT 5 §4.8.2)."""
+        return f"$share/{group}/{self.root}/group/{group}/job"
+
+    def group_cancel(self, group: str) -> str:
+        """Not shared: a cancel must reach the device that has the job, whichever it is."""
+        return f"{self.root}/group/{group}/cancel"
+
+    @property
+    def reply_prefix(self) -> str:
+        return f"{self.root}/reply/"
+
+    def channel(self, topic: str) -> tuple[Literal["job", "cancel", "status"], str | None] | None:
+        """What arrives on `topic`, and for which group (None: this device); None if it is none of ours."""
+        if topic == self.job:
+            return "job", None
+        if topic == self.cancel:
+            return "cancel", None
+        if topic == self.status:
+            return "status", None
+        prefix = f"{self.root}/group/"
+        if topic.startswith(prefix):
+            group, _, channel = topic[len(prefix) :].partition("/")
+            if channel == "job":
+                return "job", group
+            if channel == "cancel":
+                return "cancel", group
+        return None
+
+    def reply_refusal(self, topic: str) -> str | None:
+        """Why a Response Topic (MQTT 5 §3.3.2.3.5) cannot be answered; None if it can."""
+        prefix = self.reply_prefix
+        if not topic.startswith(prefix):
+            return f"the Response Topic must lie under {prefix}, and {_shown(topic)} does not"
+        if topic == prefix:
+            return f"the Response Topic needs a name after {prefix}, such as {prefix}my-client"
+        if "+" in topic or "#" in topic:
+            return f"the Response Topic must name one topic, without the wildcards + and #: {_shown(topic)}"
+        if "\0" in topic:
+            return f"the Response Topic must not contain NUL: {_shown(topic)}"
+        try:
+            size = len(topic.encode())
+        except UnicodeEncodeError:
+            return f"the Response Topic must be valid UTF-8: {_shown(topic)}"
+        if size > MAX_REPLY_TOPIC_BYTES:
+            return f"the Response Topic is {size} bytes long; at most {MAX_REPLY_TOPIC_BYTES} are allowed"
+        return None
+
+
+def _shown(topic: str) -> str:
+    """`topic` for a message: quoted, escaped, cut."""
+    return ascii(topic if len(topic) <= 120 else topic[:117] + "...")

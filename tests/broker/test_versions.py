@@ -1,0 +1,124 @@
+"""A broker that speaks MQTT 3.1.1 only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from amqtt.broker import Broker
+from conftest import PATIENCE, Device, Mosquitto, Peer, free_port
+
+from edged.mqtt import session
+from edged.mqtt.events import CancelReceived, JobReceived, LinkUp, Published
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def amqtt_port() -> Iterator[int]:
+    """amqtt in a thread of this process."""
+    port = free_port()
+    loop = asyncio.new_event_loop()
+    started = threading.Event()
+    config = {
+        "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}},
+        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+    }
+
+    async def serve() -> Broker:
+        broker = Broker(config, loop)
+        await broker.start()
+        started.set()
+        return broker
+
+    task = loop.create_task(serve())
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    assert started.wait(PATIENCE)
+    yield port
+    asyncio.run_coroutine_threadsafe(task.result().shutdown(), loop).result(PATIENCE)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(PATIENCE)
+
+
+def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(
+    amqtt_port: int, make_device: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # amqtt 0.12.1 takes the properties of a CONNECT in MQTT 5 for the length of the client id and waits for more.
+    monkeypatch.setattr(session, "CONNECT_SECONDS", 1.0)
+    device: Device = make_device(amqtt_port).start()
+    assert device.wait_for(LinkUp, which="control").protocol == "3.1.1"
+    assert device.wait_for(LinkUp, which="jobs").protocol == "3.1.1"
+    device.link.publish(device.topics.job, b"job", qos=1)
+    job = device.wait_for(JobReceived)
+    assert job.payload == b"job"
+    assert device.link.acknowledge(job.receipt)
+    device.link.publish(device.topics.cancel, b"cancel", qos=1)
+    assert device.link.acknowledge(device.wait_for(CancelReceived).receipt)
+    device.link.publish(device.topics.result("1"), b"result", qos=1, token="result")
+    device.wait_for(Published, token="result")
+
+
+class Refusing:
+    """Answers each CONNECT of MQTT 5 in the way that it is told, and counts the versions tried."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.versions: queue.SimpleQueue[int] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                with client, contextlib.suppress(OSError):
+                    packet = client.recv(4096)
+                    version = packet[packet.index(b"MQTT") + 4]
+                    self.versions.put(version)
+                    client.sendall(self._answer if version == 5 else b"\x20\x02\x00\x03")
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.parametrize("answer", [b"\x20\x02\x00\x01", b"\x20\x03\x00\x84\x00"])
+def test_a_broker_that_refuses_version_5_is_asked_in_3_1_1_at_once(make_device: Make, answer: bytes) -> None:
+    broker = Refusing(answer)
+    make_device(broker.port, retry_seconds=(3600.0, 3600.0)).start()
+    assert [broker.versions.get(timeout=PATIENCE) for _ in range(2)] == [5, 4]
+    broker.close()
+
+
+def test_a_broker_that_hangs_up_twice_is_asked_in_3_1_1(make_device: Make) -> None:
+    broker = Refusing(b"")
+    make_device(broker.port).start()
+    assert [broker.versions.get(timeout=PATIENCE) for _ in range(3)] == [5, 5, 4]
+    broker.close()
+
+
+def test_a_setting_decides_the_version(broker: Mosquitto, make_device: Make) -> None:
+    device: Device = make_device(broker.port, protocol="3.1.1").start()
+    assert device.wait_for(LinkUp, which="jobs").protocol == "3.1.1"
+
+
+def test_mqtt_5_is_used_where_the_broker_speaks_it(broker: Mosquitto, make_device: Make) -> None:
+    device: Device = make_device(broker.port).start()
+    assert device.wait_for(LinkUp, which="control").protocol == "5"
+    assert device.wait_for(LinkUp, which="jobs").protocol == "5"
+
+
+def test_a_session_begun_in_3_1_1_goes_on_in_5(broker: Mosquitto, make_device: Make, make_peer: Make) -> None:
+    before: Device = make_device(broker.port, protocol="3.1.1").up()
+    before.link.stop(1.0)
+    peer: Peer = make_peer(broker.port)
+    peer.send(before.topics.job, b"between")
+    after: Device = make_device(broker.port, protocol="5").start()
+    assert after.wait_for(JobReceived).payload == b"between"
