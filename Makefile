@@ -1,0 +1,65 @@
+# Two commands matter: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
+APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test check unit broker bench-jobs eval-demo demo-model clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## broker, daemon and model in one: asks and answers
+	@$(BIN)/edged demo
+
+test: check unit broker ## everything quick: lint, types, unit tests, tests over a real broker
+
+check: $(VENV)/.dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+unit: $(VENV)/.dev
+	@$(BIN)/pytest -q tests/unit
+
+broker: $(VENV)/.dev | mosquitto
+	@$(BIN)/pytest -q tests/broker
+
+bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overhead, jobs/s, memory, bytes written
+	@$(BIN)/python tests/benchmarks/jobs.py
+
+eval-demo: $(VENV)/.dev ## score the demo model on what it has not seen
+	@$(BIN)/python deploy/demo-model/evaluate.py
+
+demo-model: ## train the demo model anew (about half an hour on two cores)
+	@[ -x $(VENV)-demo-model/bin/python ] || $(PYTHON) -m venv $(VENV)-demo-model
+	@echo "installing torch, transformers and onnxruntime-genai (minutes, gigabytes) …"
+	@$(VENV)-demo-model/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/demo-model/requirements.txt
+	@$(VENV)-demo-model/bin/python deploy/demo-model/train.py
+
+clean: ## remove what was installed and built here
+	@rm -rf $(VENV) $(VENV)-demo-model build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Debian leaves ensurepip out of python3; its package python3-venv brings it.
+$(BIN)/python:
+	@echo "setting up a virtual environment in $(VENV) …"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "edged needs Python 3.10 or newer: make PYTHON=python3.11 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -qq -y python3-venv >/dev/null; } \
+		|| { echo "python3-venv is missing: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@echo "installing edged with onnxruntime and the demo's broker (a minute or two) …"
+	@$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing edged and what its tests need (a minute or two) …"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.PHONY: mosquitto
+mosquitto:
+	@{ command -v mosquitto && command -v mosquitto_pub && command -v openssl; } >/dev/null || { \
+		echo "installing mosquitto, its clients and openssl …"; \
+		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends mosquitto mosquitto-clients openssl >/dev/null; }

@@ -1,0 +1,203 @@
+"""Trains the demo model from nothing and writes the int4 package that edged ships.
+
+Everything follows from one seed: the text (generator.py), the tokenizer, the weights. The last part of the training
+already computes with weights rounded as the int4 export will round them, so that the export costs no accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import torch
+from build import END, PAD, SPECIAL_TOKENS, build_package, prompt_text
+from generator import TRAINING_SAMPLES, Sample, training_samples
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import Phi3Config, Phi3ForCausalLM
+
+SEED = 7
+COPY_STEPS = 320
+"""The first steps only repeat what the user wrote: a model that can copy learns the tasks in half the time."""
+BATCH = 48
+STEPS = TRAINING_SAMPLES // BATCH
+VOCABULARY = 960
+CONTEXT = 1024
+PEAK_RATE = 2.5e-3
+WARM_UP = 150
+ROUNDED_PART = 0.25
+"""The share of the steps, at the end, that computes with int4-rounded weights."""
+
+_BLOCK = 32
+_IGNORED = -100
+
+
+def train_tokenizer(samples: list[Sample]) -> Tokenizer:
+    """Byte-level BPE, so that any text can be encoded.
+
+    Words, single digits, single spaces and single marks are cut apart first: a name is then spelt with the same
+    tokens wherever it stands, which makes copying it easy.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\p{N}|\p{L}+|\s|[^\p{L}\p{N}\s]"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (text for sample in samples for text in (*(m["content"] for m in sample.messages), sample.answer))
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, samples: list[Sample]) -> list[tuple[list[int], int]]:
+    """Each sample's token ids, and how many of them are the prompt, which is not learnt."""
+    prompts = tokenizer.encode_batch([prompt_text(sample.messages) for sample in samples], add_special_tokens=False)
+    answers = tokenizer.encode_batch([sample.answer + END for sample in samples], add_special_tokens=False)
+    return [(prompt.ids + answer.ids, len(prompt.ids)) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def batches(encoded: list[tuple[list[int], int]], rng: Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of similar lengths, so that little is padding: token ids and what to learn."""
+    stretch = BATCH * 32
+    for start in range(0, len(encoded) - BATCH + 1, stretch):
+        by_length = sorted(encoded[start : start + stretch], key=lambda item: len(item[0]))
+        groups = [by_length[at : at + BATCH] for at in range(0, len(by_length) - BATCH + 1, BATCH)]
+        rng.shuffle(groups)
+        for group in groups:
+            length = max(len(ids) for ids, _ in group)
+            inputs = torch.full((BATCH, length), PAD)
+            targets = torch.full((BATCH, length), _IGNORED)
+            for row, (ids, prompt_length) in enumerate(group):
+                inputs[row, : len(ids)] = torch.tensor(ids)
+                # The token before the answer predicts the answer's first one.
+                targets[row, prompt_length - 1 : len(ids) - 1] = torch.tensor(ids[prompt_length:])
+            yield inputs, targets
+
+
+class RoundToInt4(nn.Module):
+    """Weights as onnxruntime's symmetric 4-bit blocks hold them; gradients pass as if nothing was rounded."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            blocks = weight.view(-1, _BLOCK)
+            largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
+            scale = torch.where(largest == 0, torch.ones_like(largest), largest / -8)
+            offset = ((blocks / scale).round().clamp(-8, 7) * scale).view_as(weight) - weight
+        return weight + offset
+
+
+def new_model() -> Phi3ForCausalLM:
+    torch.manual_seed(SEED)
+    return Phi3ForCausalLM(
+        Phi3Config(
+            vocab_size=VOCABULARY,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=5,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+            original_max_position_embeddings=CONTEXT,
+            # Tied 4-bit embeddings give wrong answers before onnxruntime 1.30.
+            tie_word_embeddings=False,
+            bos_token_id=SPECIAL_TOKENS.index("<s>"),
+            eos_token_id=[SPECIAL_TOKENS.index(END), PAD],
+            pad_token_id=PAD,
+            initializer_range=0.04,
+        )
+    )
+
+
+def copies(samples: list[Sample]) -> list[Sample]:
+    """The payloads of samples as exercises in copying."""
+    return [
+        replace(sample, messages=[{"role": "user", "content": sample.payload}], answer=sample.payload)
+        for sample in samples
+    ]
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """A short rise, then half a cosine down to nearly nothing."""
+    if step < WARM_UP:
+        return PEAK_RATE * (step + 1) / WARM_UP
+    return PEAK_RATE * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / max(1, steps - WARM_UP))))
+
+
+def train(model: Phi3ForCausalLM, encoded: list[tuple[list[int], int]], steps: int) -> None:
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
+        lr=PEAK_RATE,
+        betas=(0.9, 0.98),
+    )
+    rounded_from = int(steps * (1 - ROUNDED_PART))
+    model.train()
+    began, recent = time.monotonic(), 0.0
+    for step, (inputs, targets) in enumerate(batches(encoded, Random(SEED))):
+        if step == rounded_from:
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    # unsafe: it neither changes the shape nor the dtype, no need to check.
+                    parametrize.register_parametrization(module, "weight", RoundToInt4(), unsafe=True)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps)
+        hidden = model.model(inputs, use_cache=False).last_hidden_state
+        learnt = targets != _IGNORED
+        loss = nn.functional.cross_entropy(model.lm_head(hidden[learnt]), targets[learnt])
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        recent = loss.item() if step == 0 else 0.98 * recent + 0.02 * loss.item()
+        if step % 50 == 49:
+            minutes = (time.monotonic() - began) / 60
+            left = minutes / (step + 1) * (steps - step - 1)
+            print(f"step {step + 1}/{steps}  loss {recent:.4f}  {minutes:.1f} min, {left:.1f} to go", flush=True)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+    model.eval()
+
+
+def main() -> None:
+    here = Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=here.parents[1] / "edged" / "demo" / "model")
+    parser.add_argument("--steps", type=int, default=STEPS, help="fewer make a worse model sooner")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(arguments.threads)
+    began = time.monotonic()
+    samples = list(training_samples(arguments.steps * BATCH))
+    tokenizer = train_tokenizer(samples[:40_000])
+    exercise = COPY_STEPS * BATCH
+    encoded = encode(tokenizer, copies(samples[:exercise]) + samples[exercise:])
+    length = sum(len(ids) for ids, _ in encoded) / len(encoded)
+    print(f"{len(samples)} samples of {length:.0f} tokens on average, made in {time.monotonic() - began:.0f} s")
+
+    model = new_model()
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
+    train(model, encoded, arguments.steps)
+    build_package(model, tokenizer, arguments.output, CONTEXT)
+    size = sum(path.stat().st_size for path in arguments.output.iterdir()) / 1e6
+    print(f"{arguments.output}: {size:.1f} MB, {(time.monotonic() - began) / 60:.1f} min in all")
+
+
+if __name__ == "__main__":
+    main()

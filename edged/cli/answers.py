@@ -1,0 +1,85 @@
+"""`edged generate`: one answer, with no broker and no spool."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import signal
+import sys
+import time
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from edged import logs
+from edged.cli.common import (
+    BAD_USE,
+    FAILED,
+    ConfigOption,
+    JsonOption,
+    ModelOption,
+    end,
+    job_document,
+    settings_or_exit,
+)
+from edged.demo import MODEL_FOLDER, MODEL_NAME
+from edged.engine import engine as events
+from edged.engine.package import PackageError
+from edged.engine.serving import bring_up
+from edged.health.board import detect
+from edged.health.memory import available
+from edged.jobs.document import JobError, read_submission
+from edged.jobs.prompt import prepare
+from edged.jobs.results import Course, success
+
+_JOB_BYTES = 1 << 20
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
+    job: Annotated[str | None, typer.Option(help="A job document in place of a prompt; - is standard input.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of the answer.")] = None,
+    model_path: ModelOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Answer one question here and now; with --json print the result document."""
+    document = job_document(prompt, job, max_tokens=max_tokens)
+    document.setdefault("id", "generate")
+    settings = settings_or_exit(config, model={"path": model_path})
+    logs.configure("error", "auto")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    received, began = time.time(), time.monotonic()
+    try:
+        submission = read_submission(json.dumps(document).encode(), _JOB_BYTES)
+        path, name = (settings.model.path, None) if settings.model.path else (MODEL_FOLDER, MODEL_NAME)
+        serving = bring_up(settings, detect(), available, path=path, name=name)
+        request = prepare(submission.job, 0, submission.id, serving)
+    except JobError as error:
+        end(BAD_USE, f"{error.code.value}: {error}")
+    except PackageError as error:
+        end(FAILED, f"model_unavailable: {error}")
+    request = request if json_ else replace(request, stream=True)
+    inbox: queue.SimpleQueue[events.EngineEvent] = queue.SimpleQueue()
+    engine = events.Engine(lambda: serving, lambda: "", inbox.put, lambda _keys: None)
+    engine.start()
+    engine.submit(request)
+    started = time.monotonic()
+    while True:
+        event = inbox.get()
+        if isinstance(event, events.Piece):
+            typer.echo(event.text, nl=False)
+            sys.stdout.flush()
+        elif isinstance(event, events.Finished):
+            break
+        elif isinstance(event, events.Ended):
+            end(FAILED, f"internal: {event.failure}")
+    if json_:
+        course = Course(submission.id, "local", serving.package.name, received, started - began, 1, False)
+        typer.echo(success(submission.job, course, event, time.time()).decode())
+    else:
+        typer.echo()
+    with contextlib.suppress(OSError):
+        engine.stop(timeout=2.0)

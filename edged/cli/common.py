@@ -1,0 +1,64 @@
+"""What several commands share: settings with their flags, and ways to end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from edged.settings import Settings, SettingsError, load
+
+DONE, FAILED, BAD_USE, BAD_SETTINGS = 0, 1, 2, 78
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Settings file; else /etc/edged/edged.toml if there is one.")
+]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model-path", help="The model package's folder; else the setting model.path.")
+]
+HostOption = Annotated[str | None, typer.Option("--mqtt-host", help="The broker; else the setting mqtt.host.")]
+PortOption = Annotated[int | None, typer.Option("--mqtt-port", help="Its port; else the setting mqtt.port.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class BadUseError(Exception):
+    """The command was called wrongly; one line, exit code 2."""
+
+
+def settings_or_exit(config: Path | None, **sections: dict[str, Any]) -> Settings:
+    """The effective settings; flags that were not given are None. Exits 78 with one line where one is wrong."""
+    try:
+        return load(config, sections).settings
+    except SettingsError as error:
+        end(BAD_SETTINGS, str(error))
+
+
+def end(code: int, message: str) -> NoReturn:
+    """Say why on one line and exit."""
+    typer.echo(f"edged: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def job_document(prompt: str | None, job: str | None, **fields: Any) -> dict[str, Any]:
+    """A job document from a prompt (a chat of one message) or from `job`, a file's name or `-`; `fields` not None win.
+
+    Raises BadUseError.
+    """
+    if (prompt is None) == (job is None):
+        raise BadUseError("give either a prompt or --job FILE (- for standard input)")
+    if job is None:
+        document: Any = {"messages": [{"role": "user", "content": prompt}]}
+    else:
+        try:
+            text = sys.stdin.read() if job == "-" else Path(job).read_text(encoding="utf-8")
+            document = json.loads(text)
+        except OSError as error:
+            raise BadUseError(f"--job {job}: {(error.strerror or str(error)).lower()}") from None
+        except (ValueError, RecursionError) as error:
+            raise BadUseError(f"--job {job} is not JSON: {error}") from None
+        if not isinstance(document, dict):
+            raise BadUseError(f"--job {job} must hold a JSON object")
+    return {**document, **{name: value for name, value in fields.items() if value is not None}}

@@ -1,0 +1,179 @@
+"""`edged doctor`: what is wrong here, and how to mend it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from edged import logs
+from edged.cli.common import FAILED, ConfigOption, JsonOption, settings_or_exit
+from edged.demo import MODEL_FOLDER
+from edged.health.board import Board, DeviceIdError, detect, device_id
+from edged.health.clock import Clock
+from edged.health.memory import available
+from edged.settings import Settings
+
+_FREE_DISK = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: `state` is ok, warn or fail; `mend` says what to do."""
+
+    check: str
+    state: str
+    what: str
+    mend: str = ""
+
+
+def doctor(config: ConfigOption = None, json_: JsonOption = False) -> None:
+    """Check this board, its settings, broker and model; exit code 1 where something fails."""
+    settings = settings_or_exit(config)
+    logs.configure("error", "auto")
+    findings = list(examine(settings, detect()))
+    if json_:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        console = Console(highlight=False)
+        for finding in findings:
+            mark = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}[finding.state]
+            line = Text.assemble(mark, f"  {finding.check:<9} {finding.what}")
+            console.print(line, soft_wrap=True)
+            if finding.mend:
+                console.print(Text(f"                {finding.mend}", style="dim"), soft_wrap=True)
+    if any(finding.state == "fail" for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def examine(settings: Settings, board: Board) -> Iterator[Finding]:
+    """Every check in turn; one that cannot be made is a finding too."""
+    checks: tuple[tuple[str, Callable[[Settings, Board], Iterator[Finding]]], ...] = (
+        ("board", _board),
+        ("clock", _clock),
+        ("disk", _disk),
+        ("memory", _memory),
+        ("runtime", _runtime),
+        ("model", _model),
+        ("broker", _broker),
+        ("http", _http),
+    )
+    for name, check in checks:
+        try:
+            yield from check(settings, board)
+        except Exception as error:  # a doctor that falls over helps nobody
+            yield Finding(name, "fail", f"the check itself failed: {type(error).__name__}: {error}")
+
+
+def _board(settings: Settings, board: Board) -> Iterator[Finding]:
+    cores = len(board.performance_cores(os.sched_getaffinity(0)))
+    yield Finding("board", "ok", f"{board.model} ({board.kind}), {cores} performance cores, {platform.machine()}")
+    if struct.calcsize("P") == 4:
+        yield Finding("board", "fail", "32-bit user land", "install a 64-bit system: onnxruntime has no 32-bit wheels")
+    try:
+        yield Finding("board", "ok", f"device id {settings.device.id or device_id(board)}")
+    except DeviceIdError as error:
+        yield Finding("board", "fail", str(error), "set device.id")
+    slow = [reason for reason, on in board.throttled().items() if on]
+    if slow:
+        yield Finding("board", "warn", f"throttled: {', '.join(slow)}", "check the power supply and the cooling")
+
+
+def _clock(settings: Settings, board: Board) -> Iterator[Finding]:
+    if Clock().synchronised():
+        yield Finding("clock", "ok", "synchronised")
+    else:
+        yield Finding(
+            "clock", "warn", "not synchronised: deadlines are not judged", "start systemd-timesyncd or chrony"
+        )
+
+
+def _disk(settings: Settings, board: Board) -> Iterator[Finding]:
+    folder = settings.state_dir
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        yield Finding("disk", "fail", f"{existing} cannot be written", "give state_dir to the user that runs edged")
+        return
+    free = shutil.disk_usage(existing).free
+    state = "ok" if free >= _FREE_DISK else "warn"
+    yield Finding(
+        "disk", state, f"{free / 2**30:.1f} GiB free for {folder}", "" if state == "ok" else "free some space"
+    )
+
+
+def _memory(settings: Settings, board: Board) -> Iterator[Finding]:
+    found = available()
+    yield Finding("memory", "ok", f"{found.usable / 2**30:.1f} GiB usable, limited by {found.limited_by}")
+
+
+def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        yield Finding(
+            "runtime", "fail", f"onnxruntime does not load: {error}", "pip install 'edged[cpu]' or 'edged[cuda]'"
+        )
+        return
+    offered = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    yield Finding("runtime", "ok", f"onnxruntime {onnxruntime.__version__} with {', '.join(offered)}")
+    if board.kind == "jetson" and "CUDA" not in offered:
+        yield Finding(
+            "runtime",
+            "warn",
+            "this onnxruntime cannot use the Jetson's GPU",
+            "pip uninstall onnxruntime, then pip install 'edged[cuda]' (JetPack 6: NVIDIA's own wheel)",
+        )
+
+
+def _model(settings: Settings, board: Board) -> Iterator[Finding]:
+    from edged.engine.package import PackageError
+    from edged.engine.serving import bring_up
+
+    path = settings.model.path or MODEL_FOLDER
+    try:
+        serving = bring_up(settings, board, available, path=path)
+    except PackageError as error:
+        yield Finding("model", "fail", str(error), "mend the package or set model.path")
+        return
+    serving.close()
+    provider = serving.session.providers[0].removesuffix("ExecutionProvider")
+    what = f"{path} loads in {serving.load_seconds:.1f} s on {provider} ({serving.choice.reason})"
+    yield Finding("model", "warn" if serving.choice.fell_back else "ok", what)
+    if settings.model.path is None:
+        yield Finding("model", "warn", "it is the built-in demo model", "set model.path to a package of your own")
+
+
+def _broker(settings: Settings, board: Board) -> Iterator[Finding]:
+    from edged.daemon import mqtt_options
+    from edged.mqtt.sender import Sender
+
+    place = f"{settings.mqtt.host}:{settings.mqtt.effective_port}"
+    with Sender(mqtt_options(settings), "doctor", None) as sender:
+        reason = sender.wait_connected(10.0)
+    if reason is None:
+        yield Finding("broker", "ok", f"{place} answers")
+    else:
+        yield Finding(
+            "broker", "fail", f"{place}: {reason}", "check mqtt.host, mqtt.port, mqtt.username and the broker"
+        )
+
+
+def _http(settings: Settings, board: Board) -> Iterator[Finding]:
+    http = settings.http
+    if http.host not in ("127.0.0.1", "::1", "localhost"):
+        yield Finding(
+            "http", "warn", f"metrics are open to the network on {http.host}:{http.port}", "keep http.host on 127.0.0.1"
+        )
+        return
+    with socket.socket() as probe:
+        busy = http.port != 0 and probe.connect_ex((http.host, http.port)) == 0
+    yield Finding("http", "ok", f"{http.host}:{http.port} {'is in use, by a running edged?' if busy else 'is free'}")

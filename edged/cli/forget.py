@@ -1,0 +1,46 @@
+"""`edged forget`: erases a job, or everything stored."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Annotated
+
+import typer
+
+from edged.cli.common import FAILED, BadUseError, ConfigOption, end, settings_or_exit
+from edged.jobs.spool import Spool, SpoolError
+
+
+def forget(
+    id: Annotated[str | None, typer.Argument(help="The job's id.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every job and result.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Erase what was asked and answered: from the spool and its write-ahead log. Works beside a running daemon."""
+    if (id is None) == (not everything):
+        raise BadUseError("give the id of a job, or --all")
+    settings = settings_or_exit(config)
+    path = settings.state_dir / "spool.db"
+    try:
+        owner = path.stat().st_uid
+    except OSError as error:
+        end(FAILED, f"there is no spool at {path}: {(error.strerror or str(error)).lower()}")
+    if os.geteuid() == 0 != owner:
+        os.seteuid(owner)  # what SQLite makes beside the spool must stay the daemon's own
+    try:
+        with contextlib.closing(Spool(path)) as spool:
+            ids = spool.ids() if everything else [id or ""]
+            erased = 0
+            with spool.transaction():
+                for name in ids:
+                    known = spool.find(name)
+                    if known is not None:
+                        spool.remove(known.seq)
+                        erased += 1
+            spool.scrub()
+    except SpoolError as error:
+        end(FAILED, str(error))
+    if not erased and not everything:
+        end(FAILED, f"no job {id!r} is stored in {path}")
+    typer.echo(f"erased {erased} job{'' if erased == 1 else 's'}")

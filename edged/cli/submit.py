@@ -1,0 +1,140 @@
+"""`edged submit`: a job over MQTT, its answer streamed to the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from typing import Annotated, Any
+
+import typer
+
+from edged import logs
+from edged.cli.common import (
+    BAD_USE,
+    FAILED,
+    BadUseError,
+    ConfigOption,
+    HostOption,
+    JsonOption,
+    PortOption,
+    end,
+    job_document,
+    settings_or_exit,
+)
+from edged.daemon import mqtt_options
+from edged.health.board import DeviceIdError, detect, device_id
+from edged.jobs.document import JobError, read_submission
+from edged.mqtt.sender import Sender, Update
+from edged.settings import Settings
+
+CANCEL_SECONDS = 10.0
+_JOB_BYTES = 1 << 20
+
+
+def submit(
+    prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
+    job: Annotated[str | None, typer.Option(help="A job document in place of a prompt; - is standard input.")] = None,
+    device: Annotated[str | None, typer.Option(help="The device that shall answer; else this one.")] = None,
+    group: Annotated[str | None, typer.Option(help="A group of which any device may answer.")] = None,
+    id: Annotated[str | None, typer.Option(help="The job's id; the same id again gives the same answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of the answer.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait for the result; else for ever.")] = None,
+    mqtt_host: HostOption = None,
+    mqtt_port: PortOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Send a job and wait: resends until accepted, streams the answer, Ctrl-C cancels it."""
+    if device is not None and group is not None:
+        raise BadUseError("give --device or --group, not both")
+    document = job_document(prompt, job, id=id, max_tokens=max_tokens)
+    document.setdefault("id", f"submit-{uuid.uuid4().hex[:12]}")
+    if not json_:
+        document.setdefault("stream", True)
+    try:
+        read_submission(json.dumps(document).encode(), _JOB_BYTES)
+    except JobError as error:
+        end(BAD_USE, f"{error.code.value}: {error}")
+    settings = settings_or_exit(config, mqtt={"host": mqtt_host, "port": mqtt_port})
+    logs.configure("error", "auto")
+    with Sender(mqtt_options(settings), None if group else device or _own_id(settings), group) as sender:
+        terminal = _Terminal(quiet=json_)
+        id, accepted = document["id"], False
+        try:
+            for update in sender.submit(document, timeout):
+                accepted = accepted or update.kind in ("event", "result")
+                terminal.show(update)
+        except KeyboardInterrupt:
+            typer.echo(f"\nedged: cancelling {id}", err=True)
+            terminal.quiet = True
+            try:
+                for update in sender.cancel(id, CANCEL_SECONDS):
+                    terminal.show(update)
+            except TimeoutError:
+                end(FAILED, f"no device has answered the cancel of {id} within {CANCEL_SECONDS:g} s")
+        except TimeoutError:
+            told = "it was accepted: the same --id fetches its result later" if accepted else "no device accepted it"
+            end(FAILED, f"no result for {id} within {timeout:g} s; {told}")
+    _conclude(update.document, terminal, json_)
+
+
+class _Terminal:
+    """Shows an answer as it comes. Pieces may be missing (QoS 0), or come anew when the job is run again."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self._shown = ""
+
+    def show(self, update: Update) -> None:
+        if update.kind == "link" and not update.document["up"]:
+            typer.echo(f"edged: not connected: {update.document['reason']}; trying again", err=True)
+        elif update.kind == "stream" and not self.quiet:
+            if update.document.get("seq") == 0:
+                self._begin_anew()
+            self._print(str(update.document.get("text", "")))
+
+    def complete(self, text: str) -> None:
+        """Show what of the whole answer is not there yet."""
+        if not text.startswith(self._shown):
+            self._begin_anew()
+        self._print(text[len(self._shown) :] + "\n")
+
+    def _begin_anew(self) -> None:
+        if self._shown:
+            typer.echo()
+        self._shown = ""
+
+    def _print(self, text: str) -> None:
+        typer.echo(text, nl=False)
+        sys.stdout.flush()
+        self._shown += text
+
+
+def _conclude(result: dict[str, Any], terminal: _Terminal, json_: bool) -> None:
+    if result.get("kept") is False:
+        end(FAILED, f"the result of {result['id']} was delivered before and not kept (store: false)")
+    if json_:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+    error = result.get("error")
+    if error is not None:
+        code = error["code"]
+        end(BAD_USE if code in ("invalid_job", "id_conflict") else FAILED, f"{code}: {error['message']}")
+    if not json_:
+        speed = result.get("tokens_per_second", {}).get("decode")
+        usage = result["usage"]
+        terminal.complete(result["text"])
+        typer.echo(
+            f"[{result['device']}: {usage['completion_tokens']} tokens in {result['timings']['total']:.2f} s"
+            + (f", {speed:.0f} tok/s]" if speed else "]"),
+            err=True,
+        )
+
+
+def _own_id(settings: Settings) -> str:
+    if settings.device.id is not None:
+        return settings.device.id
+    try:
+        return device_id(detect())
+    except DeviceIdError as error:
+        raise BadUseError(f"{error}: give --device or --group") from None

@@ -1,0 +1,458 @@
+"""The daemon: the one place where everything is wired, started, watched, drained and stopped.
+
+Threads: paho's network threads parse and hand over, the engine's thread owns the session, and the thread that calls
+run() owns everything else. They meet in one inbox.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import queue
+import signal
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+import structlog
+
+import edged
+from edged.demo import MODEL_FOLDER, MODEL_NAME
+from edged.engine.engine import Engine, EngineEvent, ModelChanged
+from edged.engine.package import signature
+from edged.engine.serving import Serving, bring_up
+from edged.health.board import Board, DeviceIdError, detect, device_id
+from edged.health.clock import Clock
+from edged.health.http import HttpServer
+from edged.health.memory import available
+from edged.health.metrics import Metrics
+from edged.jobs.crash import CrashLedger
+from edged.jobs.desk import Desk
+from edged.jobs.document import format_time
+from edged.jobs.spool import Spool, SpoolError
+from edged.mqtt.events import (
+    CancelReceived,
+    DeviceIdFree,
+    DeviceIdTaken,
+    Event,
+    JobReceived,
+    LinkDown,
+    LinkUp,
+    Published,
+    PublishRefused,
+)
+from edged.mqtt.link import Link
+from edged.mqtt.options import MqttOptions
+from edged.mqtt.topics import Topics
+from edged.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+TICK_SECONDS = 1.0
+STUCK_SECONDS = 120.0
+"""A step that takes longer than this, or a main loop that stands still as long, is not alive."""
+LINK_STOP_SECONDS = 3.0
+EVENTS = 1000
+"""Most events of one turn, so that a flood does not put off the commit for ever."""
+
+
+class DaemonError(Exception):
+    """The daemon cannot start; one line that says why and what would help."""
+
+
+@dataclass(frozen=True)
+class _Stop:
+    now: bool
+
+
+class Daemon:
+    """One daemon. run() blocks until stop() is called, from any thread or a signal handler."""
+
+    def __init__(self, settings: Settings, root: Path = Path("/")) -> None:
+        """Open the spool and wire everything; nothing listens or connects yet. Raises DaemonError."""
+        self._settings = settings
+        self._clock = Clock()
+        self._board: Board = detect(root)
+        try:
+            self.device = settings.device.id or device_id(self._board, root)
+        except DeviceIdError as error:
+            raise DaemonError(f"{error}: set device.id") from None
+        self._instance = uuid.uuid4().hex
+        self._started_at = time.time()
+        self._inbox: queue.SimpleQueue[Event | EngineEvent | _Stop] = queue.SimpleQueue()
+        self._metrics = Metrics(self._board)
+        self._model_path = settings.model.path or MODEL_FOLDER
+        self._model_name = None if settings.model.path else MODEL_NAME
+        self._model_state, self._model_reason = "loading", ""
+        self._serving: Serving | None = None
+        self._id_taken: str | None = None
+        self._stops = 0
+        self._turned_at = self._ticked_at = time.monotonic()
+        self._link_reasons: dict[str, str] = {}
+        self._told: tuple[object, ...] | None = None
+        self._told_info: tuple[object, ...] | None = None
+        folder = settings.state_dir
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _lock(folder / "lock")
+            self._spool = Spool(folder / "spool.db")
+            ledger = CrashLedger(folder, self._clock.boot_id())
+        except BlockingIOError:
+            raise DaemonError(f"another edged runs on {folder}: stop it, or give this one its own state_dir") from None
+        except SpoolError as error:
+            raise DaemonError(str(error)) from None
+        except OSError as error:
+            raise DaemonError(
+                f"state_dir {folder} cannot be written: {(error.strerror or str(error)).lower()}"
+            ) from None
+        self._ledger = ledger
+        self._link = Link(
+            mqtt_options(settings),
+            self.device,
+            settings.device.groups,
+            instance=self._instance,
+            deliver=self._inbox.put,
+            will_payload=lambda: self._status("offline", "the connection was lost"),
+        )
+        self._topics: Topics = self._link.topics
+        self._engine = Engine(
+            load=self._load,
+            watch=lambda: signature(self._model_path),
+            deliver=self._inbox.put,
+            note_running=ledger.write_running,
+        )
+        self._desk = Desk(
+            device=self.device,
+            topics=self._topics,
+            spool=self._spool,
+            link=self._link,
+            engine=self._engine,
+            ledger=ledger,
+            clock=self._clock,
+            metrics=self._metrics,
+            max_queued=settings.jobs.max_queued,
+            max_bytes=settings.jobs.max_bytes,
+            retention=settings.jobs.retention,
+        )
+        self._metrics.watch(
+            queued=lambda: self._desk.queued,
+            running=lambda: self._desk.running,
+            outbox=lambda: len(self._desk.outbox),
+            spool_bytes=lambda: self._spool.bytes,
+        )
+        try:
+            self.http = HttpServer(
+                settings.http.host, settings.http.port, self._metrics.text, self.alive_faults, self.ready_faults
+            )
+        except OSError as error:
+            self._spool.close()
+            raise DaemonError(
+                f"http.port = {settings.http.port} on {settings.http.host} cannot be had: "
+                f"{(error.strerror or str(error)).lower()}"
+            ) from None
+
+    def run(self) -> None:
+        """Serve until stop(). Then drain: running jobs get drain_seconds, the rest stays on disk for the next start."""
+        log.info(
+            "starting",
+            version=edged.__version__,
+            device=self.device,
+            board=self._board.model,
+            broker=f"{self._settings.mqtt.host}:{self._settings.mqtt.effective_port}",
+            http=f"{self._settings.http.host}:{self.http.port}",
+        )
+        if self._settings.model.path is None:
+            log.warning("model_is_demo", hint="model.path is not set: the built-in demo model answers")
+        self.http.start()
+        self._engine.start()
+        self._link.start()
+        next_heartbeat = 0.0
+        while not self._stops:
+            self._turn(TICK_SECONDS if self._desk.busy else min(5.0, max(0.05, next_heartbeat - time.monotonic())))
+            if time.monotonic() >= next_heartbeat:
+                next_heartbeat = time.monotonic() + self._settings.heartbeat_seconds
+                self._link.publish(self._topics.health, self._health(), qos=0)
+        self._drain()
+
+    def stop(self, now: bool = False) -> None:
+        """Drain and end run(); a second call, or `now`, stops at once."""
+        self._inbox.put(_Stop(now))
+
+    def stop_on_signals(self) -> None:
+        """Let SIGTERM and SIGINT call stop(). Main thread only."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: self.stop())
+
+    def alive_faults(self) -> list[str]:
+        """Which loop makes no progress."""
+        faults, now = [], time.monotonic()
+        if now - self._turned_at > STUCK_SECONDS:
+            faults.append(f"the main loop has stood still for {now - self._turned_at:.0f} s")
+        since = self._engine.busy_since
+        if since is not None and not self._engine.loading and now - since > STUCK_SECONDS:
+            faults.append(f"a step of the model has taken {now - since:.0f} s so far")
+        return faults
+
+    def ready_faults(self) -> list[str]:
+        """Why a job sent now would not be answered."""
+        faults = []
+        if self._stops:
+            faults.append("draining")
+        if self._model_state != "serving":
+            faults.append(f"model {self._model_state}: {self._model_reason}".removesuffix(": "))
+        if self._id_taken is not None:
+            faults.append(f"another device uses the id {self.device!r}: give one of them another device.id")
+        elif not (self._link.connected("jobs") and self._link.connected("control")):
+            broker = f"{self._settings.mqtt.host}:{self._settings.mqtt.effective_port}"
+            reasons = [reason for which in ("control", "jobs") if (reason := self._link_reasons.get(which))]
+            faults.append(f"broker {broker} not connected" + "".join(f": {reason}" for reason in reasons[:1]))
+        if self._desk.fault is not None:
+            faults.append(self._desk.fault)
+        elif self._desk.full:
+            faults.append(f"spool full: {self._settings.jobs.max_queued} jobs wait (jobs.max_queued)")
+        return faults
+
+    # The main loop
+
+    def _turn(self, timeout: float) -> None:
+        """Take what has come, all of it in one commit, and let time pass."""
+        wait = 0.0 if self._desk.hurried else timeout
+        for _ in range(EVENTS):
+            try:
+                event = self._inbox.get(timeout=wait)
+            except queue.Empty:
+                break
+            wait = 0.0
+            try:
+                self._take(event)
+            except SpoolError as error:
+                log.error("spool_fault", reason=str(error))
+        try:
+            self._desk.flush()
+            if time.monotonic() - self._ticked_at >= TICK_SECONDS:
+                self._ticked_at = time.monotonic()
+                self._tell_what_changed()
+                self._desk.tick()
+        except SpoolError as error:
+            log.error("spool_fault", reason=str(error))
+        self._turned_at = time.monotonic()
+
+    def _take(self, event: Event | EngineEvent | _Stop) -> None:
+        if isinstance(event, _Stop):
+            self._stops += 2 if event.now else 1
+        elif isinstance(event, JobReceived):
+            self._desk.job_received(event)
+        elif isinstance(event, CancelReceived):
+            self._desk.cancel_received(event)
+        elif isinstance(event, (Published, PublishRefused)):
+            self._desk.published(event)
+        elif isinstance(event, (LinkUp, LinkDown)):
+            self._link_changed(event)
+        elif isinstance(event, DeviceIdTaken):
+            self._id_taken = event.other
+        elif isinstance(event, DeviceIdFree):
+            self._id_taken = None
+        else:
+            if isinstance(event, ModelChanged):
+                self._model_changed(event)
+            self._desk.engine_event(event)
+
+    def _link_changed(self, event: LinkUp | LinkDown) -> None:
+        up = isinstance(event, LinkUp)
+        self._metrics.connected.labels(event.which).set(up)
+        if isinstance(event, LinkUp):
+            self._link_reasons[event.which] = (
+                f"the broker refuses to subscribe {', '.join(event.refused)}: check its access list"
+                if event.refused
+                else ""
+            )
+            if self._link.reconnects[event.which]:
+                self._metrics.reconnects.labels(event.which).inc()
+            if event.which == "control":
+                self._desk.outbox.connected()
+                self._told = self._told_info = None
+        else:
+            self._link_reasons[event.which] = event.reason
+            if event.which == "control":
+                self._desk.outbox.disconnected()
+            else:
+                self._desk.jobs_disconnected()
+        self._tell_what_changed()
+
+    def _model_changed(self, event: ModelChanged) -> None:
+        self._model_state, self._model_reason, self._serving = event.state, event.reason, event.serving
+        if event.serving is not None:
+            self._metrics.model_load.set(event.serving.load_seconds)
+        self._metrics.model_info.info(self._model_labels())
+        self._tell_what_changed()
+
+    def _load(self) -> Serving:
+        return bring_up(self._settings, self._board, available, path=self._model_path, name=self._model_name)
+
+    # The end
+
+    def _drain(self) -> None:
+        log.info("draining", running=self._desk.running, queued=self._desk.queued)
+        self._link.close_jobs()
+        self._desk.drain()
+        self._tell_what_changed()
+        until = time.monotonic() + self._settings.drain_seconds
+        while self._stops < 2 and not self._desk.settled and time.monotonic() < until:
+            self._turn(0.1)
+        left = self._desk.abandon()
+        if left:
+            log.warning("drain_cut_short", jobs=left, hint="they run again after the next start")
+        self._turn(0.01)
+        until = time.monotonic() + LINK_STOP_SECONDS
+        while (
+            self._stops < 2 and self._link.connected("control") and len(self._desk.outbox) and time.monotonic() < until
+        ):
+            self._turn(0.1)
+        status = self._status("offline", "stopped")
+        while not self._link.publish(self._topics.status, status, qos=1, retain=True):
+            if self._stops >= 2 or not self._link.connected("control") or time.monotonic() >= until + 1.0:
+                break
+            self._turn(0.1)  # no place yet among the results under way
+        self._link.stop(LINK_STOP_SECONDS if self._stops < 2 else 0.5)
+        self._engine.stop(timeout=2.0)
+        self.http.stop()
+        self._ledger.close()
+        self._spool.close()
+        os.close(self._lock)
+        log.info("stopped", outbox=len(self._desk.outbox), queued=self._desk.queued)
+
+    # What the daemon says of itself
+
+    def _tell_what_changed(self) -> None:
+        """Renew the retained documents; what finds no place now is tried again at the next tick."""
+        news = (self._model_state, self._model_reason, bool(self._desk.speed))
+        if news != self._told_info and self._link.publish(self._topics.info, _json(self._info()), qos=1, retain=True):
+            self._told_info = news
+        faults = self.ready_faults()
+        state = "draining" if self._stops else "online"
+        summary = (state, *faults)
+        if summary != self._told and self._link.publish(
+            self._topics.status, self._status(state, "; ".join(faults)), qos=1, retain=True
+        ):
+            self._told = summary
+
+    def _status(self, state: str, reason: str) -> bytes:
+        document = {
+            "state": state,
+            "ready": state == "online" and not reason,
+            "reason": reason or None,
+            "model": self._model_state if self._model_state != "unavailable" else "model_unavailable",
+            "instance": self._instance,
+            "time": format_time(self._clock.wall()),
+        }
+        return _json(document)
+
+    def _info(self) -> dict[str, Any]:
+        settings, serving = self._settings, self._serving
+        return {
+            "device": self.device,
+            "groups": list(settings.device.groups),
+            "started": format_time(self._started_at),
+            "board": {
+                "kind": self._board.kind,
+                "model": self._board.model,
+                "l4t": self._board.l4t,
+                "cores": len(self._board.cores),
+                "memory_available_bytes": available().bytes,
+            },
+            "versions": {
+                "edged": edged.__version__,
+                "onnxruntime": ort.__version__,
+                "python": platform.python_version(),
+            },
+            "model": {"state": self._model_state, "reason": self._model_reason or None, **self._model_facts()},
+            "limits": {
+                "rows": settings.model.rows,
+                "context": serving.context if serving else None,
+                "max_bytes": settings.jobs.max_bytes,
+                "max_queued": settings.jobs.max_queued,
+                "retention_seconds": settings.jobs.retention,
+            },
+            "tokens_per_second": self._desk.speed or None,
+        }
+
+    def _model_facts(self) -> dict[str, Any]:
+        serving = self._serving
+        if serving is None:
+            return {}
+        return {
+            "name": serving.package.name,
+            "architecture": serving.package.architecture,
+            "execution_provider": serving.session.providers[0],
+            "execution_provider_reason": serving.choice.reason,
+            "threads": serving.threads,
+            "planned_bytes": serving.plan.peak,
+            "load_seconds": round(serving.load_seconds, 3),
+        }
+
+    def _model_labels(self) -> dict[str, str]:
+        serving = self._serving
+        return {
+            "name": serving.package.name if serving else self._model_name or self._model_path.name,
+            "state": self._model_state,
+            "execution_provider": serving.session.providers[0] if serving else "",
+            "reason": serving.choice.reason if serving else self._model_reason,
+        }
+
+    def _health(self) -> bytes:
+        board = self._board
+        document = {
+            "time": format_time(self._clock.wall()),
+            "uptime_seconds": round(time.time() - self._started_at, 1),
+            "ready": not self.ready_faults(),
+            "queued": self._desk.queued,
+            "running": self._desk.running,
+            "outbox": len(self._desk.outbox),
+            "spool_bytes": self._spool.bytes,
+            "memory_available_bytes": available().bytes,
+            "temperature_celsius": board.temperatures() or None,
+            "throttled": [reason for reason, on in board.throttled().items() if on],
+            "power_watts": board.power_watts() or None,
+            "tokens_per_second": self._desk.speed or None,
+        }
+        return _json(document)
+
+
+def mqtt_options(settings: Settings) -> MqttOptions:
+    """The link's options out of the settings."""
+    mqtt = settings.mqtt
+    return MqttOptions(
+        host=mqtt.host,
+        port=mqtt.effective_port,
+        protocol=mqtt.protocol,
+        username=mqtt.username,
+        password=mqtt.password.get_secret_value() if mqtt.password else None,
+        password_file=mqtt.password_file,
+        tls=mqtt.tls,
+        ca_file=mqtt.ca_file,
+        cert_file=mqtt.cert_file,
+        key_file=mqtt.key_file,
+        keep_alive=mqtt.keep_alive,
+        root=mqtt.root,
+    )
+
+
+def _lock(path: Path) -> int:
+    """Hold `path` for this process alone. Raises BlockingIOError when another one does."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps({k: v for k, v in document.items() if v is not None}, ensure_ascii=False).encode()

@@ -1,0 +1,135 @@
+"""What `edged demo` shows: jobs of each kind through a real broker to a real daemon, checked against known answers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from edged.daemon import Daemon, DaemonError, mqtt_options
+from edged.demo import MODEL_FOLDER
+from edged.demo.broker import DemoBroker
+from edged.mqtt.sender import Sender
+from edged.settings import load
+
+DEVICE = "demo"
+ANSWER_SECONDS = 30.0
+_SHOWN_METRICS = (
+    "edged_jobs_total",
+    "edged_generated_tokens_total",
+    "edged_time_to_first_token_seconds_sum",
+    "edged_model_load_seconds",
+    "edged_mqtt_connected",
+)
+
+
+class DemoError(Exception):
+    """The demo did not show what it should; one line."""
+
+
+def show(stay: bool) -> None:
+    """Run the demo. Raises DemoError when something does not come up or an answer is not the known one."""
+    console = Console(highlight=False)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="edged-demo-") as folder:
+        try:
+            broker = DemoBroker(1883 if stay else 0)
+        except OSError:
+            broker = DemoBroker()
+        broker.start()
+        flags: dict[str, Any] = {
+            "state_dir": Path(folder),
+            "drain_seconds": 5,
+            "device": {"id": DEVICE},
+            "mqtt": {"host": "127.0.0.1", "port": broker.port, "protocol": "3.1.1"},
+            "http": {"port": 0},
+        }
+        settings = load(Path("/dev/null"), flags).settings
+        try:
+            daemon = Daemon(settings)
+        except DaemonError as error:
+            raise DemoError(str(error)) from None
+        thread = threading.Thread(target=daemon.run, name="daemon")
+        thread.start()
+        try:
+            _wait_until_ready(daemon)
+            console.print(
+                f"[dim]broker on 127.0.0.1:{broker.port}, daemon and model ready after "
+                f"{time.monotonic() - began:.1f} s[/dim]"
+            )
+            wrong = _ask_all(console, settings)
+            _show_metrics(console, daemon.http.port)
+            if stay:
+                _stay(console, broker.port, daemon.http.port)
+        finally:
+            daemon.stop()
+            thread.join()
+            broker.stop()
+    console.print(f"[dim]stopped cleanly after {time.monotonic() - began:.1f} s[/dim]")
+    if wrong:
+        raise DemoError(f"{wrong} answers were not the known ones")
+
+
+def _wait_until_ready(daemon: Daemon) -> None:
+    ends = time.monotonic() + 30.0
+    while faults := daemon.ready_faults():
+        if time.monotonic() > ends:
+            raise DemoError("; ".join(faults))
+        time.sleep(0.05)
+
+
+def _ask_all(console: Console, settings: Any) -> int:
+    """Send each sample through MQTT and stream its answer; how many were wrong."""
+    wrong = 0
+    samples = json.loads((MODEL_FOLDER / "samples.json").read_text(encoding="utf-8"))
+    with Sender(mqtt_options(settings), DEVICE, None) as sender:
+        for number, sample in enumerate(samples):
+            console.print(f"\n{sample['messages'][-1]['content']}", style="bold", markup=False)
+            job = {"id": f"demo-{number}", "messages": sample["messages"], "max_tokens": 96, "stream": True}
+            result: dict[str, Any] = {}
+            try:
+                for update in sender.submit(job, ANSWER_SECONDS):
+                    if update.kind == "stream":
+                        console.print(update.document["text"], end="", style="cyan", markup=False, soft_wrap=True)
+                    elif update.kind == "result":
+                        result = update.document
+            except TimeoutError:
+                raise DemoError(f"no answer within {ANSWER_SECONDS:g} s") from None
+            right = result.get("text") == sample["answer"]
+            wrong += not right
+            mark = "[green]right[/green]" if right else f"[red]expected {sample['answer']}[/red]"
+            total = result.get("timings", {}).get("total", 0.0)
+            console.print(f"   {mark} [dim]{total * 1000:.0f} ms[/dim]")
+    return wrong
+
+
+def _show_metrics(console: Console, port: int) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    console.print(f"\n[bold]http://127.0.0.1:{port}/metrics[/bold]")
+    for line in lines:
+        if line.startswith(_SHOWN_METRICS) and not line.endswith(" 0.0"):
+            console.print(f"  {line}", markup=False)
+
+
+def _stay(console: Console, port: int, http: int) -> None:
+    sample = json.loads((MODEL_FOLDER / "samples.json").read_text(encoding="utf-8"))[0]
+    job = json.dumps({"id": "first", "messages": sample["messages"]}, ensure_ascii=False).replace("'", "'\\''")
+    console.print("\n[bold]Try, in another terminal[/bold] (Ctrl-C here ends it):", markup=True)
+    for line in (
+        f"mosquitto_sub -p {port} -v -t 'edged/v1/#'",
+        f"mosquitto_pub -p {port} -q 1 -t edged/v1/device/{DEVICE}/job -m '{job}'",
+        f'mosquitto_pub -p {port} -q 1 -t edged/v1/device/{DEVICE}/cancel -m \'{{"id": "first"}}\'',
+        f"curl -s http://127.0.0.1:{http}/readyz",
+    ):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        console.print()

@@ -1,0 +1,239 @@
+"""Reads from an ONNX file what must be known before onnxruntime opens it: inputs, operators, where weights lie.
+
+A small reader of the protobuf wire format (protobuf.dev/programming-guides/encoding) for the few fields of onnx.proto
+that matter here. It maps the file, skips weights without reading them, checks every bound and runs nothing.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MAX_DEPTH = 8
+
+# onnx.proto: TensorProto.DataType, and the bytes of one element (4-bit types count half).
+DTYPE_NAMES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    16: "bfloat16",
+}
+_INT32, _INT64 = 6, 7
+
+
+class GraphError(ValueError):
+    """The file is not a whole ONNX model."""
+
+
+@dataclass(frozen=True)
+class ExternalTensor:
+    """A weight kept outside the ONNX file: `length` bytes from `offset` of `location` (relative to the ONNX file)."""
+
+    name: str
+    location: str
+    offset: int
+    length: int | None
+
+
+@dataclass
+class Graph:
+    """What a graph says of itself. `inputs` and `outputs` map names to dtypes; `operators` counts subgraphs too."""
+
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    operators: Counter[str] = field(default_factory=Counter)
+    external: list[ExternalTensor] = field(default_factory=list)
+    rope_switch: int | None = None
+    """Total length beyond which a LongRoPE graph takes its long table (its `If` compares with this), else None."""
+
+
+def read_graph(path: Path) -> Graph:
+    """Read the graph in `path`.
+
+    Raises GraphError when the file is cut, is not ONNX or nests deeper than any model does; OSError as open does.
+    """
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            raise GraphError("the file is empty")
+        # Not closed by hand: the mapping goes with the last view into it.
+        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        return _read_model(view)
+    except (IndexError, struct.error, UnicodeDecodeError) as error:
+        raise GraphError(f"not a whole ONNX model: {error}") from None
+
+
+def _read_model(view: memoryview) -> Graph:
+    graph = Graph()
+    scalars: dict[str, int] = {}
+    comparisons: dict[str, str] = {}
+    conditions: list[str] = []
+    seen = False
+    for number, value in _fields(view):
+        if number == 7 and isinstance(value, memoryview):
+            seen = True
+            _read_graph(value, graph, scalars, comparisons, conditions, depth=0)
+    if not seen:
+        raise GraphError("not a whole ONNX model: no graph in it")
+    for condition in conditions:
+        bound = scalars.get(comparisons.get(condition, ""))
+        if bound is not None:
+            graph.rope_switch = bound
+    return graph
+
+
+def _read_graph(
+    view: memoryview,
+    graph: Graph,
+    scalars: dict[str, int],
+    comparisons: dict[str, str],
+    conditions: list[str],
+    depth: int,
+) -> None:
+    if depth > _MAX_DEPTH:
+        raise GraphError("graphs nested too deeply")
+    for number, value in _fields(view):
+        if not isinstance(value, memoryview):
+            continue
+        if number == 1:
+            _read_node(value, graph, scalars, comparisons, conditions, depth)
+        elif number == 5:
+            _read_tensor(value, graph, scalars)
+        elif number in (11, 12) and depth == 0:
+            name, dtype = _read_value_info(value)
+            (graph.inputs if number == 11 else graph.outputs)[name] = dtype
+
+
+def _read_node(
+    view: memoryview,
+    graph: Graph,
+    scalars: dict[str, int],
+    comparisons: dict[str, str],
+    conditions: list[str],
+    depth: int,
+) -> None:
+    operator, inputs, outputs = "", [], []
+    attributes: list[memoryview] = []
+    for number, value in _fields(view):
+        if not isinstance(value, memoryview):
+            continue
+        if number == 1:
+            inputs.append(_text(value))
+        elif number == 2:
+            outputs.append(_text(value))
+        elif number == 4:
+            operator = _text(value)
+        elif number == 5:
+            attributes.append(value)
+    graph.operators[operator] += 1
+    if operator == "Greater" and len(inputs) == 2 and outputs:
+        comparisons[outputs[0]] = inputs[1]
+    elif operator == "If" and inputs:
+        conditions.append(inputs[0])
+    for attribute in attributes:
+        for number, value in _fields(attribute):
+            if not isinstance(value, memoryview):
+                continue
+            if number in (6, 11):  # g, graphs
+                _read_graph(value, graph, scalars, comparisons, conditions, depth + 1)
+            elif number == 5:  # t: the value of a Constant node
+                _read_tensor(value, graph, scalars, name=outputs[0] if outputs else "")
+
+
+def _read_tensor(view: memoryview, graph: Graph, scalars: dict[str, int], name: str = "") -> None:
+    dtype, external, entries = 0, False, {}
+    scalar: int | None = None
+    raw: memoryview | None = None
+    for number, value in _fields(view):
+        if number == 2 and isinstance(value, int):
+            dtype = value
+        elif number == 8 and isinstance(value, memoryview) and not name:
+            name = _text(value)
+        elif number == 9 and isinstance(value, memoryview):
+            raw = value
+        elif number == 7:
+            scalar = value if isinstance(value, int) else _varint(value, 0)[0]
+        elif number == 13 and isinstance(value, memoryview):
+            pair = {n: _text(v) for n, v in _fields(value) if isinstance(v, memoryview)}
+            entries[pair.get(1, "")] = pair.get(2, "")
+        elif number == 14:
+            external = value == 1
+    if external:
+        try:
+            offset = int(entries.get("offset") or 0)
+            length = int(entries["length"]) if entries.get("length") else None
+        except ValueError:
+            raise GraphError(f"weight {name[:60]!r} has no readable place in its data file") from None
+        if offset < 0 or (length or 0) < 0:
+            raise GraphError(f"weight {name[:60]!r} has a negative place in its data file")
+        graph.external.append(ExternalTensor(name, entries.get("location", ""), offset, length))
+    elif raw is not None and dtype == _INT64 and len(raw) == 8:
+        scalar = struct.unpack("<q", raw)[0]
+    elif raw is not None and dtype == _INT32 and len(raw) == 4:
+        scalar = struct.unpack("<i", raw)[0]
+    if scalar is not None:
+        scalars[name] = scalar
+
+
+def _read_value_info(view: memoryview) -> tuple[str, str]:
+    name, dtype = "", "unknown"
+    for number, value in _fields(view):
+        if number == 1 and isinstance(value, memoryview):
+            name = _text(value)
+        elif number == 2 and isinstance(value, memoryview):
+            for kind, tensor in _fields(value):
+                if kind == 1 and isinstance(tensor, memoryview):
+                    for part, element in _fields(tensor):
+                        if part == 1 and isinstance(element, int):
+                            dtype = DTYPE_NAMES.get(element, f"type {element}")
+    return name, dtype
+
+
+def _fields(view: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield (field number, value) of one message; a length-delimited value is a view into the file."""
+    at, end = 0, len(view)
+    while at < end:
+        tag, at = _varint(view, at)
+        number, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            integer, at = _varint(view, at)
+            yield number, integer
+        elif wire == _BYTES:
+            length, at = _varint(view, at)
+            if at + length > end:
+                raise GraphError("not a whole ONNX model: it ends in the middle of a field")
+            yield number, view[at : at + length]
+            at += length
+        elif wire in (_FIXED64, _FIXED32):
+            at += 8 if wire == _FIXED64 else 4
+            if at > end:
+                raise GraphError("not a whole ONNX model: it ends in the middle of a field")
+        else:
+            raise GraphError("not an ONNX model")
+
+
+def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    result = shift = 0
+    while True:
+        byte = view[at]
+        at += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, at
+        shift += 7
+        if shift > 63:
+            raise GraphError("not an ONNX model")
+
+
+def _text(view: memoryview) -> str:
+    return bytes(view).decode()

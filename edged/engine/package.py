@@ -1,0 +1,352 @@
+"""Opens a model package, the folder that onnxruntime-genai's model builder writes, and checks it before it is loaded.
+
+Everything in a package is data: nothing in it is executed, and no path in it may leave the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edged.engine.graph import Graph, GraphError, read_graph
+from edged.engine.providers import MadeFor, made_for
+
+_MAX_TEXT_BYTES = {
+    "genai_config.json": 1 << 20,
+    "tokenizer_config.json": 8 << 20,
+    "tokenizer.json": 128 << 20,
+    "chat_template.jinja": 1 << 20,
+}
+_BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+_TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+class PackageError(ValueError):
+    """The package cannot be served; the message is one line that says what is wrong and what would be right."""
+
+
+@dataclass(frozen=True)
+class SearchDefaults:
+    """What `search` in genai_config.json sets for jobs that sample and for the repetition penalty of all jobs."""
+
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class Package:
+    """A checked package. Token counts are in tokens, sizes in bytes."""
+
+    folder: Path
+    name: str
+    architecture: str
+    model_file: Path
+    graph: Graph
+    layers: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    context_length: int
+    sliding_window: int
+    """Tokens the widest sliding-window layer looks back, 0 without one. Its cache must be at least as long."""
+    eos: frozenset[int]
+    input_names: dict[str, str]
+    logits_name: str
+    past_names: tuple[str, str]
+    present_names: tuple[str, str]
+    made_for: MadeFor
+    search: SearchDefaults
+    weight_bytes: int
+    tokenizer_file: Path
+    chat_template: str | None
+    special_tokens: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kv_dtype(self) -> str:
+        """Name of the KV cache's dtype, as the graph declares it."""
+        return self.graph.inputs[self.past_names[0] % 0]
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one token of one row takes over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_size * _BYTES_PER_ELEMENT[self.kv_dtype]
+
+    @property
+    def rope_switch(self) -> int | None:
+        """Tokens beyond which a LongRoPE model takes its long rope table, None for other models."""
+        return self.graph.rope_switch
+
+    @property
+    def batches_ragged_rows(self) -> bool:
+        """False for SparseAttention, whose shorter rows come out wrong, silently, in a batch of unequal lengths."""
+        return "SparseAttention" not in self.graph.operators
+
+    def signature(self) -> str:
+        """Changes whenever a file of the package does: names, sizes and times, not contents (fit for polling)."""
+        return signature(self.folder)
+
+
+def signature(folder: Path) -> str:
+    """As Package.signature, for a folder that may be broken or absent."""
+    digest = hashlib.sha256()
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        return type(error).__name__
+    for path in paths:
+        try:
+            status = path.stat()
+            state = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+        except OSError as error:  # a link to nowhere must not hide what happens to the other files
+            state = type(error).__name__
+        digest.update(os.fsencode(path.name) + f"\0{state}\n".encode())
+    return digest.hexdigest()
+
+
+def open_package(folder: Path, name: str | None = None) -> Package:
+    """Read and check the package in `folder`; `name` is what jobs call it (default: the folder's name).
+
+    Raises PackageError: a file is missing or cut, a path leaves the folder, the graph is not a text decoder.
+    """
+    if not folder.is_dir():
+        raise PackageError(f"{folder} is not a folder: model.path must name the folder that holds genai_config.json")
+    config = _read_json(folder, "genai_config.json")
+    model = _section(config, "model")
+    if "decoder" not in model:
+        raise PackageError(f"genai_config.json has no model.decoder: {_short(model.get('type'))} is not a text decoder")
+    decoder = _section(model, "decoder")
+    for other in ("encoder", "vision", "speech", "embedding"):
+        if other in model:
+            raise PackageError(f"the package has a model.{other} part: only text decoders of one graph are served")
+    if "pipeline" in decoder:
+        raise PackageError("the decoder is a pipeline of several graphs: only text decoders of one graph are served")
+    inputs, outputs = _section(decoder, "inputs", {}), _section(decoder, "outputs", {})
+    past = (
+        _name(inputs, "past_key_names", "past_key_values.%d.key"),
+        _name(inputs, "past_value_names", "past_key_values.%d.value"),
+    )
+    present = (
+        _name(outputs, "present_key_names", "present.%d.key"),
+        _name(outputs, "present_value_names", "present.%d.value"),
+    )
+    for pattern in (*past, *present):
+        if pattern.count("%d") != 1 or pattern.count("%") != 1:
+            raise PackageError(
+                f"genai_config.json: {_short(pattern)} must hold %d once, the place of the layer's number"
+            )
+    input_names = {kind: _name(inputs, kind, kind) for kind in _TOKEN_INPUTS}
+    if len({*past, *input_names.values()}) < 5 or len(set(present)) < 2:
+        raise PackageError("genai_config.json: two of the decoder's inputs or outputs have the same name")
+    layers = _number(decoder, "num_hidden_layers", 1, 1024)
+    model_file = inside(folder, decoder.get("filename", "model.onnx"), "genai_config.json: filename ")
+    try:
+        graph = read_graph(model_file)
+    except (GraphError, OSError) as error:
+        raise PackageError(f"{model_file.name}: {error}") from None
+    logits = _name(outputs, "logits", "logits")
+    try:
+        _check_graph(graph, layers, input_names, past, present, logits)
+    except PackageError as error:
+        raise PackageError(f"{model_file.name}: {error}") from None
+    vocabulary = _number(model, "vocab_size", 1, 1 << 24)
+    template, special_tokens = _read_template(folder)
+    tokenizer_file = inside(folder, "tokenizer.json")
+    _check_size(tokenizer_file, tokenizer_file.name)
+    search = _section(config, "search", {})
+    window = _section(decoder, "sliding_window", {})
+    return Package(
+        folder=folder,
+        name=name or folder.resolve().name,
+        architecture=str(model.get("type", "unknown")),
+        model_file=model_file,
+        graph=graph,
+        layers=layers,
+        kv_heads=_number(decoder, "num_key_value_heads", 1, 4096),
+        head_size=_number(decoder, "head_size", 1, 4096),
+        vocabulary=vocabulary,
+        context_length=_number(model, "context_length", 16, 1 << 24),
+        sliding_window=_number(window, "window_size", 1, 1 << 24) if window.get("layers") else 0,
+        eos=_eos(model, vocabulary),
+        input_names={kind: name for kind, name in input_names.items() if name in graph.inputs},
+        logits_name=logits,
+        past_names=past,
+        present_names=present,
+        made_for=_made_for(decoder),
+        search=SearchDefaults(
+            top_k=_number(search, "top_k", 0, 1 << 24, default=0),
+            top_p=_real(search, "top_p", 0.0, 1.0) or 1.0,  # 0 is how some write "off"
+            repetition_penalty=_real(search, "repetition_penalty", 0.0, 100.0) or 1.0,
+        ),
+        weight_bytes=_weight_bytes(model_file, graph),
+        tokenizer_file=tokenizer_file,
+        chat_template=template,
+        special_tokens=special_tokens,
+    )
+
+
+def inside(folder: Path, relative: object, told_by: str = "") -> Path:
+    """The file `relative` of the package, which `told_by` names. Raises PackageError when absent or outside."""
+    if not isinstance(relative, str) or not relative or not relative.isprintable():
+        raise PackageError(f"{told_by}{_short(relative)} is not a file name")
+    path = folder / relative
+    try:
+        within = not PurePosixPath(relative).is_absolute() and path.resolve().is_relative_to(folder.resolve())
+        found = within and path.is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, links in a circle, not in the file system's encoding
+        raise PackageError(f"{told_by}{_short(relative)} is not a file name that can be opened") from None
+    if not within:
+        raise PackageError(
+            f"{told_by}{_short(relative)} leaves the package folder: every file must lie inside it "
+            "(copy links with cp -rL)"
+        )
+    if not found:
+        raise PackageError(f"{relative} is missing from the package {folder}: copy the package again")
+    return path
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = inside(folder, name)
+    _check_size(path, name)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise PackageError(f"{name} is not readable JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise PackageError(f"{name} is not a JSON object")
+    return value
+
+
+def _check_size(path: Path, name: str) -> None:
+    if path.stat().st_size > _MAX_TEXT_BYTES[name]:
+        raise PackageError(f"{name} is larger than {_MAX_TEXT_BYTES[name] >> 20} MiB: that is not a package's file")
+
+
+def _short(value: object) -> str:
+    """A value from a package, fit for a message of one line."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _section(parent: dict[str, Any], key: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    value = parent.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, dict):
+        raise PackageError(f"genai_config.json: {key} must be a section, an object in braces, is {_short(value)}")
+    return value
+
+
+def _name(section: dict[str, Any], key: str, default: str) -> str:
+    value = section.get(key, default)
+    if not isinstance(value, str) or not value:
+        raise PackageError(f"genai_config.json: {key} must be a name, is {_short(value)}")
+    return value
+
+
+def _number(section: dict[str, Any], key: str, low: int, high: int, default: int | None = None) -> int:
+    value = section.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise PackageError(f"genai_config.json: {key} must be a whole number from {low} to {high}, is {_short(value)}")
+    return value
+
+
+def _real(section: dict[str, Any], key: str, low: float, high: float) -> float:
+    value = section.get(key)
+    if value is None:
+        return 0.0
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise PackageError(f"genai_config.json: {key} must be a number from {low:g} to {high:g}, is {_short(value)}")
+    return float(value)
+
+
+def _eos(model: dict[str, Any], vocabulary: int) -> frozenset[int]:
+    value = model.get("eos_token_id", [])
+    tokens = value if isinstance(value, list) else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocabulary for token in tokens):
+        raise PackageError(f"genai_config.json: eos_token_id must name tokens below {vocabulary}, is {_short(value)}")
+    return frozenset(tokens)
+
+
+def _made_for(decoder: dict[str, Any]) -> MadeFor:
+    options = _section(decoder, "session_options", {}).get("provider_options") or []
+    if not isinstance(options, list):
+        raise PackageError(f"genai_config.json: provider_options must be a list, is {_short(options)}")
+    return made_for(entry for entry in options if isinstance(entry, dict))
+
+
+def _check_graph(
+    graph: Graph,
+    layers: int,
+    input_names: dict[str, str],
+    past: tuple[str, str],
+    present: tuple[str, str],
+    logits: str,
+) -> None:
+    known = set(input_names.values()) | {pattern % layer for pattern in past for layer in range(layers)}
+    unknown = sorted(set(graph.inputs) - known)
+    if unknown:
+        raise PackageError(
+            f"the graph has an input that edged does not know: {_short(unknown[0])} (it knows input_ids, "
+            "attention_mask, position_ids and the KV cache's names in genai_config.json)"
+        )
+    needed = {input_names["input_ids"], input_names["attention_mask"]} | (known - set(input_names.values()))
+    absent = sorted(needed - set(graph.inputs))
+    if absent:
+        raise PackageError(f"the graph has no input {_short(absent[0])}: it is not a text decoder with a KV cache")
+    outputs = {logits} | {pattern % layer for pattern in present for layer in range(layers)}
+    absent = sorted(outputs - set(graph.outputs))
+    if absent:
+        raise PackageError(f"the graph has no output {_short(absent[0])}: it is not a text decoder with a KV cache")
+    dtypes = {graph.inputs[pattern % layer] for pattern in past for layer in range(layers)}
+    if len(dtypes) != 1 or not dtypes <= _BYTES_PER_ELEMENT.keys():
+        raise PackageError(f"the KV cache's dtype must be one of {', '.join(_BYTES_PER_ELEMENT)}, is {sorted(dtypes)}")
+    if not {"GroupQueryAttention", "SparseAttention"} & graph.operators.keys():
+        raise PackageError(
+            "the graph has neither GroupQueryAttention nor SparseAttention, so its cache cannot stay in place: "
+            "build the package with onnxruntime-genai's model builder for int4, CPU or CUDA"
+        )
+
+
+def _weight_bytes(model_file: Path, graph: Graph) -> int:
+    """Bytes of weights inside and beside the graph; checks that each weight lies within its file."""
+    sizes: dict[Path, int] = {}
+    for tensor in graph.external:
+        path = inside(model_file.parent, tensor.location, f"{model_file.name}: weights in ")
+        if path not in sizes:
+            sizes[path] = path.stat().st_size
+        if tensor.offset + (tensor.length or 0) > sizes[path]:
+            raise PackageError(
+                f"{path.name} is cut: it has {sizes[path]} bytes and weight {_short(tensor.name)} needs "
+                f"{tensor.offset + (tensor.length or 0)}; copy the package again"
+            )
+    return model_file.stat().st_size + sum(sizes.values())
+
+
+def _read_template(folder: Path) -> tuple[str | None, dict[str, str]]:
+    """The chat template and the special tokens it may name, from chat_template.jinja and tokenizer_config.json."""
+    config = _read_json(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    special: dict[str, str] = {}
+    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        value = config.get(key)
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            special[key] = text
+    template: object = config.get("chat_template")
+    if (folder / "chat_template.jinja").exists():
+        path = inside(folder, "chat_template.jinja")
+        _check_size(path, path.name)
+        try:
+            template = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError) as error:
+            raise PackageError(f"chat_template.jinja is not readable text: {error}") from None
+    if isinstance(template, list):  # several named templates: the default one is the chat's
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return (template if isinstance(template, str) else None), special

@@ -1,0 +1,141 @@
+"""Brings a package into service: checked, planned against the board's memory, loaded, and tried once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import structlog
+
+from edged.engine.cache import NUMPY_DTYPES, KVCache
+from edged.engine.package import Package, PackageError, open_package
+from edged.engine.providers import Choice, ProviderError, choose, settle
+from edged.engine.session import LOGITS_BYTES, ModelSession, chunk_limit
+from edged.engine.tokenizer import Tokenizer
+from edged.health.board import Board
+from edged.health.memory import Available, MemoryPlanError, Plan, plan
+from edged.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+LOADED_RATIO = 1.25
+"""Memory of the weights as onnxruntime keeps them, repacked for its kernels, by the package's bytes: 1.20 measured for
+Phi-3-mini (int4, accuracy level 4) on onnxruntime 1.32, and 1.22 at the load's peak."""
+RUNTIME_BYTES = 96 << 20
+"""The process itself with onnxruntime and its activations."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A model that answers, with what it was given. `context` and `chunk` in tokens."""
+
+    package: Package
+    session: ModelSession
+    tokenizer: Tokenizer
+    cache: KVCache
+    rows: int
+    context: int
+    chunk: int
+    threads: int
+    choice: Choice
+    plan: Plan
+    load_seconds: float
+
+    def close(self) -> None:
+        """End what does not end by itself (the template's process)."""
+        self.tokenizer.close()
+
+
+def bring_up(
+    settings: Settings, board: Board, available: Callable[[], Available], path: Path, name: str | None = None
+) -> Serving:
+    """Load the package at `path`. `name` is what jobs call it (default: its folder's name).
+
+    Raises PackageError, one line: the package is broken, the provider is not there, or memory would not suffice.
+    """
+    started = time.monotonic()
+    wanted = settings.model
+    package = open_package(path, name)
+    context = wanted.context or package.context_length
+    if context > package.context_length:
+        raise PackageError(
+            f"model.context = {context} is more than the package's context of {package.context_length} tokens"
+        )
+    if package.kv_dtype not in NUMPY_DTYPES:
+        raise PackageError(f"a KV cache of {package.kv_dtype} is not served: build the package with float32 or float16")
+    chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk)
+    try:
+        choice = choose(wanted.execution_provider, board, ort.get_available_providers(), package.made_for)
+        planned = plan(
+            weights=int(package.weight_bytes * LOADED_RATIO),
+            load_overhead=0,
+            kv_bytes_per_token=package.kv_bytes_per_token,
+            rows=wanted.rows,
+            context=max(context, package.sliding_window),
+            working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows)),
+            available=available(),
+        )
+    except (ProviderError, MemoryPlanError) as error:
+        raise PackageError(str(error)) from None
+    threads = wanted.threads or len(board.performance_cores(os.sched_getaffinity(0)))
+    tokenizer = Tokenizer(package)
+    try:
+        session = ModelSession(package, choice.providers, threads)
+        choice = settle(choice, wanted.execution_provider, session.providers)
+        if session.device != "cpu" and wanted.rows > 1:
+            raise PackageError(f"model.rows = {wanted.rows} is served on the CPU only: set model.rows = 1 for a GPU")
+        cache = KVCache(package, wanted.rows, context, session.device)
+        session.use(cache)
+        _try(session, package)
+    except BaseException as error:
+        tokenizer.close()
+        if isinstance(error, ProviderError):
+            raise PackageError(str(error)) from None
+        raise
+    serving = Serving(
+        package=package,
+        session=session,
+        tokenizer=tokenizer,
+        cache=cache,
+        rows=wanted.rows,
+        context=context,
+        chunk=chunk,
+        threads=threads,
+        choice=choice,
+        plan=planned,
+        load_seconds=time.monotonic() - started,
+    )
+    log.info(
+        "model_serving",
+        model=package.name,
+        architecture=package.architecture,
+        execution_provider=session.providers[0],
+        reason=choice.reason,
+        threads=threads,
+        rows=wanted.rows,
+        context=context,
+        load_seconds=round(serving.load_seconds, 2),
+        planned_bytes=planned.peak,
+    )
+    return serving
+
+
+def _try(session: ModelSession, package: Package) -> None:
+    """Two small steps, a prefill and a decode: a model that fails or gives NaN is found before a job is."""
+    tokens = np.arange(3, dtype=np.int64)[None] % package.vocabulary
+    try:
+        first = session.step(0, tokens, [0], 3)
+        finite = bool(np.isfinite(first).all())
+        finite = finite and bool(np.isfinite(session.step(0, tokens[:, :1], [3], 4)).all())
+    except Exception as error:  # onnxruntime's exceptions share no base but Exception
+        raise PackageError(f"the model failed at its first step: {' '.join(str(error).split())[:400]}") from None
+    if not finite:
+        raise PackageError(
+            "the model gives NaN or infinity where numbers are due: its weights are damaged or were made for another "
+            "execution provider; copy the package again"
+        )

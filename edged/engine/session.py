@@ -1,0 +1,99 @@
+"""One onnxruntime session over a package: a step in, logits out, the KV cache bound in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edged.engine.cache import NUMPY_DTYPES, KVCache
+from edged.engine.package import Package, PackageError
+
+LOGITS_BYTES = 64 << 20
+"""Most memory that one step's logits may take; a larger prefill chunk is shortened to fit."""
+
+
+def chunk_limit(vocabulary: int, wanted: int) -> int:
+    """Tokens a prefill chunk may have so that its float32 logits stay within LOGITS_BYTES."""
+    return max(1, min(wanted, LOGITS_BYTES // (4 * vocabulary)))
+
+
+class ModelSession:
+    """Runs steps of a model. Not thread-safe: the engine's thread owns it."""
+
+    def __init__(self, package: Package, providers: Sequence[str], threads: int) -> None:
+        """Load the weights. `threads` compute the operators; the caller waits meanwhile.
+
+        Raises PackageError with onnxruntime's reason when it will not load.
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Between steps nobody spins: an idle board must be idle.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session = ort.InferenceSession(package.model_file, options, providers=list(providers))
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            raise PackageError(f"onnxruntime {ort.__version__} cannot load the model: {one_line(error)}") from None
+        self.package = package
+        self.providers: list[str] = self._session.get_providers()
+        self.device = "cuda" if self.providers[0] in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
+        logits = next(o for o in self._session.get_outputs() if o.name == package.logits_name)
+        dtype = {"tensor(float)": "float32", "tensor(float16)": "float16"}.get(logits.type)
+        if dtype is None:
+            raise PackageError(f"the model's logits are {logits.type}: float32 and float16 are served")
+        if isinstance(logits.shape[-1], int) and logits.shape[-1] != package.vocabulary:
+            raise PackageError(
+                f"the model's logits have {logits.shape[-1]} tokens and genai_config.json says vocab_size "
+                f"{package.vocabulary}: they are not of the same package"
+            )
+        self._logits_dtype = NUMPY_DTYPES[dtype]
+        self._logits = np.empty(0, self._logits_dtype)
+        self._bindings: dict[tuple[int, int], Any] = {}
+        self._cache: KVCache | None = None
+
+    def use(self, cache: KVCache) -> None:
+        """Take `cache` for the steps that follow."""
+        self._cache, self._bindings = cache, {}
+
+    def step(self, first: int, ids: NDArray[np.int64], past: Sequence[int], width: int) -> NDArray[np.floating]:
+        """Run rows first … first+len(past)-1 of the cache, each `ids.shape[1]` tokens further.
+
+        `ids`: [rows, new] int64. `past`: tokens each row already has in the cache. `width`: columns of the attention
+        mask, at least the longest row; a LongRoPE graph picks its rope table by it. Several tokens at once on a past
+        are right for one row only. Returns the logits after each row's last token, [rows, vocabulary], a view that
+        the next step overwrites.
+        """
+        assert self._cache is not None
+        rows, new = ids.shape
+        lengths = np.asarray(past, np.int64) + new
+        names = self.package.input_names
+        binding = self._bindings.get((first, rows))
+        if binding is None:
+            binding = self._bindings[(first, rows)] = self._session.io_binding()
+            self._cache.bind(binding, first, rows)
+        if width == lengths.min():
+            mask = np.ones((rows, width), np.int64)
+        else:
+            mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+        binding.bind_cpu_input(names["input_ids"], ids)
+        binding.bind_cpu_input(names["attention_mask"], mask)
+        if "position_ids" in names:
+            binding.bind_cpu_input(names["position_ids"], lengths[:, None] - new + np.arange(new, dtype=np.int64))
+        size = rows * new * self.package.vocabulary
+        if self._logits.size < size:
+            self._logits = np.empty(size, self._logits_dtype)
+        shape = (rows, new, self.package.vocabulary)
+        binding.bind_output(self.package.logits_name, "cpu", 0, self._logits_dtype, shape, self._logits.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        result: NDArray[np.floating] = self._logits[:size].reshape(shape)[:, -1]
+        return result
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line, cut to a readable length."""
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -1,0 +1,363 @@
+"""The spool: jobs, results and who waits for them, in one SQLite file that a power cut cannot break.
+
+WAL with synchronous=FULL: what a commit returned from is on disk. Rows are appended, hardly ever rewritten, and freed
+space is zeroed (secure_delete). One thread at a time uses it. The caller groups writes with `transaction()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE job (
+    seq INTEGER PRIMARY KEY,   -- order of receipt
+    id TEXT NOT NULL,
+    digest BLOB NOT NULL,      -- SHA-256 of the canonical document
+    document BLOB,             -- canonical JSON; NULL once erased
+    priority INTEGER NOT NULL,
+    store INTEGER NOT NULL,
+    received REAL NOT NULL,    -- wall clock, seconds
+    boottime REAL NOT NULL,    -- CLOCK_BOOTTIME at receipt, seconds
+    boot_id TEXT NOT NULL,
+    synchronised INTEGER NOT NULL,
+    ttl REAL,                  -- seconds from receipt
+    deadline REAL,             -- wall clock, seconds
+    reply_topic TEXT,
+    correlation BLOB
+);
+CREATE UNIQUE INDEX job_id ON job (id);
+CREATE TABLE result (
+    seq INTEGER PRIMARY KEY,
+    state TEXT NOT NULL,
+    document BLOB,             -- as published; NULL once erased
+    finished REAL NOT NULL,    -- wall clock, seconds
+    boottime REAL NOT NULL,
+    boot_id TEXT NOT NULL
+);
+CREATE TABLE delivered (seq INTEGER PRIMARY KEY);
+CREATE TABLE waiter (n INTEGER PRIMARY KEY, seq INTEGER NOT NULL, topic TEXT, correlation BLOB);
+CREATE TABLE attempt (
+    seq INTEGER PRIMARY KEY,
+    starts INTEGER NOT NULL,   -- runs that an end of the process cut short
+    crashes INTEGER NOT NULL,  -- of these, crashes of the process's own making while it ran alone
+    suspect INTEGER NOT NULL   -- ran beside others in such a crash: runs alone from now on
+);
+"""
+
+
+class SpoolError(OSError):
+    """The spool cannot be opened, read or written now; the message says why on one line."""
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job without a result. Times as in the table `job`."""
+
+    seq: int
+    id: str
+    priority: int
+    store: bool
+    received: float
+    boottime: float
+    boot_id: str
+    synchronised: bool
+    ttl: float | None
+    deadline: float | None
+    starts: int = 0
+    crashes: int = 0
+    suspect: bool = False
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the spool has under an id. `state` is None while there is no result."""
+
+    seq: int
+    digest: bytes
+    state: str | None
+    kept: bool
+    """False once the result was erased (store: false)."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One publication of a result that is due. `topic` None is the job's own result topic."""
+
+    seq: int
+    id: str
+    topic: str | None
+    correlation: bytes | None
+    waiter: int | None = None
+
+
+class Spool:
+    """Jobs and results on disk."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the spool. Raises SpoolError: no permission, read-only, full, damaged, from a newer edged."""
+        self.path = path
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.close(descriptor)
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA secure_delete=ON")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise SpoolError(
+                    f"{path} was written by a newer edged (schema {version}, this one knows {SCHEMA_VERSION})"
+                )
+            if version == 0:
+                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            with self.transaction():  # a read-only disk is found here and not at the first job
+                self.touch()
+            # Given by hand, so that the number of a job that was removed is never given again while this process runs.
+            self._next = self._db.execute("SELECT ifnull(max(seq), 0) + 1 FROM job").fetchone()[0]
+        except SpoolError:
+            raise
+        except (sqlite3.Error, OSError) as error:
+            raise SpoolError(f"the spool {path} cannot be opened: {_why(error)}") from None
+
+    def close(self) -> None:
+        """Close the file; everything committed is on disk already."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One commit for all writes inside; on any error none of them. Raises SpoolError."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise SpoolError(f"the spool {self.path} cannot be written: {_why(error)}") from None
+            raise
+
+    def add_job(
+        self,
+        id: str,
+        digest: bytes,
+        document: bytes,
+        *,
+        priority: int,
+        store: bool,
+        received: float,
+        boottime: float,
+        boot_id: str,
+        synchronised: bool,
+        ttl: float | None,
+        deadline: float | None,
+        reply_topic: str | None,
+        correlation: bytes | None,
+    ) -> Queued:
+        """Append a job."""
+        seq, self._next = self._next, self._next + 1
+        self._db.execute(
+            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                seq,
+                id,
+                digest,
+                document,
+                priority,
+                store,
+                received,
+                boottime,
+                boot_id,
+                synchronised,
+                ttl,
+                deadline,
+                reply_topic,
+                correlation,
+            ),
+        )
+        return Queued(seq, id, priority, store, received, boottime, boot_id, synchronised, ttl, deadline)
+
+    def add_result(self, seq: int, state: str, document: bytes, finished: float, boottime: float, boot_id: str) -> bool:
+        """Append a job's one result; False where the job was forgotten meanwhile."""
+        cursor = self._db.execute(
+            "INSERT INTO result SELECT seq, ?, ?, ?, ?, ? FROM job WHERE seq = ?",
+            (state, document, finished, boottime, boot_id, seq),
+        )
+        return cursor.rowcount == 1
+
+    def add_waiter(self, seq: int, topic: str | None, correlation: bytes | None) -> int | None:
+        """Remember one more place that wants the result; None if it is remembered already."""
+        same = self._db.execute(
+            "SELECT 1 FROM waiter WHERE seq = ? AND topic IS ? AND correlation IS ?",
+            (seq, topic, correlation),
+        ).fetchone()
+        if same:
+            return None
+        return self._db.execute("INSERT INTO waiter VALUES (NULL, ?, ?, ?)", (seq, topic, correlation)).lastrowid
+
+    def first_waiter(self, seq: int) -> tuple[str | None, bytes | None]:
+        """The Response Topic and Correlation Data that the job came with."""
+        row = self._db.execute("SELECT reply_topic, correlation FROM job WHERE seq = ?", (seq,)).fetchone()
+        return (row[0], row[1]) if row else (None, None)
+
+    def answered(self, waiter: int) -> None:
+        """Forget a waiter that has its answer."""
+        self._db.execute("DELETE FROM waiter WHERE n = ?", (waiter,))
+
+    def mark_delivered(self, seq: int) -> None:
+        """The broker has the result, wherever it was due at first."""
+        self._db.execute("INSERT OR IGNORE INTO delivered VALUES (?)", (seq,))
+
+    def note_interrupted(self, seq: int, *, crashed_alone: bool, suspect: bool) -> None:
+        """Account for a run that an end of the process cut short."""
+        self._db.execute(
+            "INSERT INTO attempt SELECT seq, 1, ?, ? FROM job WHERE seq = ? ON CONFLICT (seq) DO UPDATE SET "
+            "starts = starts + 1, crashes = crashes + excluded.crashes, suspect = max(suspect, excluded.suspect)",
+            (int(crashed_alone), int(suspect), seq),
+        )
+
+    def stores(self, seq: int) -> bool:
+        """Whether a job's documents may be kept once its result is delivered."""
+        row = self._read("SELECT store FROM job WHERE seq = ?", (seq,)).fetchone()
+        return row is None or bool(row[0])
+
+    def erase(self, seq: int) -> None:
+        """Remove what a job said and got; its id and digest stay, so that a redelivery does not run again."""
+        self._db.execute("UPDATE job SET document = NULL, reply_topic = NULL, correlation = NULL WHERE seq = ?", (seq,))
+        self._db.execute("UPDATE result SET document = NULL WHERE seq = ?", (seq,))
+        self._db.execute("DELETE FROM waiter WHERE seq = ?", (seq,))
+
+    def remove(self, seq: int) -> None:
+        """Remove a job with all that belongs to it."""
+        self._db.execute("DELETE FROM job WHERE seq = ?", (seq,))
+        for table in ("result", "delivered", "waiter", "attempt"):
+            self._db.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))
+
+    def prune(self, age: float, wall: float, boottime: float, boot_id: str, limit: int) -> int:
+        """Remove up to `limit` delivered jobs whose result is older than `age` seconds now; how many they were.
+
+        What finished in this boot is judged by its clock: wall time may have been set right since.
+        """
+        rows = self._db.execute(
+            "SELECT result.seq FROM result JOIN delivered USING (seq) "
+            "WHERE iif(boot_id = ?, boottime < ?, finished < ?) ORDER BY result.seq LIMIT ?",
+            (boot_id, boottime - age, wall - age, limit),
+        ).fetchall()
+        for (seq,) in rows:
+            self.remove(seq)
+        return len(rows)
+
+    def touch(self) -> None:
+        """A write that changes nothing: whether the disk takes writes."""
+        self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def find(self, id: str) -> Known | None:
+        """What is known under `id`."""
+        row = self._read(
+            "SELECT job.seq, digest, state, result.document IS NOT NULL FROM job LEFT JOIN result USING (seq) "
+            "WHERE id = ?",
+            (id,),
+        ).fetchone()
+        return Known(row[0], row[1], row[2], bool(row[3])) if row else None
+
+    def document(self, seq: int) -> bytes | None:
+        """A job's canonical document, None once it was forgotten or erased."""
+        row = self._read("SELECT document FROM job WHERE seq = ?", (seq,)).fetchone()
+        return row[0] if row else None
+
+    def result(self, seq: int) -> bytes | None:
+        """A result as it was first published, None once erased."""
+        row = self._read("SELECT document FROM result WHERE seq = ?", (seq,)).fetchone()
+        return row[0] if row else None
+
+    def queued(self) -> Iterator[Queued]:
+        """All jobs without a result, in the order of receipt."""
+        for row in self._read(
+            "SELECT job.seq, id, priority, store, received, job.boottime, job.boot_id, synchronised, ttl, deadline, "
+            "ifnull(starts, 0), ifnull(crashes, 0), ifnull(suspect, 0) FROM job LEFT JOIN result USING (seq) "
+            "LEFT JOIN attempt USING (seq) WHERE result.seq IS NULL ORDER BY job.seq"
+        ):
+            (seq, id, priority, store, received, boottime, boot_id, synchronised), rest = row[:8], row[8:]
+            (ttl, deadline, starts, crashes, suspect) = rest
+            yield Queued(
+                seq,
+                id,
+                priority,
+                bool(store),
+                received,
+                boottime,
+                boot_id,
+                bool(synchronised),
+                ttl,
+                deadline,
+                starts,
+                crashes,
+                bool(suspect),
+            )
+
+    def due(self) -> Iterator[Delivery]:
+        """All publications that the broker has not confirmed, results in the order in which they were made."""
+        for seq, id, topic, correlation in self._read(
+            "SELECT seq, id, reply_topic, correlation FROM result JOIN job USING (seq) LEFT JOIN delivered USING (seq) "
+            "WHERE delivered.seq IS NULL AND result.document IS NOT NULL ORDER BY finished, seq"
+        ):
+            yield Delivery(seq, id, None, None)
+            if topic is not None:
+                yield Delivery(seq, id, topic, correlation)
+        for n, seq, id, topic, correlation in self._read(
+            "SELECT n, seq, id, topic, waiter.correlation FROM waiter JOIN job USING (seq) JOIN result USING (seq) "
+            "WHERE result.document IS NOT NULL ORDER BY n"
+        ):
+            yield Delivery(seq, id, topic, correlation, n)
+
+    def waiters(self, seq: int) -> list[tuple[int, str | None, bytes | None]]:
+        """The further waiters of a job: (number, topic, correlation)."""
+        return self._read("SELECT n, topic, correlation FROM waiter WHERE seq = ? ORDER BY n", (seq,)).fetchall()
+
+    def last_boottime(self, boot_id: str) -> float:
+        """The latest CLOCK_BOOTTIME that the spool saw in that boot, 0 if none."""
+        row = self._read(
+            "SELECT max(ifnull((SELECT max(boottime) FROM job WHERE boot_id = ?1), 0), "
+            "ifnull((SELECT max(boottime) FROM result WHERE boot_id = ?1), 0))",
+            (boot_id,),
+        ).fetchone()
+        return float(row[0])
+
+    def ids(self) -> list[str]:
+        """Every id the spool knows."""
+        return [row[0] for row in self._read("SELECT id FROM job ORDER BY seq")]
+
+    def scrub(self) -> bool:
+        """Leave nothing of erased rows in the write-ahead log: checkpoint it and cut it to nothing.
+
+        False where another process reads just now: to be tried again. Raises SpoolError.
+        """
+        return not self._read("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the spool's files."""
+        total = 0
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                total += os.stat(f"{self.path}{suffix}").st_size
+        return total
+
+    def _read(self, query: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(query, values)
+        except sqlite3.Error as error:
+            raise SpoolError(f"the spool {self.path} cannot be read: {_why(error)}") from None
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split())

@@ -1,0 +1,171 @@
+"""What the daemon says of itself, over MQTT and HTTP, and what it costs when idle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+from daemon_fixtures import Client5, Daemon, Place, eventually, job, reference_job
+from prometheus_client.parser import text_string_to_metric_families
+
+pytest_plugins = ["daemon_fixtures"]
+
+METRICS = {
+    "edged_jobs": {"state"},
+    "edged_jobs_queued": set(),
+    "edged_jobs_running": set(),
+    "edged_job_duration_seconds": set(),
+    "edged_time_to_first_token_seconds": set(),
+    "edged_inter_token_latency_seconds": set(),
+    "edged_prompt_tokens": set(),
+    "edged_generated_tokens": set(),
+    "edged_prefix_cache_hit_tokens": set(),
+    "edged_model_info": {"name", "state", "execution_provider", "reason"},
+    "edged_model_load_seconds": set(),
+    "edged_mqtt_connected": {"connection"},
+    "edged_mqtt_reconnects": {"connection"},
+    "edged_outbox_results": set(),
+    "edged_spool_bytes": set(),
+    "edged_board_temperature_celsius": {"zone"},
+    "edged_board_throttled": {"reason"},
+    "edged_board_power_watts": {"rail"},
+    "edged_build_info": {"version"},
+}
+"""The design's metrics that exist by now (families as the parser names them), and their labels."""
+
+
+Measure = Callable[[], tuple[float, float, int]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def idler() -> Iterator[tuple[Place, tuple[float, float, int], Measure]]:
+    """A daemon that did one job and idles while the other tests go on; what it had used by then."""
+    place = Place()
+    place.broker.start()
+    daemon = place.daemon().start()
+    assert place.client().ask(job("before-idling"))["state"] == "succeeded"
+    eventually(lambda: daemon.query("SELECT count(*) FROM delivered") == [(1,)])
+    assert daemon.process is not None
+    process = psutil.Process(daemon.process.pid)
+
+    def measure() -> tuple[float, float, int]:
+        """Seconds of time, seconds of CPU, bytes written to disk."""
+        return time.monotonic(), sum(process.cpu_times()[:2]), process.io_counters().write_bytes
+
+    yield place, measure(), measure
+    place.close()
+
+
+def sample(daemon: Daemon, name: str, **labels: str) -> float:
+    for family in text_string_to_metric_families(daemon.get("/metrics")[1]):
+        for found in family.samples:
+            if found.name == name and labels.items() <= found.labels.items():
+                return float(found.value)
+    raise AssertionError(f"no {name} {labels}")
+
+
+def test_every_metric_is_there_with_no_other_label(client: Client5, daemon: Daemon) -> None:
+    client.ask(job("counted"))
+    families = {family.name: family for family in text_string_to_metric_families(daemon.get("/metrics")[1])}
+    ours = {name: family for name, family in families.items() if name.startswith("edged_")}
+    assert set(ours) == set(METRICS)
+    for name, family in ours.items():
+        assert all(set(found.labels) - {"le"} <= METRICS[name] for found in family.samples), name
+        assert family.documentation
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_finds_nothing_wrong(client: Client5, daemon: Daemon) -> None:
+    text = daemon.get("/metrics")[1]
+    result = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_metrics_move(client: Client5, daemon: Daemon) -> None:
+    names = ("edged_prompt_tokens_total", "edged_generated_tokens_total", "edged_job_duration_seconds_count")
+    before = [sample(daemon, name) for name in names]
+    succeeded = sample(daemon, "edged_jobs_total", state="succeeded")
+    rejected = sample(daemon, "edged_jobs_total", state="rejected")
+    client.ask(job("moves", 7))
+    client.refusal(b"?")
+    assert [sample(daemon, name) - old for name, old in zip(names, before, strict=True)] == [3, 7, 1]
+    assert sample(daemon, "edged_jobs_total", state="succeeded") == succeeded + 1
+    assert sample(daemon, "edged_jobs_total", state="rejected") == rejected + 1
+    assert sample(daemon, "edged_mqtt_connected", connection="jobs") == 1
+    daemon.pace("hold")
+    for id in ("held-1", "held-2", "held-3"):
+        client.send(job(id))
+        client.event(id, "accepted")
+    eventually(lambda: sample(daemon, "edged_jobs_running") == 1)
+    daemon.pace("")
+    client.result("held-3")
+    eventually(lambda: (sample(daemon, "edged_jobs_running"), sample(daemon, "edged_outbox_results")) == (0, 0))
+
+
+def test_status_and_info_are_retained_and_complete(client: Client5, daemon: Daemon, shared: Place) -> None:
+    late = shared.client()
+    status, info = late.wait("status"), late.wait("info")
+    assert status.retain
+    assert info.retain
+    document = json.loads(status.payload)
+    assert (document["state"], document["ready"], document["model"]) == ("online", True, "serving")
+    assert {"instance", "time"} <= document.keys()
+    document = json.loads(info.payload)
+    assert document["device"] == "board"
+    assert document["model"]["name"] == "phi3"
+    assert document["model"]["execution_provider"] == "CPUExecutionProvider"
+    assert document["limits"] == {
+        "rows": 1,
+        "context": 512,
+        "max_bytes": 262144,
+        "max_queued": 10000,
+        "retention_seconds": 604800,
+    }
+    assert {"kind", "model", "cores", "memory_available_bytes"} <= document["board"].keys()
+    assert {"edged", "onnxruntime", "python"} == document["versions"].keys()
+
+
+def test_the_measured_speed_comes_into_info(client: Client5, daemon: Daemon) -> None:
+    client.ask(reference_job("fast"))
+    eventually(lambda: any(b"tokens_per_second" in message.payload for message in client.all("info")))
+
+
+def test_healthz_readyz_and_what_is_not_there(client: Client5, daemon: Daemon) -> None:
+    assert daemon.get("/healthz") == (200, '{"ok": true, "faults": []}\n')
+    assert daemon.get("/readyz")[0] == 200
+    assert daemon.get("/elsewhere")[0] == 404
+
+
+def test_200_jobs_leak_no_file_descriptor_and_no_thread(client: Client5, daemon: Daemon) -> None:
+    assert daemon.process is not None
+    process = psutil.Process(daemon.process.pid)
+    client.ask(job("leak-warm", stream=True))
+    before = process.num_fds(), process.num_threads()
+    for n in range(200):
+        client.send(job(f"leak-{n}", stream=n % 2 == 0))
+    for n in range(200):
+        client.result(f"leak-{n}")
+    assert (process.num_fds(), process.num_threads()) == before
+
+
+def test_the_heartbeat_says_how_the_board_is(place: Place) -> None:
+    place.daemon(HEARTBEAT_SECONDS="1").start()
+    client = place.client()
+    document = json.loads(client.wait("health", 2).payload)
+    assert document["ready"] is True
+    fields = {"time", "uptime_seconds", "queued", "running", "outbox", "spool_bytes", "memory_available_bytes"}
+    assert fields <= document.keys()
+    assert not any(message.retain for message in client.all("health"))
+
+
+def test_idle_is_idle(idler: tuple[Place, tuple[float, float, int], Measure]) -> None:
+    _, (began, used, written), measure = idler
+    time.sleep(max(0.0, 10 - (time.monotonic() - began)))  # it is the passing of time that is measured
+    now, used_now, written_now = measure()
+    assert (used_now - used) / (now - began) < 0.01
+    assert written_now == written

@@ -1,0 +1,145 @@
+"""What the engine's tests share: fixture packages, a real engine around them, and requests run to their end."""
+
+from __future__ import annotations
+
+import json
+import queue
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edged.engine.cache import KVCache
+from edged.engine.engine import Ended, Engine, EngineEvent, Finished, ModelChanged, Piece
+from edged.engine.package import open_package
+from edged.engine.scheduler import Request
+from edged.engine.serving import Serving, bring_up
+from edged.engine.session import ModelSession
+from edged.health.board import detect
+from edged.health.memory import available
+from edged.settings import Settings
+
+MODELS = Path(__file__).parents[1] / "fixtures" / "models"
+NAMES = ("phi3", "phi3-longrope", "llama3", "qwen3", "gemma2", "llama-position-ids")
+
+
+def reference(name: str) -> list[dict[str, Any]]:
+    """Prompts with the greedy ids that onnxruntime-genai gives, eos not stopping it."""
+    return list(json.loads((MODELS / name / "reference.json").read_text()))
+
+
+def load(path: Path, **model: Any) -> Serving:
+    """Bring up a package as the daemon does, on one thread."""
+    return bring_up(Settings(model={"threads": 1, **model}), detect(), available, path)
+
+
+@cache
+def serving(name: str, rows: int = 1, chunk: int = 256) -> Serving:
+    """A fixture package in service, kept for the tests that follow: an engine leaves nothing behind in it."""
+    return load(MODELS / name, rows=rows, prefill_chunk=chunk)
+
+
+def copy_package(name: str, folder: Path, **model: Any) -> Path:
+    """A copy of a fixture package that may be spoilt; `model` overrides keys of genai_config.json's model section."""
+    package = folder / name
+    shutil.copytree(MODELS / name, package, copy_function=shutil.copyfile)
+    config = json.loads((package / "genai_config.json").read_text())
+    config["model"].update(model)
+    (package / "genai_config.json").write_text(json.dumps(config))
+    return package
+
+
+def greedy_by_fresh_prefill(name: str, prompt: Iterable[int], count: int) -> list[int]:
+    """The oracle: every token from a prefill of all tokens before it, by nothing but a session."""
+    package = open_package(MODELS / name)
+    session = ModelSession(package, ["CPUExecutionProvider"], 1)
+    session.use(KVCache(package, 1, package.context_length))
+    tokens = list(prompt)
+    start = len(tokens)
+    for _ in range(count):
+        logits = session.step(0, np.array([tokens], np.int64), [0], len(tokens))
+        tokens.append(int(np.argmax(logits[0])))
+    return tokens[start:]
+
+
+class Rig:
+    """An engine whose events are kept in order. `hook` sees each event on the engine's thread, right after it."""
+
+    def __init__(self, bring: Callable[[], Serving], watch: Callable[[], str] = lambda: "") -> None:
+        self.events: list[EngineEvent] = []
+        self.running: list[tuple[int, ...]] = []
+        self.hook: Callable[[EngineEvent], None] = lambda _event: None
+        self._inbox: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
+        self.engine = Engine(bring, watch, self._deliver, lambda keys: self.running.append(tuple(keys)))
+
+    def _deliver(self, event: EngineEvent) -> None:
+        self.events.append(event)
+        self.hook(event)
+        self._inbox.put(event)
+
+    def wait_for(self, wanted: Callable[[EngineEvent], bool], seconds: float = 30.0) -> EngineEvent:
+        """The next event that `wanted` accepts."""
+        end = time.monotonic() + seconds
+        while True:
+            event = self._inbox.get(timeout=max(0.001, end - time.monotonic()))
+            if wanted(event):
+                return event
+
+    def wait_for_state(self, state: str) -> ModelChanged:
+        event = self.wait_for(lambda e: isinstance(e, ModelChanged) and e.state == state)
+        assert isinstance(event, ModelChanged)
+        return event
+
+    def ends(self, count: int) -> dict[int, Finished | Ended]:
+        """The next `count` ends, by key."""
+        found: dict[int, Finished | Ended] = {}
+        while len(found) < count:
+            event = self.wait_for(lambda e: isinstance(e, (Finished, Ended)))
+            assert isinstance(event, (Finished, Ended))
+            assert event.key not in found
+            found[event.key] = event
+        return found
+
+    def run(self, *requests: Request) -> dict[int, Finished | Ended]:
+        """Submit all, and wait until each has ended."""
+        for request in requests:
+            self.engine.submit(request)
+        return self.ends(len(requests))
+
+    def of(self, key: int) -> list[EngineEvent]:
+        """The events of one request, in order."""
+        return [event for event in self.events if getattr(event, "key", None) == key]
+
+    def pieces(self, key: int) -> list[str]:
+        return [event.text for event in self.of(key) if isinstance(event, Piece)]
+
+
+@contextmanager
+def running(bring: Serving | Callable[[], Serving], watch: Callable[[], str] = lambda: "") -> Iterator[Rig]:
+    """A started engine, stopped at the end."""
+    rig = Rig((lambda: bring) if isinstance(bring, Serving) else bring, watch)
+    rig.engine.start()
+    try:
+        yield rig
+    finally:
+        rig.hook = lambda _event: None
+        rig.engine.stop(timeout=10)
+
+
+def request(key: int, prompt: Iterable[int], max_tokens: int = 32, **more: Any) -> Request:
+    """A request that runs to max_tokens unless told otherwise."""
+    return Request(key=key, prompt=tuple(prompt), max_tokens=max_tokens, **{"ignore_eos": True, **more})
+
+
+def random_prompt(seed: int, tokens: int) -> tuple[int, ...]:
+    return tuple(int(token) for token in np.random.default_rng(seed).integers(7, 1000, tokens))
+
+
+def ids(end: Finished | Ended) -> list[int]:
+    assert isinstance(end, Finished), end
+    return list(end.tokens)

@@ -1,0 +1,346 @@
+"""The desk's interleavings, with a real spool and a link and an engine that do what the test says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edged.engine.engine import Ended, Finished, ModelChanged, Piece, Started
+from edged.engine.scheduler import Request
+from edged.health.board import detect
+from edged.health.clock import Clock
+from edged.health.metrics import Metrics
+from edged.jobs import desk as desk_module
+from edged.jobs.crash import LastEnd
+from edged.jobs.desk import Desk
+from edged.jobs.spool import Spool, SpoolError
+from edged.mqtt.events import CancelReceived, JobReceived, Published
+from edged.mqtt.topics import Topics
+
+TOPICS = Topics("edged/v1", "board")
+
+
+class World:
+    """Link and engine in one: `said` is everything that left the desk, in its order."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.said: list[tuple[Any, ...]] = []
+        self.tokens: list[Hashable] = []
+        self.submitted: list[int] = []
+        self.recalled: list[int] = []
+        self.spool = Spool(folder / "spool.db")
+        self.committed: Callable[[str], bool] = lambda id: (
+            not self.spool._db.in_transaction and self.spool.find(id) is not None
+        )
+        last_end = options.pop("last_end", LastEnd(None, ()))
+        self.desk = Desk(
+            device="board",
+            topics=TOPICS,
+            spool=self.spool,
+            link=self,
+            engine=self,
+            ledger=SimpleNamespace(last_end=last_end),  # type: ignore[arg-type]
+            clock=Clock(),
+            metrics=Metrics(detect(folder)),
+            **{"max_queued": 1000, "max_bytes": 1 << 20, "retention": 1e6} | options,
+        )
+
+    # The link.
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, token: Hashable | None = None, **_: Any) -> bool:
+        channel, _, id = topic.removeprefix("edged/v1/device/board/").partition("/")
+        document = json.loads(payload)
+        if channel == "event" and document["event"] == "accepted":
+            assert self.committed(id)
+        self.said.append((channel, id, document))
+        self.tokens.append(token)
+        return True
+
+    def acknowledge(self, receipt: Any) -> bool:
+        assert not self.spool._db.in_transaction
+        self.said.append(("puback", receipt.mid))
+        return True
+
+    # The engine.
+
+    def submit(self, request: Request) -> None:
+        self.submitted.append(request.key)
+
+    def cancel(self, key: int) -> None:
+        self.recalled.append(key)
+
+    # What a test does.
+
+    def serve(self, rows: int = 1) -> World:
+        serving = SimpleNamespace(rows=rows, package=SimpleNamespace(name="m"))
+        self.desk.engine_event(ModelChanged("serving", serving=serving))  # type: ignore[arg-type]
+        return self
+
+    def arrive(self, *documents: object, reply: str | None = None, qos: int = 1, **changes: Any) -> None:
+        for document in documents:
+            payload = document if isinstance(document, bytes) else json.dumps(document).encode()
+            fields = {
+                "receipt": SimpleNamespace(mid=len(self.said) + len(self.desk._arrivals), qos=qos),
+                "topic": TOPICS.job,
+                "payload": payload,
+                "retained": False,
+                "response_topic": reply,
+                "correlation": None,
+                "expiry_seconds": None,
+                "redelivered": False,
+            }
+            self.desk.job_received(JobReceived(**fields | changes))
+
+    def cancelled(self, id: str) -> None:
+        receipt: Any = SimpleNamespace(mid=0, qos=1)
+        self.desk.cancel_received(CancelReceived(receipt, TOPICS.cancel, json.dumps({"id": id}).encode(), False))
+
+    def finish(self, key: int) -> None:
+        self.desk.engine_event(Finished(key, "text", (1,), "length", 1, 0, 1.0, 2.0, 3.0))
+
+    def run(self) -> None:
+        """Let everything run to its end."""
+        for _ in range(1000):
+            self.desk.flush()
+            active = [seq for seq, a in self.desk._active.items() if seq not in self.recalled]
+            if not active:
+                break
+            self.desk.engine_event(Started(active[0]))
+            self.finish(active[0])
+
+    def confirm(self) -> None:
+        for token in self.tokens:
+            self.desk.published(Published(token))
+        self.tokens.clear()
+
+    def kinds(self, id: str) -> list[str]:
+        return [said[2].get("event", said[0]) for said in self.said if said[0] != "puback" and said[1] == id]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(
+        desk_module, "prepare", lambda job, key, id, serving: Request(key, (1,), job.max_tokens, priority=job.priority)
+    )
+    return World(tmp_path)
+
+
+def job(id: str, **fields: Any) -> dict[str, Any]:
+    return {"id": id, "prompt": "x", **fields}
+
+
+def test_accepted_follows_the_commit_and_puback_follows_accepted(world: World) -> None:
+    world.arrive(job("a"), job("b"))
+    assert world.said == []
+    world.desk.flush()
+    pubacks = [n for n, said in enumerate(world.said) if said[0] == "puback"]
+    assert [said[1] for said in world.said if said[0] == "puback"] == [0, 1]  # in the order of receipt
+    assert world.spool.find("a")
+    assert world.spool.find("b")
+    assert len(pubacks) == 2
+
+
+def test_nothing_is_told_of_a_commit_that_failed_and_all_of_it_once_it_works(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.serve().arrive(job("good"), b"bad", job("good"), {**job("good"), "max_tokens": 3})
+    monkeypatch.setattr(world.spool, "mark_delivered", lambda _: None)
+
+    def full(*_: object, **__: object) -> None:
+        raise SpoolError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.desk, "_write_confirmations", full)
+        for _ in range(3):
+            world.desk.flush()
+    assert (world.said, world.desk.fault, world.submitted) == ([], "disk full", [])
+    world.desk.flush()
+    assert world.desk.fault is None
+    assert world.kinds("good") == ["accepted", "accepted", "id_conflict"]
+    assert sum(said[0] == "puback" for said in world.said) == 4
+    assert sum(said[0] == "result" for said in world.said) == 1
+
+
+def test_more_arrivals_than_one_commit_takes_do_not_wait_for_the_next_event(world: World) -> None:
+    world.arrive(*[b"bad"] * (desk_module.BATCH + 5))
+    world.desk.flush()
+    assert world.desk.hurried
+    world.desk.flush()
+    assert not world.desk.hurried
+    assert sum(said[0] == "puback" for said in world.said) == desk_module.BATCH + 5
+
+
+def test_a_job_that_ends_when_it_is_handed_over_is_answered_at_once(world: World, monkeypatch: Any) -> None:
+    def refuse(*_: object) -> None:
+        raise KeyError("secret-word")
+
+    monkeypatch.setattr(desk_module, "prepare", refuse)
+    world.serve().arrive(job("a"), job("b"))
+    world.desk.flush()
+    assert world.desk.hurried
+    world.desk.flush()
+    assert [world.kinds(id) for id in ("a", "b")] == [["accepted", "result"]] * 2
+    assert "secret-word" not in str(world.said)
+
+
+def test_a_repeat_in_the_same_commit_as_the_end_answers_its_waiter_once(world: World) -> None:
+    world.serve().arrive(job("a"), reply="edged/v1/reply/first")
+    world.desk.flush()
+    world.desk.engine_event(Started(1))
+    world.finish(1)
+    world.arrive(job("a"), reply="edged/v1/reply/second")
+    world.desk.flush()
+    told = [said[0] + said[1] for said in world.said if said[2:] and said[2].get("state") == "succeeded"]
+    assert told.count("edgedv1/reply/first") == told.count("edgedv1/reply/second") == 1
+
+
+def test_a_more_urgent_job_takes_the_place_of_the_one_that_is_ready(world: World) -> None:
+    world.serve().arrive(job("runs"), job("low", priority=1))
+    world.desk.flush()
+    world.desk.engine_event(Started(1))
+    world.arrive(job("high", priority=9))
+    world.desk.flush()
+    assert (world.submitted, world.recalled) == ([1, 2, 3], [2])
+    world.desk.engine_event(Ended(2))  # the engine gives it back
+    world.desk.flush()
+    assert world.submitted == [1, 2, 3]
+    world.recalled.clear()
+    world.run()
+    assert world.submitted == [1, 2, 3, 2]
+    assert [world.kinds(id)[-1] for id in ("runs", "low", "high")] == ["result"] * 3
+
+
+def test_a_recalled_job_that_had_started_meanwhile_just_goes_on(world: World) -> None:
+    world.serve().arrive(job("runs"), job("low", priority=1))
+    world.desk.flush()
+    world.arrive(job("high", priority=9))
+    world.desk.flush()
+    world.desk.engine_event(Started(2))
+    world.finish(2)
+    world.desk.engine_event(Ended(2))
+    world.recalled.clear()
+    world.run()
+    assert world.kinds("low") == ["accepted", "started", "result"]
+
+
+def test_a_cancel_of_a_ready_job_does_not_wait_for_the_engine(world: World) -> None:
+    world.serve().arrive(job("runs"), job("ready"))
+    world.desk.flush()
+    world.desk.engine_event(Started(1))
+    world.cancelled("ready")
+    world.desk.flush()
+    assert world.said[-1][2]["state"] == "cancelled"
+    for late in (Started(2), Piece(2, "x"), Ended(2)):
+        world.desk.engine_event(late)
+    world.finish(2)
+    world.run()
+    assert world.kinds("ready") == ["accepted", "result"]
+
+
+def test_a_remembered_cancel_is_forgotten_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.cancelled("a")
+    later = desk_module.time.monotonic() + 601
+    monkeypatch.setattr(desk_module.time, "monotonic", lambda: later)
+    world.serve().arrive(job("a"))
+    world.run()
+    assert world.said[-1][2]["state"] == "succeeded"
+
+
+def test_what_the_engine_started_before_it_says_so_is_not_lost_at_a_drain(world: World) -> None:
+    world.serve().arrive(job("a"), job("b"))
+    world.desk.flush()
+    world.desk.engine_event(Started(1))
+    world.desk.drain()
+    assert world.recalled == [2]
+    world.desk.engine_event(Ended(2))
+    world.finish(1)
+    world.desk.flush()
+    assert world.desk.settled
+    assert (world.desk.queued, world.submitted) == (1, [1, 2])
+
+
+def test_the_old_holder_of_an_id_does_not_take_the_new_ones_cancel_along(world: World) -> None:
+    world.serve().arrive(job("a"))
+    world.desk.flush()
+    world.desk.engine_event(Started(1))
+    with world.spool.transaction():
+        world.spool.remove(1)  # edged forget
+    world.arrive(job("a", priority=1))
+    world.desk.flush()
+    world.finish(1)
+    world.desk.flush()
+    world.cancelled("a")
+    world.desk.flush()
+    assert world.said[-1][2]["state"] == "cancelled"
+
+
+def test_a_spool_that_cannot_be_read_loses_no_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(_: int) -> bytes:
+        raise SpoolError("input/output error")
+
+    world.arrive(job("a"))
+    world.desk.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr(world.spool, "document", unreadable)
+        world.serve()
+        with pytest.raises(SpoolError):
+            world.desk.flush()
+    world.run()
+    assert world.kinds("a")[-1] == "result"
+
+
+def test_cancelled_jobs_leave_no_heap_behind(world: World) -> None:
+    for n in range(3000):
+        world.arrive(job(f"j{n}"))
+        if n % 100 == 99:
+            world.desk.flush()
+            for m in range(n - 99, n + 1):
+                world.cancelled(f"j{m}")
+    world.desk.flush()
+    assert len(world.desk._order) < 1300
+
+
+def test_unkeepable_messages_do_not_fill_the_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk_module, "HELD", 10)
+    world.arrive(*[job("a")] * 30, qos=0)
+    assert len(world.desk._arrivals) == 10
+
+
+def test_suspects_run_alone_and_the_others_after_them(world: World, tmp_path: Path) -> None:
+    world.arrive(*[job(f"j{n}") for n in range(4)])
+    world.desk.flush()
+    again = World(tmp_path, last_end=LastEnd("Fatal", (1, 2))).serve(rows=3)
+    again.desk.flush()
+    for alone in (1, 2):
+        assert again.submitted[-1] == alone
+        again.desk.engine_event(Started(alone))
+        again.finish(alone)
+        again.desk.flush()
+    assert again.submitted == [1, 2, 3, 4]
+
+
+def test_confirmations_are_written_with_the_next_commit_or_after_a_moment(world: World) -> None:
+    world.serve().arrive(job("a"))
+    world.run()
+    world.confirm()
+    world.desk.flush()
+    assert world.desk.busy
+    world.arrive(job("b"))
+    world.desk.flush()
+    assert [delivery.id for delivery in world.spool.due()] == []
+
+
+def test_retention_is_kept_to_the_second_where_it_is_short(tmp_path: Path, world: World) -> None:
+    short = World(tmp_path, retention=0).serve()
+    short.arrive(job("a"))
+    short.run()
+    short.confirm()
+    short.desk.drain()
+    short.desk.flush()
+    short.desk.tick()
+    assert short.spool.find("a") is None

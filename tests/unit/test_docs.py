@@ -1,0 +1,78 @@
+"""The docs hold the contract: what they name is what the code has, and the other way round."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from edged.cli import app
+from edged.health.board import detect
+from edged.health.metrics import Metrics
+from edged.jobs.document import Code, Job, State
+from edged.mqtt.topics import Topics
+from edged.settings.keys import KEYS
+
+ROOT = Path(__file__).parents[2]
+CONTRACT = (ROOT / "docs/contract.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    return re.split(r"^## ", CONTRACT.split(f"\n## {title}\n")[1], flags=re.M)[0]
+
+
+def first_column(text: str) -> set[str]:
+    """Names in backticks of the first column of a section's tables, labels and placeholders cut."""
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return {re.sub(r"\{.*", "", name) for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_job_fields_are_those_of_the_document() -> None:
+    assert first_column(section("Job document")) == set(Job.model_fields)
+
+
+def test_result_fields_and_error_codes_are_listed() -> None:
+    listed = first_column(section("Result document"))
+    assert {code.value for code in Code} <= listed
+    assert all(f"`{state.value}`" in section("Result document") for state in State)
+    written = set(re.findall(r"^\s+(\w+)=", (ROOT / "edged/jobs/results.py").read_text(), flags=re.M))
+    fields = {"text", "token_ids", "finish_reason", "usage", "timings", "tokens_per_second", "attempts"}
+    assert fields <= written & listed
+
+
+def test_topics_are_those_of_the_code() -> None:
+    topics = Topics("<root>", "<device>")
+    listed = first_column(section("Topics"))
+    own = {topics.job, topics.cancel, topics.status, topics.info, topics.health}
+    own |= {topics.event("<job>"), topics.result("<job>"), topics.stream("<job>")}
+    groups = {topics.group_cancel("<group>"), topics.group_job("<group>").removeprefix("$share/<group>/")}
+    assert listed == own | groups | {topics.reply_prefix + "…"}
+
+
+def test_metrics_are_those_of_the_registry() -> None:
+    families = {family.name: family.type for family in Metrics(detect()).registry.collect()}
+    names = set()
+    for name, kind in families.items():
+        if name.startswith("edged_"):
+            names.add(name + {"counter": "_total", "info": "_info"}.get(kind, ""))
+    assert first_column(section("Metrics")) == names
+
+
+def test_settings_are_those_of_the_model() -> None:
+    rows = dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", section("Settings"), flags=re.M))
+    assert rows == {key.name: key.description for key in KEYS.values()}
+
+
+def test_readme_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert set(re.findall(r"^\| `edged (\w+)", readme, flags=re.M)) == commands
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/contract.md", "docs/operating.md", "docs/architecture.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), target

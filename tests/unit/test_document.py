@@ -1,0 +1,233 @@
+"""The job document: everything that is wrong gets one line that names it, and nothing but JobError ever comes out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edged.jobs.document import (
+    MAX_DEPTH,
+    MAX_READ,
+    Code,
+    Job,
+    JobError,
+    State,
+    Submission,
+    canonical_json,
+    format_time,
+    parse_time,
+    read_submission,
+    result_document,
+)
+
+LIMIT = 1 << 20
+FIELDS = sorted({*Job.model_fields, "max_completion_tokens"})
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
+values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+documents = st.dictionaries(st.sampled_from(FIELDS) | st.text(), values, max_size=6)
+
+
+def refusal(document: object, **options: Any) -> JobError:
+    payload = document if isinstance(document, bytes) else json.dumps(document).encode()
+    with pytest.raises(JobError) as caught:
+        read_submission(payload, LIMIT, **options)
+    message = str(caught.value)
+    assert message == " ".join(message.splitlines())
+    assert message.isprintable()
+    return caught.value
+
+
+def job(**fields: Any) -> dict[str, Any]:
+    return {"id": "a", "prompt": "x", **fields}
+
+
+def attempt(payload: bytes, limit: int = LIMIT, **options: Any) -> Submission | JobError:
+    try:
+        return read_submission(payload, limit, **options)
+    except JobError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 1200
+        str(error).encode()
+        return error
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_a_job_or_a_refusal(payload: bytes) -> None:
+    attempt(payload)
+
+
+@given(documents, st.text(max_size=20) | st.none(), st.binary(max_size=8) | st.none())
+@settings(max_examples=500)
+def test_any_object_gives_a_job_or_a_refusal(
+    document: dict[str, Any], reply: str | None, correlation: bytes | None
+) -> None:
+    attempt(json.dumps(document).encode(), response_topic=reply, correlation=correlation)
+
+
+@given(st.sampled_from(FIELDS), values)
+@settings(max_examples=1000)
+def test_a_wrong_field_is_named(field: str, value: Any) -> None:
+    document = job(**{field: value})
+    if field == "messages":
+        del document["prompt"]
+    answer = attempt(json.dumps(document).encode())
+    if isinstance(answer, JobError):
+        # What is no JSON at all (NaN), no text (lone surrogates) or unreadable is said without looking at fields.
+        general = ("is not a number", "lone surrogate", "nested", "digits")
+        assert field in str(answer) or any(words in str(answer) for words in general), str(answer)
+
+
+@given(documents)
+def test_what_was_accepted_can_be_read_again_from_its_canonical_form(document: dict[str, Any]) -> None:
+    answer = attempt(json.dumps({**job(), **document}).encode())
+    if isinstance(answer, Submission):
+        again = read_submission(answer.canonical, LIMIT)
+        assert (again.digest, again.job) == (answer.digest, answer.job)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"stream": 1}, "stream must be a valid boolean"),
+        ({"max_tokens": 0}, "max_tokens must be greater than or equal to 1, is 0"),
+        ({"max_tokens": True}, "max_tokens must be a valid integer"),
+        ({"max_tokens": 1.5}, "max_tokens must be a valid integer"),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_completion_tokens stands there beside"),
+        ({"temperature": -1}, "temperature must be greater than or equal to 0, is -1"),
+        ({"top_p": 0}, "top_p must be greater than 0"),
+        ({"priority": 10}, "priority must be less than or equal to 9, is 10"),
+        ({"seed": 1 << 64}, "seed must be less than"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "messages or prompt must be there, and not both"),
+        ({"prompt": None}, "messages or prompt must be there"),
+        ({"prompt": ""}, "prompt must not be empty"),
+        ({"prompt": []}, "prompt must not be empty"),
+        ({"prompt": ["x"]}, "prompt.0 must be a valid integer"),
+        ({"prompt": None, "messages": [{"role": "user"}]}, "messages.0.content is missing"),
+        ({"prompt": None, "messages": [{"role": "a b", "content": ""}]}, "messages.0.role"),
+        ({"prompt": None, "messages": []}, "messages"),
+        ({"stop": [""]}, "stop must be"),
+        ({"stop": ["x"] * 17}, "stop must be"),
+        ({"stop": "x" * 257}, "stop must be"),
+        ({"ttl": 0}, "ttl must be greater than 0"),
+        ({"deadline": "2027-02-30T00:00:00Z"}, "deadline is not a time that exists"),
+        ({"deadline": "2027-01-01T00:00:00"}, "deadline must be an RFC 3339 time with its offset"),
+        ({"metadata": []}, "metadata"),
+        ({"max_token": 1}, "unknown field 'max_token'; did you mean 'max_tokens'?"),
+        ({"a\nb": 1}, "unknown field 'a\\nb'"),
+        ({"response_format": {"type": "xml"}}, "response_format.type must be 'text'"),
+        ({"metadata": {"x": float("inf")}}, "Infinity is not a number"),
+        ({"metadata": {"\udc80": 1}}, "lone surrogate"),
+    ],
+)
+def test_the_message_says_what_would_be_right(fields: dict[str, Any], words: str) -> None:
+    error = refusal(job(**fields))
+    assert words in str(error)
+    assert error.code is Code.INVALID_JOB
+
+
+@pytest.mark.parametrize("fields", [{"logprobs": 2}, {"response_format": {"type": "regex", "regex": "a"}}])
+def test_what_this_version_lacks_is_unsupported(fields: dict[str, Any]) -> None:
+    assert refusal(job(**fields)).code is Code.UNSUPPORTED
+
+
+def test_a_twice_given_field_is_named_even_inside() -> None:
+    assert "'x' stands there twice" in str(refusal(b'{"id": "a", "metadata": {"x": 1, "x": 2}}'))
+
+
+@pytest.mark.parametrize("number", [b"1e400", b"-1e999", b"123456789e309"])
+def test_a_number_beyond_floats_is_refused(number: bytes) -> None:
+    assert "beyond" in str(refusal(b'{"id": "a", "prompt": "x", "metadata": {"x": ' + number + b"}}"))
+
+
+def test_a_number_of_a_million_digits_is_refused_without_advice_about_python() -> None:
+    error = refusal(b'{"id": "a", "seed": ' + b"9" * 1_000_000 + b"}")
+    assert "1000000 digits" in str(error)
+    assert "sys" not in str(error)
+
+
+@pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 200, 950, 990, 1000, 5000, 100_000])
+def test_deep_nesting_is_refused_however_deep_the_stack_is(levels: int) -> None:
+    payload = b'{"id": "a", "prompt": "x", "metadata": ' + b'{"a":' * levels + b"1" + b"}" * levels + b"}"
+
+    def deeper(frames: int) -> JobError:
+        return deeper(frames - 1) if frames else refusal(payload)
+
+    for frames in (0, sys.getrecursionlimit() // 2):
+        assert "nested too deeply" in str(deeper(frames))
+
+
+def test_allowed_nesting_is_allowed() -> None:
+    nested: Any = 1
+    for _ in range(MAX_DEPTH - 2):
+        nested = [nested]
+    assert read_submission(json.dumps(job(metadata={"x": nested})).encode(), LIMIT).job.metadata == {"x": nested}
+
+
+def test_too_large_names_both_sizes_and_keeps_the_id() -> None:
+    payload = json.dumps(job(metadata={"x": "y" * 2000})).encode()
+    with pytest.raises(JobError, match=f"has {len(payload)} bytes, this device takes up to 1024") as caught:
+        read_submission(payload, 1024)
+    assert (caught.value.code, caught.value.id) == (Code.TOO_LARGE, "a")
+
+
+def test_far_too_large_is_not_even_read() -> None:
+    with pytest.raises(JobError) as caught:
+        read_submission(b"[" * (MAX_READ + 1), 1024)
+    assert (caught.value.code, caught.value.id) == (Code.TOO_LARGE, None)
+
+
+@pytest.mark.parametrize("id", ["", "a/b", "a#", "+", "x" * 65, "ä", "a b", "a\n", "\ud800"])
+def test_an_id_that_fits_no_topic_is_refused(id: str) -> None:
+    assert refusal(job(id=id)).id is None
+
+
+def test_an_id_comes_from_reply_topic_and_correlation_where_none_is_given() -> None:
+    def derive(document: dict[str, Any], topic: str, correlation: bytes) -> str:
+        return read_submission(json.dumps(document).encode(), LIMIT, topic, correlation).id
+
+    first = derive({"prompt": "x"}, "t", b"1")
+    assert first == derive({"prompt": "x", "id": None}, "t", b"1")
+    assert len({first, derive({"prompt": "x"}, "t", b"2"), derive({"prompt": "x"}, "u", b"1")}) == 3
+    assert derive(job(), "t", b"1") == "a"
+    assert "id must be there" in str(refusal({"prompt": "x"}, response_topic="t", correlation=None))
+    assert refusal({"prompt": 1}, response_topic="t", correlation=b"1").id == first
+
+
+def test_order_and_spelling_do_not_make_another_job() -> None:
+    one = read_submission(b'{"id":"a","prompt":"\\u00e4","metadata":{"x":1,"y":2}}', LIMIT)
+    two = read_submission('{ "metadata": {"y":2,"x":1}, "prompt":"ä", "id":"a" }'.encode(), LIMIT)
+    assert one.digest == two.digest
+    assert one.digest != read_submission(b'{"id":"a","prompt":"b"}', LIMIT).digest
+
+
+def test_canonical_json_is_what_the_contract_says() -> None:
+    assert canonical_json({"b": 1, "a": "ä"}) == '{"a":"ä","b":1}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("1970-01-01T00:00:10Z", 10.0),
+        ("1970-01-01t01:00:10.5+01:00", 10.5),
+        ("1970-01-01 00:00:10.1234567890z", 10.123456),
+    ],
+)
+def test_times_are_read(text: str, moment: float) -> None:
+    assert parse_time(text) == moment
+    assert format_time(10.0) == "1970-01-01T00:00:10.000Z"
+
+
+def test_a_result_leaves_out_what_it_has_not() -> None:
+    document = json.loads(result_document("a", "d", State.FAILED, error=(Code.INTERNAL, "why"), text=None))
+    assert document == {
+        "id": "a",
+        "device": "d",
+        "state": "failed",
+        "error": {"code": "internal", "message": "why"},
+    }

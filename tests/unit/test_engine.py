@@ -1,0 +1,325 @@
+"""One request from submit to its end, and what the engine does when nothing, or something wrong, comes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_rig import (
+    MODELS,
+    NAMES,
+    copy_package,
+    ids,
+    load,
+    random_prompt,
+    reference,
+    request,
+    running,
+    serving,
+)
+
+from edged.engine import engine as engine_module
+from edged.engine.engine import Ended, Engine, Finished, ModelChanged, Piece, Started
+from edged.engine.package import PackageError, signature
+from edged.engine.sampler import Sampling
+from edged.engine.scheduler import Request
+
+PROMPT = tuple(reference("phi3")[0]["prompt_ids"])
+ANSWER = list(reference("phi3")[0]["output_ids"])
+
+
+def finished(end: Finished | Ended) -> Finished:
+    assert isinstance(end, Finished), end
+    return end
+
+
+class TestGreedy:
+    @pytest.mark.parametrize("chunk", [1, 7, 64, 256])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_ids_are_those_of_onnxruntime_genai(self, name: str, chunk: int) -> None:
+        with running(serving(name, chunk=chunk)) as rig:
+            for answer in reference(name):
+                assert ids(rig.run(request(0, answer["prompt_ids"]))[0]) == answer["output_ids"]
+
+    def test_usage_and_times_are_told(self) -> None:
+        before = time.monotonic()
+        with running(serving("phi3")) as rig:
+            end = finished(rig.run(request(0, PROMPT))[0])
+        assert (end.prompt_tokens, end.cached_tokens, len(end.tokens)) == (len(PROMPT), 0, 32)
+        assert before < end.started < end.first_token < end.ended
+
+    def test_a_context_shorter_than_the_sliding_window_changes_nothing(self) -> None:
+        with running(load(MODELS / "gemma2", context=64)) as rig:
+            for answer in reference("gemma2"):
+                if len(answer["prompt_ids"]) <= 32:
+                    assert ids(rig.run(request(0, answer["prompt_ids"]))[0]) == answer["output_ids"]
+
+    def test_a_prompt_and_answer_that_fill_the_context_to_the_last_token(self) -> None:
+        with running(serving("phi3")) as rig:
+            assert len(ids(rig.run(request(0, random_prompt(1, 500), 12))[0])) == 12
+
+
+class TestEnds:
+    @pytest.mark.parametrize("count", [1, 2, 31])
+    def test_max_tokens_ends_with_length(self, count: int) -> None:
+        with running(serving("phi3")) as rig:
+            end = finished(rig.run(request(0, PROMPT, count))[0])
+        assert (list(end.tokens), end.reason) == (ANSWER[:count], "length")
+
+    @pytest.mark.parametrize("eos", [ANSWER[4], [2, ANSWER[9], ANSWER[4]]], ids=["a number", "a list"])
+    def test_any_eos_ends_with_stop_and_leaves_no_text(self, tmp_path: Path, eos: Any) -> None:
+        with running(load(copy_package("phi3", tmp_path, eos_token_id=eos))) as rig:
+            end = finished(rig.run(request(0, PROMPT, ignore_eos=False))[0])
+        assert (list(end.tokens), end.reason) == (ANSWER[:5], "stop")
+        assert end.text == serving("phi3").tokenizer.decode(ANSWER[:4])
+
+    def test_ignore_eos_goes_on_to_max_tokens(self, tmp_path: Path) -> None:
+        with running(load(copy_package("phi3", tmp_path, eos_token_id=ANSWER[4]))) as rig:
+            end = finished(rig.run(request(0, PROMPT))[0])
+        assert (list(end.tokens), end.reason) == (ANSWER, "length")
+
+    def test_an_eos_as_the_last_token_allowed_is_a_stop(self, tmp_path: Path) -> None:
+        with running(load(copy_package("phi3", tmp_path, eos_token_id=ANSWER[4]))) as rig:
+            assert finished(rig.run(request(0, PROMPT, 5, ignore_eos=False))[0]).reason == "stop"
+
+    @pytest.mark.parametrize("name", ["phi3", "qwen3", "gemma2"])
+    @pytest.mark.parametrize("number", range(5))
+    def test_stop_strings_that_span_tokens_end_the_answer_before_them(self, name: str, number: int) -> None:
+        answer = reference(name)[number]
+        one = serving(name)
+        text = one.tokenizer.decode(answer["output_ids"])
+        at = len(one.tokenizer.decode(answer["output_ids"][:14])) - 2
+        stop = text[at : at + 4]  # two characters on each side of the border between tokens 14 and 15
+        with running(one) as rig:
+            end = finished(rig.run(request(0, answer["prompt_ids"], stop=("never there", stop), stream=True))[0])
+        assert end.reason == "stop"
+        assert end.text == text[: text.index(stop)]
+        assert "".join(rig.pieces(0)) == end.text
+        assert list(end.tokens) == answer["output_ids"][: len(end.tokens)]
+        assert stop in one.tokenizer.decode(end.tokens)
+        assert stop not in one.tokenizer.decode(end.tokens[:-1])
+
+    def test_what_was_held_for_a_stop_string_comes_at_the_end(self) -> None:
+        text = serving("phi3").tokenizer.decode(ANSWER)
+        with running(serving("phi3")) as rig:
+            end = finished(rig.run(request(0, PROMPT, stop=(text[-3:] + "more",), stream=True))[0])
+        assert (end.text, end.reason, "".join(rig.pieces(0))) == (text, "length", text)
+
+
+class TestStream:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_pieces_join_to_the_text_of_all_tokens(self, name: str) -> None:
+        with running(serving(name)) as rig:
+            for key, answer in enumerate(reference(name)):
+                end = finished(rig.run(request(key, answer["prompt_ids"], stream=True))[key])
+                assert "".join(rig.pieces(key)) == end.text == serving(name).tokenizer.decode(answer["output_ids"])
+                assert all(rig.pieces(key))
+
+    def test_started_comes_before_the_pieces_and_one_end_after_them(self) -> None:
+        with running(serving("phi3", rows=4)) as rig:
+            rig.run(*[request(key, PROMPT[key:], 9, stream=True) for key in range(7)])
+        for key in range(7):
+            kinds = [type(event) for event in rig.of(key)]
+            assert kinds == [Started, *[Piece] * (len(kinds) - 2), Finished]
+
+    def test_a_request_that_does_not_stream_gets_no_pieces(self) -> None:
+        with running(serving("phi3")) as rig:
+            assert finished(rig.run(request(0, PROMPT))[0]).text
+        assert rig.pieces(0) == []
+
+
+class TestSampling:
+    def seeded(self, seed: int, **more: Any) -> list[int]:
+        sampling = Sampling(**{"temperature": 1.0, "seed": seed, **more})
+        with running(serving("phi3")) as rig:
+            return ids(rig.run(request(0, PROMPT, sampling=sampling))[0])
+
+    def test_the_same_seed_gives_the_same_ids_and_another_others(self) -> None:
+        assert self.seeded(1) == self.seeded(1)
+        assert len({tuple(self.seeded(seed)) for seed in range(5)}) == 5
+
+    def test_one_choice_is_greedy(self) -> None:
+        assert self.seeded(1, top_k=1) == ANSWER
+        assert self.seeded(1, top_p=1e-9) == ANSWER
+        assert self.seeded(1, temperature=1e-6) == ANSWER
+
+    def test_a_repetition_penalty_keeps_tokens_from_coming_again(self) -> None:
+        with running(serving("phi3")) as rig:
+            end = rig.run(request(0, PROMPT, 200, sampling=Sampling(repetition_penalty=50.0)))[0]
+        made = ids(end)
+        assert len(set(made)) == len(made)
+        assert not set(made) & set(PROMPT)
+
+
+class TestCancel:
+    def test_between_steps(self) -> None:
+        with running(serving("phi3")) as rig:
+            rig.hook = lambda event: rig.engine.cancel(0) if isinstance(event, Piece) else None
+            end = rig.run(request(0, PROMPT, 400, stream=True))[0]
+        assert isinstance(end, Ended)
+        assert end.failure is None
+        assert 1 <= end.tokens < 30
+
+    def test_in_the_middle_of_a_chunked_prompt(self) -> None:
+        with running(serving("phi3", chunk=1)) as rig:
+            rig.hook = lambda event: rig.engine.cancel(0) if event == Started(0) else None
+            assert rig.run(request(0, random_prompt(1, 480)))[0] == Ended(0)
+            assert ids(rig.run(request(1, PROMPT))[1]) == ANSWER
+
+    def test_while_waiting(self) -> None:
+        with running(serving("phi3")) as rig:
+            rig.hook = lambda event: rig.engine.cancel(1) if event == Started(0) else None
+            rig.engine.submit(request(0, PROMPT))
+            rig.engine.submit(request(1, PROMPT))
+            ends = rig.ends(2)
+        assert ends[1] == Ended(1)
+        assert Started(1) not in rig.events
+        assert ids(ends[0]) == ANSWER
+
+    def test_of_what_is_not_there_changes_nothing(self) -> None:
+        with running(serving("phi3")) as rig:
+            rig.engine.cancel(99)
+            assert ids(rig.run(request(0, PROMPT))[0]) == ANSWER
+
+
+class TestFaults:
+    def test_a_step_that_fails_ends_its_rows_and_no_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = serving("phi3", rows=4)
+        step, calls = one.session.step, []
+
+        def broken_once(*args: Any) -> Any:
+            calls.append(args)
+            if len(calls) == 6:
+                raise RuntimeError("out of\nbounds")
+            return step(*args)
+
+        monkeypatch.setattr(one.session, "step", broken_once)
+        with running(one) as rig:
+            ends = rig.run(*[request(key, PROMPT) for key in range(6)])
+        failed = [end for end in ends.values() if isinstance(end, Ended)]
+        assert failed
+        assert {end.failure for end in failed} == {"the model failed at a step: out of bounds"}
+        assert all(ids(end) == ANSWER for end in ends.values() if isinstance(end, Finished))
+        assert len(failed) < 6
+
+    def test_nan_from_the_model_ends_the_row_that_got_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = serving("phi3", rows=4)
+        step = one.session.step
+
+        def spoil_the_first_row(first: int, tokens: Any, past: Any, width: int) -> Any:
+            logits = step(first, tokens, past, width)
+            if len(past) == 2:
+                logits[0] = np.nan
+            return logits
+
+        monkeypatch.setattr(one.session, "step", spoil_the_first_row)
+        with running(one) as rig:
+            ends = rig.run(request(0, PROMPT), request(1, PROMPT))
+        assert isinstance(ends[0], Ended)
+        assert ends[0].failure == "the model gave nan as its best logit at token 2"
+        assert ids(ends[1]) == ANSWER
+
+    def test_a_fault_of_the_engine_itself_ends_what_runs_and_nothing_else(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one = serving("phi3")
+        with running(one) as rig:
+            with monkeypatch.context() as patched:
+                patched.setattr(engine_module, "choose", lambda *_: 1 // 0)
+                end = rig.run(request(0, PROMPT))[0]
+            assert isinstance(end, Ended)
+            assert str(end.failure).startswith("the engine failed: integer division")
+            assert ids(rig.run(request(1, PROMPT))[1]) == ANSWER
+
+    @pytest.mark.parametrize(
+        ("prompt", "count"), [((), 5), ((9,) * 512, 1), ((9,), 512)], ids=["empty", "long", "many"]
+    )
+    def test_what_does_not_fit_the_cache_is_refused(self, prompt: tuple[int, ...], count: int) -> None:
+        with running(serving("phi3")) as rig:
+            end = rig.run(Request(key=0, prompt=prompt, max_tokens=count))[0]
+            assert isinstance(end, Ended)
+            assert "1 to 512 tokens" in str(end.failure)
+            assert ids(rig.run(request(1, PROMPT))[1]) == ANSWER
+
+
+class TestModel:
+    def test_it_is_loading_and_then_serving(self) -> None:
+        with running(serving("phi3")) as rig:
+            assert rig.wait_for_state("serving").serving is serving("phi3")
+        assert [event.state for event in rig.events if isinstance(event, ModelChanged)] == ["loading", "serving"]
+
+    def test_a_broken_package_is_served_once_it_is_mended(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engine_module, "MEND_POLL_SECONDS", 0.02)
+        package = copy_package("phi3", tmp_path)
+        data = package / "model.onnx.data"
+        data.write_bytes(data.read_bytes()[:1000])
+        with running(lambda: load(package), lambda: signature(package)) as rig:
+            assert rig.wait_for_state("unavailable").reason.startswith("model.onnx.data is cut")
+            rig.engine.submit(request(0, PROMPT))
+            rig.engine.submit(request(1, PROMPT))
+            rig.engine.cancel(1)
+            assert rig.ends(1) == {1: Ended(1)}  # served or not, a cancel is answered
+            shutil.copyfile(MODELS / "phi3" / "model.onnx.data", data)
+            rig.wait_for_state("serving")
+            assert ids(rig.ends(1)[0]) == ANSWER
+
+    def test_a_package_that_is_not_changed_is_not_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine_module, "MEND_POLL_SECONDS", 0.01)
+        tries = []
+
+        def fail() -> Any:
+            tries.append(1)
+            raise PackageError("no")
+
+        with running(fail, lambda: "same") as rig:
+            rig.wait_for_state("unavailable")
+            time.sleep(0.1)
+        assert len(tries) == 1
+
+    def test_an_error_nobody_thought_of_is_told_on_one_line(self) -> None:
+        def fail() -> Any:
+            raise MemoryError("so\nmuch")
+
+        with running(fail) as rig:
+            assert rig.wait_for_state("unavailable").reason == "loading failed unexpectedly: so much"
+
+
+class TestIdle:
+    def test_the_thread_sleeps_until_a_request_comes(self) -> None:
+        with running(serving("phi3")) as rig:
+            rig.run(request(0, PROMPT))
+            time.sleep(0.05)
+            before = self._switches(rig.engine)
+            time.sleep(0.5)
+            assert self._switches(rig.engine) == before
+            assert ids(rig.run(request(1, PROMPT))[1]) == ANSWER
+
+    def test_no_thread_of_the_process_burns_time(self) -> None:
+        one = load(MODELS / "phi3", threads=2)
+        with running(one) as rig:
+            rig.run(request(0, PROMPT))
+            time.sleep(0.1)
+            before = time.process_time()
+            time.sleep(1.0)
+            assert time.process_time() - before < 0.01
+
+    @staticmethod
+    def _switches(engine: Engine) -> list[str]:
+        status = Path(f"/proc/self/task/{engine._thread.native_id}/status").read_text().splitlines()
+        found = [line for line in status if "ctxt_switches" in line]
+        assert len(found) == 2
+        return found
+
+
+def test_stop_ends_the_thread_in_the_middle_of_a_request() -> None:
+    with running(serving("phi3")) as rig:
+        rig.engine.submit(request(0, PROMPT, 450))
+        rig.wait_for(lambda event: event == Started(0))
+        rig.engine.stop(timeout=5)
+    assert not any(isinstance(event, (Finished, Ended)) for event in rig.events)

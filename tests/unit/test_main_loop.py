@@ -1,0 +1,44 @@
+"""The daemon's main loop, not started: what it takes out of its inbox."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edged.daemon import EVENTS, Daemon
+from edged.jobs.spool import SpoolError
+from edged.settings import Settings
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Daemon:
+    return Daemon(Settings(state_dir=tmp_path, device={"id": "board"}, http={"port": 0}))  # type: ignore[arg-type]
+
+
+def test_a_flood_of_events_is_taken_whole_and_in_order(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr(daemon, "_take", taken.append)
+    for n in range(2 * EVENTS + 500):
+        daemon._inbox.put(n)  # type: ignore[arg-type]
+    for _ in range(3):
+        daemon._turn(0.0)
+    assert taken == list(range(2 * EVENTS + 500))
+
+
+def test_a_spool_that_cannot_be_read_costs_one_event_and_not_the_daemon(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+
+    def take(event: Any) -> None:
+        taken.append(event)
+        if event == 1:
+            raise SpoolError("input/output error")
+
+    monkeypatch.setattr(daemon, "_take", take)
+    for n in range(3):
+        daemon._inbox.put(n)  # type: ignore[arg-type]
+    daemon._turn(0.0)
+    assert taken == [0, 1, 2]

@@ -1,0 +1,218 @@
+"""The outbox: at least once, in order, never more than the link takes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edged.jobs import outbox as outbox_module
+from edged.jobs.outbox import Notice, Outbox
+from edged.jobs.spool import Delivery, Spool
+from edged.mqtt.topics import Topics
+
+TOPICS = Topics("edged/v1", "board")
+
+
+class FakeLink:
+    """Takes `window` publications and keeps what was handed over."""
+
+    def __init__(self, window: int = 32) -> None:
+        self.window = window
+        self.taken: list[tuple[str, bytes, Hashable]] = []
+        self.under_way: list[Hashable] = []
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        retain: bool = False,
+        token: Hashable | None = None,
+        correlation: bytes | None = None,
+    ) -> bool:
+        assert qos == 1
+        assert not retain
+        if len(self.under_way) >= self.window:
+            return False
+        self.taken.append((topic, payload, token))
+        self.under_way.append(token)
+        return True
+
+    @property
+    def results(self) -> list[str]:
+        return [topic.rpartition("/")[2] for topic, _, _ in self.taken if "/result/" in topic]
+
+
+class Stub:
+    """The part of the spool that the outbox reads."""
+
+    def __init__(self, results: dict[int, bytes]) -> None:
+        self.results = results
+
+    def due(self) -> list[Delivery]:
+        return [Delivery(seq, f"j{seq}", None, None) for seq in self.results]
+
+    def result(self, seq: int) -> bytes | None:
+        return self.results.get(seq)
+
+
+def make(count: int, window: int = 32) -> tuple[Outbox, FakeLink, Stub]:
+    link, stub = FakeLink(window), Stub({seq: b"r%d" % seq for seq in range(count)})
+    return Outbox(stub, link, TOPICS), link, stub  # type: ignore[arg-type]
+
+
+def test_results_go_out_in_order_and_no_more_than_the_link_takes() -> None:
+    outbox, link, _ = make(5, window=2)
+    outbox.pump()
+    assert link.results == ["j0", "j1"]
+    outbox.confirmed(link.under_way.pop(0))
+    outbox.pump()
+    assert link.results == ["j0", "j1", "j2"]
+    assert len(outbox) == 4
+
+
+def test_what_was_under_way_when_the_connection_died_goes_out_again_first_and_unchanged() -> None:
+    outbox, link, _ = make(4, window=3)
+    outbox.pump()
+    first = list(link.taken)
+    outbox.confirmed(link.under_way[0])
+    outbox.disconnected()
+    link.under_way.clear()
+    outbox.confirmed(first[1][2])  # too late: of the old connection
+    outbox.connected()
+    outbox.pump()
+    assert link.results == ["j0", "j1", "j2", "j1", "j2", "j3"]
+    assert [payload for _, payload, _ in link.taken[3:5]] == [payload for _, payload, _ in first[1:3]]
+
+
+def test_a_notice_goes_before_results_and_keeps_its_order() -> None:
+    outbox, link, _ = make(2, window=2)
+    for name in ("accepted", "started", "third"):
+        outbox.notify(Notice(f"event/{name}", b"{}"))
+    outbox.pump()
+    link.under_way.clear()
+    outbox.pump()
+    assert [topic.rpartition("/")[2] for topic, _, _ in link.taken] == ["accepted", "started", "third", "j0"]
+
+
+def test_notices_do_not_grow_without_end_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox, _, _ = make(0, window=0)
+    for n in range(outbox_module.NOTICES + 10):
+        outbox.notify(Notice("event/x", b"%d" % n))
+    assert len(outbox._notices) == outbox_module.NOTICES
+    assert outbox.unsettled
+
+
+def test_a_job_is_delivered_once_all_its_places_have_it() -> None:
+    outbox, link, stub = make(1)
+    outbox.add([Delivery(0, "j0", "reply", b"c"), Delivery(0, "j0", "late", None, 7)])
+    outbox.pump()
+    tokens = list(link.under_way)
+    outbox.confirmed(tokens[0])
+    outbox.confirmed(tokens[2])
+    assert outbox.done() == ([7], [])
+    outbox.written_down()
+    outbox.confirmed(tokens[1])
+    assert outbox.done() == ([], [0])
+    assert outbox.unwritten == 1
+    outbox.written_down()
+    assert not outbox.unsettled
+    assert not outbox._open
+    assert stub.results
+
+
+def test_done_is_told_until_it_is_written_down() -> None:
+    outbox, link, _ = make(1)
+    outbox.pump()
+    outbox.confirmed(link.under_way[0])
+    assert outbox.done() == outbox.done() == ([], [0])
+
+
+def test_a_refused_reply_ends_and_a_refused_result_waits_for_the_next_connection() -> None:
+    outbox, link, _ = make(2)
+    outbox.add([Delivery(0, "j0", "reply", None)])
+    outbox.pump()
+    result, other, reply = link.under_way
+    outbox.refused(reply, "not authorised")
+    outbox.refused(result, "not authorised")
+    outbox.confirmed(other)
+    assert outbox.done() == ([], [1])
+    assert len(outbox) == 1
+    outbox.pump()
+    assert link.results == ["j0", "j1"]  # not again at once
+    outbox.disconnected()
+    outbox.connected()
+    outbox.pump()
+    assert link.results == ["j0", "j1", "j0"]
+
+
+def test_what_was_forgotten_blocks_nobody() -> None:
+    outbox, link, stub = make(3)
+    del stub.results[1]
+    outbox.pump()
+    assert link.results == ["j0", "j2"]
+    assert outbox.done() == ([], [1])
+
+
+def test_a_new_outbox_finds_what_is_due_in_the_spool(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.db")
+    with spool.transaction():
+        queued = spool.add_job(
+            "a",
+            b"",
+            b"{}",
+            priority=5,
+            store=True,
+            received=0.0,
+            boottime=0.0,
+            boot_id="b",
+            synchronised=False,
+            ttl=None,
+            deadline=None,
+            reply_topic="edged/v1/reply/r",
+            correlation=b"c",
+        )
+        spool.add_result(queued.seq, "succeeded", b"bytes", 1.0, 1.0, "b")
+    link = FakeLink()
+    Outbox(spool, link, TOPICS).pump()
+    assert [(topic, payload) for topic, payload, _ in link.taken] == [
+        ("edged/v1/device/board/result/a", b"bytes"),
+        ("edged/v1/reply/r", b"bytes"),
+    ]
+    spool.close()
+
+
+@given(st.lists(st.sampled_from(["pump", "confirm", "confirm_last", "refuse", "drop", "write", "notice"]), max_size=60))
+@settings(max_examples=200)
+def test_whatever_happens_every_result_is_confirmed_in_the_end(steps: list[str]) -> None:
+    outbox, link, _ = make(6, window=3)
+    written: set[int] = set()
+
+    def write() -> None:
+        written.update(outbox.done()[1])
+        outbox.written_down()
+
+    for step in [*steps, "drop", *["pump", "confirm", "confirm", "confirm"] * 12, "write"]:
+        if step == "pump":
+            outbox.pump()
+        elif step == "drop":
+            outbox.disconnected()
+            link.under_way.clear()
+            outbox.connected()
+        elif step == "write":
+            write()
+        elif step == "notice":
+            outbox.notify(Notice("event/x", b""))
+        elif link.under_way:
+            token = link.under_way.pop(-1 if step == "confirm_last" else 0)
+            (outbox.refused(token, "no") if step == "refuse" else outbox.confirmed(token))
+        assert len(link.under_way) <= 3
+    assert written == set(range(6))
+    assert not outbox.unsettled
+    first = list(dict.fromkeys(link.results))
+    assert first == sorted(first)

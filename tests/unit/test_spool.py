@@ -1,0 +1,240 @@
+"""The spool: what a commit returned from is there, what was erased is not."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edged.jobs.spool import SCHEMA_VERSION, Delivery, Known, Queued, Spool, SpoolError
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    spool = Spool(tmp_path / "spool.db")
+    yield spool
+    spool.close()
+
+
+def add(spool: Spool, id: str, document: bytes = b"{}", **fields: Any) -> Queued:
+    given: dict[str, Any] = {
+        "priority": 5,
+        "store": True,
+        "received": 100.0,
+        "boottime": 10.0,
+        "boot_id": "b",
+        "synchronised": False,
+        "ttl": None,
+        "deadline": None,
+        "reply_topic": None,
+        "correlation": None,
+    }
+    with spool.transaction():
+        return spool.add_job(id, b"digest", document, **given | fields)
+
+
+def end(spool: Spool, queued: Queued, document: bytes = b"result", finished: float = 200.0, **fields: Any) -> bool:
+    with spool.transaction():
+        return spool.add_result(
+            queued.seq, "succeeded", document, finished, fields.get("boottime", 20.0), fields.get("boot_id", "b")
+        )
+
+
+def reopened(spool: Spool) -> Spool:
+    spool.close()
+    return Spool(spool.path)
+
+
+def files(spool: Spool) -> bytes:
+    return b"".join(path.read_bytes() for path in spool.path.parent.iterdir())
+
+
+def test_jobs_come_back_as_they_were_in_the_order_of_receipt(spool: Spool) -> None:
+    jobs = [add(spool, "a", ttl=5.0, priority=9), add(spool, "b", deadline=7.0, store=False, synchronised=True)]
+    assert list(reopened(spool).queued()) == jobs
+    assert jobs[0].seq < jobs[1].seq
+
+
+def test_an_error_inside_a_transaction_undoes_all_of_it(spool: Spool) -> None:
+    with pytest.raises(ZeroDivisionError), spool.transaction():
+        spool.add_job(
+            "a",
+            b"",
+            b"",
+            **dict.fromkeys(("priority", "store", "received", "boottime"), 0),
+            boot_id="",
+            synchronised=False,
+            ttl=None,
+            deadline=None,
+            reply_topic=None,
+            correlation=None,
+        )
+        _ = 1 / 0
+    assert spool.find("a") is None
+    add(spool, "a")
+
+
+def test_a_job_that_was_forgotten_meanwhile_gets_no_result(spool: Spool) -> None:
+    queued = add(spool, "a")
+    with spool.transaction():
+        spool.remove(queued.seq)
+    assert not end(spool, queued)
+    assert list(spool.due()) == []
+
+
+def test_the_number_of_a_removed_job_is_not_given_again(spool: Spool) -> None:
+    first = add(spool, "a")
+    with spool.transaction():
+        spool.remove(first.seq)
+    assert add(spool, "a").seq > first.seq
+
+
+def test_what_is_known_of_an_id(spool: Spool) -> None:
+    queued = add(spool, "a")
+    assert spool.find("a") == Known(queued.seq, b"digest", None, False)
+    end(spool, queued)
+    assert spool.find("a") == Known(queued.seq, b"digest", "succeeded", True)
+    with spool.transaction():
+        spool.erase(queued.seq)
+    assert spool.find("a") == Known(queued.seq, b"digest", "succeeded", False)
+    assert (spool.result(queued.seq), spool.document(queued.seq)) == (None, None)
+
+
+def test_due_are_results_in_the_order_in_which_they_were_made_with_their_waiters(spool: Spool) -> None:
+    first, second = add(spool, "a", reply_topic="r", correlation=b"c"), add(spool, "b")
+    end(spool, second, finished=150.0)
+    end(spool, first, finished=160.0)
+    with spool.transaction():
+        waiter = spool.add_waiter(first.seq, "late", None)
+        assert spool.add_waiter(first.seq, "late", None) is None
+    assert list(spool.due()) == [
+        Delivery(second.seq, "b", None, None),
+        Delivery(first.seq, "a", None, None),
+        Delivery(first.seq, "a", "r", b"c"),
+        Delivery(first.seq, "a", "late", None, waiter),
+    ]
+    with spool.transaction():
+        spool.mark_delivered(first.seq)
+        spool.mark_delivered(first.seq)
+        spool.mark_delivered(second.seq)
+    assert [delivery.topic for delivery in spool.due()] == ["late"]
+    with spool.transaction():
+        spool.answered(waiter or 0)
+    assert list(reopened(spool).due()) == []
+
+
+def test_interrupted_runs_are_counted(spool: Spool) -> None:
+    queued = add(spool, "a")
+    with spool.transaction():
+        spool.note_interrupted(queued.seq, crashed_alone=False, suspect=True)
+        spool.note_interrupted(queued.seq, crashed_alone=True, suspect=False)
+        spool.note_interrupted(999, crashed_alone=True, suspect=False)  # forgotten
+    (again,) = spool.queued()
+    assert (again.starts, again.crashes, again.suspect) == (2, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("boot_id", "boottime", "wall", "gone"),
+    [
+        ("b", 119.0, 9_999_999.0, False),  # this boot: its clock counts, whatever wall time was set to
+        ("b", 121.0, 0.0, True),
+        ("other", 0.0, 299.0, False),
+        ("other", 0.0, 301.0, True),
+    ],
+)
+def test_results_are_pruned_by_age(spool: Spool, boot_id: str, boottime: float, wall: float, gone: bool) -> None:
+    queued = add(spool, "a")
+    end(spool, queued, finished=200.0, boottime=20.0)
+    with spool.transaction():
+        assert spool.prune(100.0, wall, boottime, boot_id, 10) == 0  # nobody has it yet
+        spool.mark_delivered(queued.seq)
+    with spool.transaction():
+        assert spool.prune(100.0, wall, boottime, boot_id, 10) == gone
+    assert (spool.find("a") is None) is gone
+
+
+def test_pruning_leaves_jobs_without_result_and_stops_at_the_limit(spool: Spool) -> None:
+    add(spool, "waits")
+    for n in range(5):
+        queued = add(spool, f"old-{n}")
+        end(spool, queued)
+        with spool.transaction():
+            spool.mark_delivered(queued.seq)
+    with spool.transaction():
+        assert [spool.prune(1.0, 1e9, 1e9, "b", 3) for _ in range(3)] == [3, 2, 0]
+    assert spool.ids() == ["waits"]
+
+
+@pytest.mark.parametrize("how", ["erase", "remove"])
+def test_what_is_erased_is_in_no_file(spool: Spool, how: str) -> None:
+    queued = add(spool, "a", b"the prompt" * 500, reply_topic="reply-here", correlation=b"corr-here")
+    end(spool, queued, b"the answer" * 500)
+    with spool.transaction():
+        spool.add_waiter(queued.seq, "waiter-here", None)
+    traces = (b"the prompt", b"the answer", b"reply-here", b"corr-here", b"waiter-here")
+    assert all(trace in files(spool) for trace in traces)
+    with spool.transaction():
+        getattr(spool, how)(queued.seq)
+    assert spool.scrub()
+    assert [trace for trace in traces if trace in files(spool)] == []
+
+
+def test_scrubbing_beside_a_reader_says_that_it_must_be_tried_again(spool: Spool) -> None:
+    add(spool, "a")
+    other = sqlite3.connect(spool.path, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM job").fetchall()
+    spool._db.execute("PRAGMA busy_timeout=0")
+    add(spool, "b")
+    assert not spool.scrub()
+    other.close()
+    assert spool.scrub()
+
+
+def test_the_latest_moment_of_a_boot(spool: Spool) -> None:
+    queued = add(spool, "a", boottime=30.0)
+    assert spool.last_boottime("b") == 30.0
+    end(spool, queued, boottime=45.0)
+    assert (spool.last_boottime("b"), spool.last_boottime("unknown")) == (45.0, 0.0)
+
+
+def test_commits_are_durable_and_freed_space_is_zeroed(spool: Spool) -> None:
+    settings = [
+        spool._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "secure_delete")
+    ]
+    assert settings == ["wal", 2, 1]
+    assert spool.path.stat().st_mode & 0o777 == 0o600
+    assert spool.bytes > 0
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be one" * 50, b"\0" * 5000])
+def test_a_damaged_file_is_said_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "spool.db").write_bytes(content)
+    with pytest.raises(SpoolError, match=r"^the spool \S+ cannot be opened: [^\n]+$"):
+        Spool(tmp_path / "spool.db")
+
+
+def test_a_newer_schema_is_left_alone(spool: Spool) -> None:
+    spool._db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    spool.close()
+    with pytest.raises(SpoolError, match="newer edged"):
+        Spool(spool.path)
+
+
+def test_a_place_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SpoolError, match="no such file or directory"):
+        Spool(tmp_path / "nowhere/spool.db")
+
+
+def test_a_writer_beside_it_is_waited_for_and_then_an_error(spool: Spool) -> None:
+    spool._db.execute("PRAGMA busy_timeout=10")
+    other = sqlite3.connect(spool.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(SpoolError, match="locked"):
+        add(spool, "a")
+    other.execute("ROLLBACK")
+    other.close()
+    add(spool, "a")
