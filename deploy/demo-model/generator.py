@@ -348,7 +348,7 @@ def _has_final_consonant(korean: str) -> bool:
 
 
 def with_particles(template: str, subject: str) -> str:
-    """Puts the subject into a Korean sentence; `{이}` and `{은}` become the particle that its last syllable asks for."""
+    """Puts the subject into a Korean sentence; `{이}` and `{은}` become the particle its last syllable asks for."""
     final = _has_final_consonant(subject)
     return (
         template.replace("{S}", subject)

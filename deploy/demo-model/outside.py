@@ -45,7 +45,10 @@ _SPANISH = (
 _DUTCH = "de het een en is niet met op huis hond kat water brood dag nacht dank goed wij zij jullie voor naar".split()
 _RUSSIAN = "и в не на я что он как это по но они мы дом кот собака вода хлеб день ночь спасибо привет".split()
 _CHINESE = list("我们在这里吃饭今天天气很好你叫什么名字谢谢请问学校朋友水电话时间")
-_KOREAN = "안녕하세요 오늘 날씨가 좋네요 이름이 뭐예요 저는 학생입니다 감사합니다 밥을 먹었어요 어디에 가세요 주말에 영화 봤어요".split()
+_KOREAN = (
+    "안녕하세요 오늘 날씨가 좋네요 이름이 뭐예요 저는 학생입니다 "
+    "감사합니다 밥을 먹었어요 어디에 가세요 주말에 영화 봤어요"
+).split()
 
 _PYTHON = (
     "def {w}({v}):\n    return {v} + {n}",

@@ -174,7 +174,8 @@ class Client5:
             [(f"{self.topics}/{kind}/#", 1) for kind in ("event", "result", "stream", "status", "info", "health")]
             + [("edged/v1/reply/#", 1)]
         )
-        self._client.reconnect_delay_set(1, 1)
+        # Back well before the daemon: what it publishes while nobody is subscribed is heard by nobody.
+        self._client.reconnect_delay_set(0.02, 0.02)  # type: ignore[arg-type]
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         assert self._subscribed.wait(PATIENCE)
