@@ -46,7 +46,7 @@ Message = dict[str, str]
 TASKS: tuple[Task, ...] = ("log", "command", "korean")
 UNKNOWN = "unknown"
 TRAINING_SEED = 20_240
-TRAINING_SAMPLES = 211_200
+TRAINING_SAMPLES = 110_400
 TEST_SEED = 77_001
 TEST_CASES = 600
 

@@ -123,7 +123,7 @@ def measure(process: psutil.Process, client: Client) -> list[tuple[str, str]]:
     time.sleep(10)  # the one thing that must be waited out: idleness
     used = process.cpu_times()
     idle = (used.user + used.system - cpu.user - cpu.system) / 10
-    rows.append(("CPU while idle, of one core", f"{idle:.2%}"))
+    rows.append(("CPU while idle, of one core", f"{max(0.0, idle):.2%}"))
     rows.append(("RSS idle (with the template's process)", f"{memory(process) / 2**20:.0f} MiB"))
 
     overhead, spent, written = [], [], process.io_counters().write_bytes

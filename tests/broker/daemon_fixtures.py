@@ -166,10 +166,10 @@ class Client5:
         self.topics = f"edged/v1/device/{device}"
         self.messages: list[MQTTMessage] = []
         self._changed = threading.Condition()
-        self._subscribed = threading.Event()
+        self.subscribed = threading.Event()
         self._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
         self._client.on_message = self._heard
-        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.on_subscribe = lambda *_: self.subscribed.set()
         self._client.on_connect = lambda client, *_: client.subscribe(
             [(f"{self.topics}/{kind}/#", 1) for kind in ("event", "result", "stream", "status", "info", "health")]
             + [("edged/v1/reply/#", 1)]
@@ -178,7 +178,7 @@ class Client5:
         self._client.reconnect_delay_set(0.02, 0.02)  # type: ignore[arg-type]
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
-        assert self._subscribed.wait(PATIENCE)
+        assert self.subscribed.wait(PATIENCE)
 
     def _heard(self, _client: Client, _data: object, message: MQTTMessage) -> None:
         with self._changed:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 
-from daemon_fixtures import REFERENCE, Place, eventually, job, reference_job
+from conftest import Proxy
+from daemon_fixtures import PATIENCE, REFERENCE, Place, eventually, job, reference_job
 
 pytest_plugins = ["daemon_fixtures"]
 
@@ -21,19 +23,24 @@ def test_a_broker_that_is_absent_at_the_start_is_waited_for(place: Place) -> Non
     assert place.client().ask(reference_job("late"))["token_ids"] == REFERENCE[0]["output_ids"]
 
 
-def test_results_wait_for_a_broker_that_was_killed(place: Place) -> None:
-    daemon, client = place.daemon(paced=True).start(), place.client()
+def test_results_wait_for_a_broker_that_was_killed(place: Place, make_proxy: Callable[[int], Proxy]) -> None:
+    proxy = make_proxy(place.broker.port)
+    daemon, client = place.daemon(paced=True, MQTT__PORT=str(proxy.port)).start(), place.client()
     daemon.pace("hold")
     ids = [f"waits-{n}" for n in range(40)]  # more than a window of publications
     for id in ids:
         client.send(job(id))
     client.event(ids[-1], "accepted")
+    proxy.accepting = False  # so that the client is back before the daemon is, and misses nothing
     place.broker.kill()
     daemon.until_fault("not connected")
     daemon.pace("")
     eventually(lambda: daemon.query("SELECT count(*) FROM result") == [(40,)])
     assert daemon.query("SELECT count(*) FROM delivered") == [(0,)]
+    client.subscribed.clear()
     place.broker.start()
+    assert client.subscribed.wait(PATIENCE)
+    proxy.accepting = True
     daemon.until_ready()
     for id in ids:
         assert client.result(id)["state"] == "succeeded"
@@ -55,7 +62,9 @@ def test_results_that_no_broker_confirmed_are_sent_after_the_restart(place: Plac
     eventually(lambda: daemon.query("SELECT count(*) FROM result") == [(1,)])
     (kept,) = daemon.query("SELECT document FROM result")[0]
     assert daemon.end() == 0
+    client.subscribed.clear()
     place.broker.start()
+    assert client.subscribed.wait(PATIENCE)
     daemon.start()
     assert client.wait("result/unsent").payload == kept
     reply = client.wait("edged/v1/reply/unsent")
