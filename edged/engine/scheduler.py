@@ -82,8 +82,10 @@ def schedule(
 
     A row with more than one pending token is prefilled in chunks, one row a step, the most urgent first. With
     `decode_next` the decoding rows go before a waiting prefill, so that a long prompt does not stall them. Rows on the
-    two sides of a LongRoPE switch never share a step; a row still in prefill that lies between decoding rows takes one
-    token along with them. `ragged` False keeps every row in a step of its own.
+    two sides of a LongRoPE switch never share a step, and a row still in prefill never goes along with decoding ones:
+    its chunks must be the same in any company. (Another split changes the last bits, the operators round activations
+    to int8, and so a logit moves by a twentieth of their spread: enough to turn a close choice.) `ragged` False keeps
+    every row in a step of its own.
     """
     for row in rows:
         settle_rope(row, switch)
@@ -101,9 +103,10 @@ def schedule(
     lead = min(decode, key=lambda s: rows[s].last_step)
     first = last = lead
     if ragged:
-        while first > 0 and rows[first - 1].long_rope == rows[lead].long_rope:
+        together = {slot for slot in decode if rows[slot].long_rope == rows[lead].long_rope}
+        while first - 1 in together:
             first -= 1
-        while last + 1 < len(rows) and rows[last + 1].long_rope == rows[lead].long_rope:
+        while last + 1 in together:
             last += 1
     return Step(first, last - first + 1, 1, _width(rows[first : last + 1], 1, switch), prefill=False)
 

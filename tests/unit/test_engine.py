@@ -220,7 +220,7 @@ class TestFaults:
         with running(one) as rig:
             ends = rig.run(request(0, PROMPT), request(1, PROMPT))
         assert isinstance(ends[0], Ended)
-        assert ends[0].failure == "the model gave nan as its best logit at token 2"
+        assert ends[0].failure == "the model gave nan as its best logit at token 3"
         assert ids(ends[1]) == ANSWER
 
     def test_a_fault_of_the_engine_itself_ends_what_runs_and_nothing_else(

@@ -56,7 +56,14 @@ class TestSchedule:
         rows = [row(9, 8), row(100)]
         first = schedule(rows, 8, None, False)
         assert first == Step(1, 1, 8, 8, prefill=True)
-        assert schedule(rows, 8, None, first.prefill) == Step(0, 2, 1, 9, prefill=False)
+        assert schedule(rows, 8, None, first.prefill) == Step(0, 1, 1, 9, prefill=False)
+
+    def test_a_prompt_is_split_alike_in_any_company(self) -> None:
+        """A row in prefill between two decoding ones does not go along with them: it would be read in other chunks."""
+        rows = [row(9, 8), row(100), row(9, 8, last_step=1)]
+        assert schedule(rows, 8, None, True) == Step(0, 1, 1, 9, prefill=False)
+        rows[0].last_step = 2
+        assert schedule(rows, 8, None, True) == Step(2, 1, 1, 9, prefill=False)
 
     def test_a_chunk_of_one_token_still_counts_as_prefill(self) -> None:
         step = schedule([row(9, 8), row(100)], 1, None, False)
@@ -152,7 +159,7 @@ class TestBatch:
     def test_ids_are_the_same_alone_and_among_others_that_come_and_go(self, name: str, sampling: bool) -> None:
         chance = random.Random(f"{name}{sampling}")
         jobs = some_jobs(name, chance, 24, sampling)
-        with running(serving(name, chunk=64)) as rig:
+        with running(serving(name, chunk=16)) as rig:
             alone = {job.key: ids(rig.run(job)[job.key]) for job in jobs}
         cancelled = {4, 9, 17}
         with running(serving(name, rows=5, chunk=16)) as rig:
