@@ -22,6 +22,8 @@ _MAX_TEXT_BYTES = {
     "chat_template.jinja": 1 << 20,
 }
 _BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+_HASHED_BYTES = 64 << 20
+_SAMPLES, _SAMPLE_BYTES = 256, 4096
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -85,6 +87,22 @@ class Package:
     def batches_ragged_rows(self) -> bool:
         """False for SparseAttention, whose shorter rows come out wrong, silently, in a batch of unequal lengths."""
         return "SparseAttention" not in self.graph.operators
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that differ between models: of the graph, the configuration and samples of the weights.
+
+        All weights would take as long to read as to load.
+        """
+        digest = hashlib.sha256(self.model_file.read_bytes()[:_HASHED_BYTES])
+        digest.update((self.folder / "genai_config.json").read_bytes())
+        for path in sorted({self.model_file.parent / tensor.location for tensor in self.graph.external}):
+            size = path.stat().st_size
+            digest.update(str(size).encode())
+            with path.open("rb") as file:
+                for sample in range(_SAMPLES):
+                    file.seek(sample * size // _SAMPLES)
+                    digest.update(file.read(_SAMPLE_BYTES))
+        return digest.digest()
 
     def signature(self) -> str:
         """Changes whenever a file of the package does: names, sizes and times, not contents (fit for polling)."""
