@@ -30,6 +30,10 @@ RUNTIME_BYTES = 96 << 20
 """The process itself with onnxruntime and its activations."""
 
 
+class TooLargeError(PackageError):
+    """The model, its rows and their context do not fit into memory; the message says what would."""
+
+
 @dataclass(frozen=True)
 class Serving:
     """A model that answers, with what it was given. `context` and `chunk` in tokens."""
@@ -56,7 +60,8 @@ def bring_up(
 ) -> Serving:
     """Load the package at `path`. `name` is what jobs call it (default: its folder's name).
 
-    Raises PackageError, one line: the package is broken, the provider is not there, or memory would not suffice.
+    Raises PackageError, one line: the package is broken, or the provider is not there; TooLargeError where memory
+    would not suffice.
     """
     started = time.monotonic()
     wanted = settings.model
@@ -80,9 +85,11 @@ def bring_up(
             working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows)),
             available=available(),
         )
-    except (ProviderError, MemoryPlanError) as error:
+    except MemoryPlanError as error:
+        raise TooLargeError(str(error)) from None
+    except ProviderError as error:
         raise PackageError(str(error)) from None
-    threads = wanted.threads or len(board.performance_cores(os.sched_getaffinity(0)))
+    threads = thread_count(settings, board)
     tokenizer = Tokenizer(package)
     try:
         session = ModelSession(package, choice.providers, threads)
@@ -123,6 +130,11 @@ def bring_up(
         planned_bytes=planned.peak,
     )
     return serving
+
+
+def thread_count(settings: Settings, board: Board) -> int:
+    """Threads that compute: model.threads, else one per performance core that this process may use."""
+    return settings.model.threads or len(board.performance_cores(os.sched_getaffinity(0)))
 
 
 def _try(session: ModelSession, package: Package) -> None:
