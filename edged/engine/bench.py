@@ -136,8 +136,8 @@ class Bench:
     def first_token(self, prompts: Sequence[Sequence[int]]) -> float:
         """Seconds from sending all prompts at once until the last of them has its first token."""
         began = time.monotonic()
-        keys = [self._submit(prompt, 1) for prompt in prompts]
-        return max(end.first_token for end in self._ends(keys) if isinstance(end, Finished)) - began
+        keys = [self.submit(prompt, 1) for prompt in prompts]
+        return max(end.first_token for end in self.ends(keys) if isinstance(end, Finished)) - began
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[StepTime]:
         """The steps of `prompts` answered together, until all rows at once have made `tokens` more tokens."""
@@ -151,28 +151,34 @@ class Bench:
             others(step)
             done = sum(s.rows == len(prompts) and s.count == 1 and s.past >= longest for s in self.stopwatch.steps)
             if done == tokens:  # and this step: the last one has none after it and is not counted
-                for key in keys:
-                    self._engine.cancel(key)
+                self.cancel(keys)
 
         self.stopwatch.hook = enough
         for prompt in prompts:
-            self._submit(prompt, self._context - len(prompt))
-        self._ends(keys)
+            self.submit(prompt, self._context - len(prompt))
+        self.ends(keys)
         self.stopwatch.hook = others
         return list(self.stopwatch.steps)
 
-    def _submit(self, prompt: Sequence[int], tokens: int) -> int:
+    def submit(self, prompt: Sequence[int], tokens: int) -> int:
+        """Send a job whose answer has `tokens` tokens; returns its key."""
         self._key += 1
         self._engine.submit(Request(self._key, tuple(prompt), tokens, ignore_eos=True))
         return self._key
 
-    def _ends(self, keys: Sequence[int]) -> list[Finished | Ended]:
+    def cancel(self, keys: Sequence[int]) -> None:
+        """End jobs at the engine's next step."""
+        for key in keys:
+            self._engine.cancel(key)
+
+    def ends(self, keys: Sequence[int]) -> list[Finished | Ended]:
+        """Wait until all of `keys`, have ended; raises BenchError where one failed."""
         ends: list[Finished | Ended] = []
         while len(ends) < len(keys):
             event = self._events.get()
             if isinstance(event, Ended) and event.failure is not None:
                 raise BenchError(event.failure)
-            if isinstance(event, (Finished, Ended)):
+            if isinstance(event, (Finished, Ended)) and event.key in keys:
                 ends.append(event)
         return ends
 
