@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 
 _LEAST_BYTES = 256 << 20
-_PASSES = 8
+_PASSES = 5
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def read_bandwidth(threads: int, size: int | None = None) -> float:
     """Bytes per second that `threads` threads together read in order from memory; the best of several passes.
 
-    `size`: bytes of the buffer, by default at least 256 MiB and four times the largest cache, so that hardly anything
+    `size`: bytes of the buffer, by default at least 256 MiB and twice the largest cache, so that little
     comes from caches. Raises MemoryError where there is no room for it.
     """
-    size = size or max(_LEAST_BYTES, 4 * largest_cache())
+    size = size or max(_LEAST_BYTES, 2 * largest_cache())
     buffer = np.ones(size // 4, np.float32)
     parts = np.array_split(buffer, threads)
     best = float("inf")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_rig import MODELS, copy_package, load
+from test_docs import first_column, section
 
 from edged.cli import main
 from edged.engine.bench import Bench, BenchError, StepTime, decode_seconds, measure
@@ -152,6 +153,9 @@ def test_json_has_every_figure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         share = row["weights_bytes_per_second"] / document["memory"]["bytes_per_second"]
         assert row["memory_bandwidth_share"] == pytest.approx(share)
         assert row["first_token_warm_seconds"] > 0
+    documented = first_column(section("Measurements"))
+    assert documented == {*document, *(f"rows[].{name}" for name in document["rows"][0])}
+    assert all(f"`{name}`" in section("Measurements") for name in document["memory"])
 
 
 def test_the_table_has_a_line_for_each_number_of_rows(
