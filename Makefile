@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test check unit broker bench-jobs eval-demo demo-model clean
+.PHONY: help demo test check unit broker bench bench-peers bench-jobs eval-demo demo-model clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ unit: $(VENV)/.dev
 broker: $(VENV)/.dev | mosquitto
 	@$(BIN)/pytest -q tests/broker
 
+bench: $(VENV)/.dev | mosquitto ## the engine beside onnxruntime alone, on a full-size package: make bench MODEL=FOLDER
+	@$(BIN)/python tests/benchmarks/engine.py $(MODEL)
+
+bench-peers: $(VENV)-peers/.done ## the engine beside llama.cpp and onnxruntime-genai: make bench-peers MODEL=FOLDER
+	@$(VENV)-peers/bin/python tests/benchmarks/peers.py $(MODEL)
+
 bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overhead, jobs/s, memory, bytes written
 	@$(BIN)/python tests/benchmarks/jobs.py
 
@@ -38,7 +44,7 @@ demo-model: ## train the demo model anew (about half an hour on two cores)
 	@$(VENV)-demo-model/bin/python deploy/demo-model/train.py
 
 clean: ## remove what was installed and built here
-	@rm -rf $(VENV) $(VENV)-demo-model build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-demo-model $(VENV)-peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Debian leaves ensurepip out of python3; its package python3-venv brings it.
 $(BIN)/python:
@@ -56,6 +62,15 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "installing edged and what its tests need (a minute or two) …"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+# llama.cpp is built here, for this very CPU; its multimodal part is not needed.
+$(VENV)-peers/.done: pyproject.toml
+	@command -v g++ >/dev/null || { echo "installing g++ …"; $(APT) update -qq && $(APT) install -qq -y --no-install-recommends g++ >/dev/null; }
+	@[ -x $(VENV)-peers/bin/python ] || $(PYTHON) -m venv $(VENV)-peers
+	@echo "installing onnxruntime-genai and building llama.cpp (ten minutes or more) …"
+	@CMAKE_ARGS=-DLLAVA_BUILD=OFF $(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check \
+		-e '.[cpu]' psutil gguf 'onnxruntime-genai>=0.18' --no-binary llama-cpp-python llama-cpp-python
 	@touch $@
 
 .PHONY: mosquitto

@@ -79,6 +79,12 @@ class Package:
         return 2 * self.layers * self.kv_heads * self.head_size * _BYTES_PER_ELEMENT[self.kv_dtype]
 
     @property
+    def step_bytes(self) -> int:
+        """Bytes of weights that every step reads, however few its tokens: all but the tables that are looked up."""
+        tables = self.graph.looked_up - self.graph.computed_with
+        return self.weight_bytes - sum(w.length or 0 for w in self.graph.external if w.name in tables)
+
+    @property
     def rope_switch(self) -> int | None:
         """Tokens beyond which a LongRoPE model takes its long rope table, None for other models."""
         return self.graph.rope_switch

@@ -34,6 +34,10 @@ RUNTIME_BYTES = 96 << 20
 """The process itself with onnxruntime and its activations."""
 
 
+class TooLargeError(PackageError):
+    """The model, its rows and their context do not fit into memory; the message says what would."""
+
+
 @dataclass(frozen=True)
 class Serving:
     """A model that answers, with what it was given. `context` and `chunk` in tokens, `max_stall` in seconds."""
@@ -70,7 +74,8 @@ def bring_up(
 
     `prefix_folder`: where shared prefixes are kept for after a restart; None: nowhere.
 
-    Raises PackageError, one line: the package is broken, the provider is not there, or memory would not suffice.
+    Raises PackageError, one line: the package is broken, or the provider is not there; TooLargeError where memory
+    would not suffice.
     """
     started = time.monotonic()
     wanted = settings.model
@@ -95,9 +100,11 @@ def bring_up(
             available=available(),
             prefixes=0 if choice.on_device else settings.cache.ram_bytes,
         )
-    except (ProviderError, MemoryPlanError) as error:
+    except MemoryPlanError as error:
+        raise TooLargeError(str(error)) from None
+    except ProviderError as error:
         raise PackageError(str(error)) from None
-    threads = wanted.threads or len(board.performance_cores(os.sched_getaffinity(0)))
+    threads = thread_count(settings, board)
     tokenizer = Tokenizer(package)
     try:
         session = ModelSession(package, choice.providers, threads)
@@ -167,6 +174,11 @@ def _reuse(
             folder, identity, shape, cache.dtype, settings.cache.disk_bytes, settings.cache.daily_write_bytes
         )
     return PrefixReuse(cache, PrefixCache(ram_bytes), disk, identity)
+
+
+def thread_count(settings: Settings, board: Board) -> int:
+    """Threads that compute: model.threads, else one per performance core that this process may use."""
+    return settings.model.threads or len(board.performance_cores(os.sched_getaffinity(0)))
 
 
 def _try(session: ModelSession, package: Package) -> None:
