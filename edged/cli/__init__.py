@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from edged.cli import answers, config, demo, doctor, forget, run, submit
+from edged.cli import answers, config, demo, doctor, forget, model, run, submit
 from edged.cli.common import BadUseError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(submit.submit)
 app.command()(doctor.doctor)
 app.command()(forget.forget)
 app.command()(config.config)
+app.add_typer(model.app)
 
 
 def main() -> None:

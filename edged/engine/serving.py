@@ -1,4 +1,4 @@
-"""Brings a package into service: checked, planned against the board's memory, loaded, and tried once."""
+"""Brings a package into service: checked, planned against the board's memory, loaded, and asked what is known."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 import structlog
 
@@ -19,6 +18,14 @@ from edged.engine.session import LOGITS_BYTES, ModelSession, chunk_limit
 from edged.engine.tokenizer import Tokenizer
 from edged.health.board import Board
 from edged.health.memory import Available, MemoryPlanError, Plan, plan
+from edged.models.verify import (
+    Verified,
+    check_answers,
+    check_runs,
+    check_tokenizer,
+    read_known_answers,
+    wrong_runtime,
+)
 from edged.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -44,6 +51,8 @@ class Serving:
     threads: int
     choice: Choice
     plan: Plan
+    verified: Verified | None
+    """None for a package without known answers."""
     load_seconds: float
 
     def close(self) -> None:
@@ -52,11 +61,17 @@ class Serving:
 
 
 def bring_up(
-    settings: Settings, board: Board, available: Callable[[], Available], path: Path, name: str | None = None
+    settings: Settings,
+    board: Board,
+    available: Callable[[], Available],
+    path: Path,
+    name: str | None = None,
+    verify: bool = True,
 ) -> Serving:
     """Load the package at `path`. `name` is what jobs call it (default: its folder's name).
 
-    Raises PackageError, one line: the package is broken, the provider is not there, or memory would not suffice.
+    Without `verify` its known answers are not looked at. Raises PackageError, one line: the package is broken, the
+    provider is not there, memory would not suffice, or it answers otherwise than it should.
     """
     started = time.monotonic()
     wanted = settings.model
@@ -69,6 +84,8 @@ def bring_up(
     if package.kv_dtype not in NUMPY_DTYPES:
         raise PackageError(f"a KV cache of {package.kv_dtype} is not served: build the package with float32 or float16")
     chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk)
+    known = read_known_answers(package) if verify else None
+    length = max(context, known.longest if known else 0)
     try:
         choice = choose(wanted.execution_provider, board, ort.get_available_providers(), package.made_for)
         planned = plan(
@@ -76,7 +93,7 @@ def bring_up(
             load_overhead=0,
             kv_bytes_per_token=package.kv_bytes_per_token,
             rows=wanted.rows,
-            context=max(context, package.sliding_window),
+            context=max(length, package.sliding_window),
             working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows)),
             available=available(),
         )
@@ -85,13 +102,17 @@ def bring_up(
     threads = wanted.threads or len(board.performance_cores(os.sched_getaffinity(0)))
     tokenizer = Tokenizer(package)
     try:
+        if known is not None:
+            check_tokenizer(known, tokenizer)
         session = ModelSession(package, choice.providers, threads)
         choice = settle(choice, wanted.execution_provider, session.providers)
         if session.device != "cpu" and wanted.rows > 1:
             raise PackageError(f"model.rows = {wanted.rows} is served on the CPU only: set model.rows = 1 for a GPU")
-        cache = KVCache(package, wanted.rows, context, session.device)
+        cache = KVCache(package, wanted.rows, length, session.device)
         session.use(cache)
-        _try(session, package)
+        if known is None:
+            check_runs(session)
+        verified = check_answers(known, session, tokenizer, chunk) if known else None
     except BaseException as error:
         tokenizer.close()
         if isinstance(error, ProviderError):
@@ -108,6 +129,7 @@ def bring_up(
         threads=threads,
         choice=choice,
         plan=planned,
+        verified=verified,
         load_seconds=time.monotonic() - started,
     )
     log.info(
@@ -122,20 +144,20 @@ def bring_up(
         load_seconds=round(serving.load_seconds, 2),
         planned_bytes=planned.peak,
     )
+    _tell_verified(serving)
     return serving
 
 
-def _try(session: ModelSession, package: Package) -> None:
-    """Two small steps, a prefill and a decode: a model that fails or gives NaN is found before a job is."""
-    tokens = np.arange(3, dtype=np.int64)[None] % package.vocabulary
-    try:
-        first = session.step(0, tokens, [0], 3)
-        finite = bool(np.isfinite(first).all())
-        finite = finite and bool(np.isfinite(session.step(0, tokens[:, :1], [3], 4)).all())
-    except Exception as error:  # onnxruntime's exceptions share no base but Exception
-        raise PackageError(f"the model failed at its first step: {' '.join(str(error).split())[:400]}") from None
-    if not finite:
-        raise PackageError(
-            "the model gives NaN or infinity where numbers are due: its weights are damaged or were made for another "
-            "execution provider; copy the package again"
+def _tell_verified(serving: Serving) -> None:
+    package, verified = serving.package, serving.verified
+    if verified is not None:
+        log.info(
+            "model_verified",
+            model=package.name,
+            tokens=verified.tokens,
+            compared=verified.compared,
+            seconds=round(verified.seconds, 3),
         )
+    else:
+        hint = f"it has no known answers: edged model verify --record --model {package.folder} makes them once"
+        log.warning("model_not_verified", model=package.name, hint=wrong_runtime(package) or hint)
