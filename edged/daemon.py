@@ -415,6 +415,7 @@ class Daemon:
             "execution_provider_reason": serving.choice.reason,
             "threads": serving.threads,
             "planned_bytes": serving.plan.peak,
+            "verified": serving.verified is not None,
             "load_seconds": round(serving.load_seconds, 3),
         }
 

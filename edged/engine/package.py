@@ -20,6 +20,7 @@ _MAX_TEXT_BYTES = {
     "tokenizer_config.json": 8 << 20,
     "tokenizer.json": 128 << 20,
     "chat_template.jinja": 1 << 20,
+    "known_answers.json": 64 << 10,
 }
 _BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 _HASHED_BYTES = 64 << 20
@@ -139,7 +140,7 @@ def open_package(folder: Path, name: str | None = None) -> Package:
     """
     if not folder.is_dir():
         raise PackageError(f"{folder} is not a folder: model.path must name the folder that holds genai_config.json")
-    config = _read_json(folder, "genai_config.json")
+    config = read_json(folder, "genai_config.json")
     model = _section(config, "model")
     if "decoder" not in model:
         raise PackageError(f"genai_config.json has no model.decoder: {_short(model.get('type'))} is not a text decoder")
@@ -233,7 +234,8 @@ def inside(folder: Path, relative: object, told_by: str = "") -> Path:
     return path
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a package's file `name`. Raises PackageError: absent, outside, too large or no JSON object."""
     path = inside(folder, name)
     _check_size(path, name)
     try:
@@ -247,7 +249,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 def _check_size(path: Path, name: str) -> None:
     if path.stat().st_size > _MAX_TEXT_BYTES[name]:
-        raise PackageError(f"{name} is larger than {_MAX_TEXT_BYTES[name] >> 20} MiB: that is not a package's file")
+        raise PackageError(f"{name} is larger than {_MAX_TEXT_BYTES[name] >> 10} KiB: that is not a package's file")
 
 
 def _short(value: object) -> str:
@@ -355,7 +357,7 @@ def _weight_bytes(model_file: Path, graph: Graph) -> int:
 
 def _read_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     """The chat template and the special tokens it may name, from chat_template.jinja and tokenizer_config.json."""
-    config = _read_json(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    config = read_json(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     special: dict[str, str] = {}
     for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = config.get(key)

@@ -76,6 +76,10 @@ class ModelSession:
         are right for one row only. Returns the logits after each row's last token, [rows, vocabulary], a view that
         the next step overwrites.
         """
+        return self.forward(first, ids, past, width)[:, -1]
+
+    def forward(self, first: int, ids: NDArray[np.int64], past: Sequence[int], width: int) -> NDArray[np.floating]:
+        """As `step`, but returns the logits after every token, [rows, new, vocabulary], a view of the same kind."""
         assert self._cache is not None
         rows, new = ids.shape
         lengths = np.asarray(past, np.int64) + new
@@ -98,7 +102,7 @@ class ModelSession:
         shape = (rows, new, self.package.vocabulary)
         binding.bind_output(self.package.logits_name, "cpu", 0, self._logits_dtype, shape, self._logits.ctypes.data)
         self._session.run_with_iobinding(binding)
-        result: NDArray[np.floating] = self._logits[:size].reshape(shape)[:, -1]
+        result: NDArray[np.floating] = self._logits[:size].reshape(shape)
         return result
 
 
