@@ -119,6 +119,7 @@ def test_status_and_info_are_retained_and_complete(client: Client5, daemon: Daem
     assert document["device"] == "board"
     assert document["model"]["name"] == "phi3"
     assert document["model"]["execution_provider"] == "CPUExecutionProvider"
+    assert document["model"]["verified"] is True
     assert document["limits"] == {
         "rows": 1,
         "context": 512,
