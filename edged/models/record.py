@@ -47,7 +47,7 @@ QUESTIONS = (
 PROMPT_TOKENS = 24
 """A chat template that makes more of a question (a long system text) is left out: the answer is what tells."""
 FEWEST_SURE = 4
-"""Answer tokens that are no near-ties, below which a package's answers tell too little."""
+"""Different tokens that are no near-ties, below which a package's answers tell too little."""
 SAMPLE = (
     "Valve 3 of pump-7 closed at 64.5 °C (limit: 60) after 1,024 cycles. Don't restart!\n"
     '\t{"severity": "error", "component": "net.mqtt_2"}  // 밸브를 닫으세요 — 水泵 Größe naïve 🙂\n'
@@ -66,11 +66,11 @@ def record(
     package, tokenizer, questions = _ask(settings, board, available, path, name)
     checked = _check_with_genai(package, questions)
     questions = _choose(questions, checked or [BUDGET] * len(questions), tokenizer)
-    sure = sum(len(question.sure) for question in questions)
-    if sure < FEWEST_SURE:
+    sure = {question.answer[at] for question in questions for at in question.sure}
+    if len(sure) < FEWEST_SURE:
         raise PackageError(
-            f"the answers have {sure} tokens that the model is sure of, fewer than {FEWEST_SURE}: they would not tell "
-            "right from wrong, nothing is recorded"
+            f"the model is sure of {len(sure)} different tokens in its answers, fewer than {FEWEST_SURE}: they would "
+            "not tell right from wrong, nothing is recorded"
         )
     known = KnownAnswers(
         recorded_with=RecordedWith(
