@@ -135,6 +135,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Exit code of `edged bench …`, run in this process."""
     monkeypatch.setattr(sys, "argv", ["edged", "bench", *arguments])
     monkeypatch.setenv("COLUMNS", "120")
+    # Loggers would keep this test's captured stderr for the tests that follow.
+    monkeypatch.setattr("edged.logs.configure", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
