@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker test-runtimes bench-jobs eval-demo demo-model clean
+.PHONY: help demo test check unit broker test-runtimes bench bench-peers bench-jobs eval-demo demo-model clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ unit: $(VENV)/.dev
 
 broker: $(VENV)/.dev | mosquitto
 	@$(BIN)/pytest -q tests/broker
+
+bench: $(VENV)/.dev | mosquitto ## the engine beside onnxruntime alone, on a full-size package: make bench MODEL=FOLDER
+	@$(BIN)/python tests/benchmarks/engine.py $(MODEL)
+
+bench-peers: $(VENV)-peers/.done ## the engine beside llama.cpp and onnxruntime-genai: make bench-peers MODEL=FOLDER
+	@$(VENV)-peers/bin/python tests/benchmarks/peers.py $(MODEL)
 
 test-runtimes: ## the engine and known answers under older onnxruntimes and beside onnxruntime-genai
 	@set -e; for runtime in $(RUNTIMES); do \
@@ -69,6 +75,15 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "installing edged and what its tests need (a minute or two) …"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+# llama.cpp is built here, for this very CPU; its multimodal part is not needed.
+$(VENV)-peers/.done: pyproject.toml
+	@command -v g++ >/dev/null || { echo "installing g++ …"; $(APT) update -qq && $(APT) install -qq -y --no-install-recommends g++ >/dev/null; }
+	@[ -x $(VENV)-peers/bin/python ] || $(PYTHON) -m venv $(VENV)-peers
+	@echo "installing onnxruntime-genai and building llama.cpp (ten minutes or more) …"
+	@CMAKE_ARGS=-DLLAVA_BUILD=OFF $(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check \
+		-e '.[cpu]' psutil gguf 'onnxruntime-genai>=0.18' --no-binary llama-cpp-python llama-cpp-python
 	@touch $@
 
 .PHONY: mosquitto

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from edged.cli import answers, config, demo, doctor, forget, model, run, submit
+from edged.cli import answers, bench, config, demo, doctor, forget, model, run, submit
 from edged.cli.common import BadUseError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command()(run.run)
 app.command()(demo.demo)
 app.command()(answers.generate)
 app.command()(submit.submit)
+app.command()(bench.bench)
 app.command()(doctor.doctor)
 app.command()(forget.forget)
 app.command()(config.config)

@@ -53,6 +53,10 @@ class Graph:
     outputs: dict[str, str] = field(default_factory=dict)
     operators: Counter[str] = field(default_factory=Counter)
     external: list[ExternalTensor] = field(default_factory=list)
+    looked_up: set[str] = field(default_factory=set)
+    """What Gather operators take single rows of: a token's embedding is read, not the table."""
+    computed_with: set[str] = field(default_factory=set)
+    """What all other operators take in."""
     rope_switch: int | None = None
     """Total length beyond which a LongRoPE graph takes its long table (its `If` compares with this), else None."""
 
@@ -136,6 +140,7 @@ def _read_node(
         elif number == 5:
             attributes.append(value)
     graph.operators[operator] += 1
+    (graph.looked_up if operator.startswith("Gather") else graph.computed_with).update(inputs)
     if operator == "Greater" and len(inputs) == 2 and outputs:
         comparisons[outputs[0]] = inputs[1]
     elif operator == "If" and inputs:

@@ -23,6 +23,8 @@ _MAX_TEXT_BYTES = {
     "known_answers.json": 64 << 10,
 }
 _BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+_HASHED_BYTES = 64 << 20
+_SAMPLES, _SAMPLE_BYTES = 256, 4096
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -78,6 +80,12 @@ class Package:
         return 2 * self.layers * self.kv_heads * self.head_size * _BYTES_PER_ELEMENT[self.kv_dtype]
 
     @property
+    def step_bytes(self) -> int:
+        """Bytes of weights that every step reads, however few its tokens: all but the tables that are looked up."""
+        tables = self.graph.looked_up - self.graph.computed_with
+        return self.weight_bytes - sum(w.length or 0 for w in self.graph.external if w.name in tables)
+
+    @property
     def rope_switch(self) -> int | None:
         """Tokens beyond which a LongRoPE model takes its long rope table, None for other models."""
         return self.graph.rope_switch
@@ -86,6 +94,22 @@ class Package:
     def batches_ragged_rows(self) -> bool:
         """False for SparseAttention, whose shorter rows come out wrong, silently, in a batch of unequal lengths."""
         return "SparseAttention" not in self.graph.operators
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that differ between models: of the graph, the configuration and samples of the weights.
+
+        All weights would take as long to read as to load.
+        """
+        digest = hashlib.sha256(self.model_file.read_bytes()[:_HASHED_BYTES])
+        digest.update((self.folder / "genai_config.json").read_bytes())
+        for path in sorted({self.model_file.parent / tensor.location for tensor in self.graph.external}):
+            size = path.stat().st_size
+            digest.update(str(size).encode())
+            with path.open("rb") as file:
+                for sample in range(_SAMPLES):
+                    file.seek(sample * size // _SAMPLES)
+                    digest.update(file.read(_SAMPLE_BYTES))
+        return digest.digest()
 
     def signature(self) -> str:
         """Changes whenever a file of the package does: names, sizes and times, not contents (fit for polling)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -13,7 +14,10 @@ import structlog
 
 from edged.engine.cache import NUMPY_DTYPES, KVCache
 from edged.engine.package import Package, PackageError, open_package
+from edged.engine.prefix import BLOCK_TOKENS, PrefixCache
+from edged.engine.prefix_disk import PrefixDisk
 from edged.engine.providers import Choice, ProviderError, choose, settle
+from edged.engine.reuse import PrefixReuse
 from edged.engine.session import LOGITS_BYTES, ModelSession, chunk_limit
 from edged.engine.tokenizer import Tokenizer
 from edged.health.board import Board
@@ -37,17 +41,23 @@ RUNTIME_BYTES = 96 << 20
 """The process itself with onnxruntime and its activations."""
 
 
+class TooLargeError(PackageError):
+    """The model, its rows and their context do not fit into memory; the message says what would."""
+
+
 @dataclass(frozen=True)
 class Serving:
-    """A model that answers, with what it was given. `context` and `chunk` in tokens."""
+    """A model that answers, with what it was given. `context` and `chunk` in tokens, `max_stall` in seconds."""
 
     package: Package
     session: ModelSession
     tokenizer: Tokenizer
     cache: KVCache
+    reuse: PrefixReuse
     rows: int
     context: int
     chunk: int
+    max_stall: float
     threads: int
     choice: Choice
     plan: Plan
@@ -56,8 +66,9 @@ class Serving:
     load_seconds: float
 
     def close(self) -> None:
-        """End what does not end by itself (the template's process)."""
+        """End what does not end by itself (the template's process, the disk's thread)."""
         self.tokenizer.close()
+        self.reuse.close()
 
 
 def bring_up(
@@ -66,12 +77,16 @@ def bring_up(
     available: Callable[[], Available],
     path: Path,
     name: str | None = None,
+    prefix_folder: Path | None = None,
     verify: bool = True,
 ) -> Serving:
     """Load the package at `path`. `name` is what jobs call it (default: its folder's name).
 
-    Without `verify` its known answers are not looked at. Raises PackageError, one line: the package is broken, the
-    provider is not there, memory would not suffice, or it answers otherwise than it should.
+    `prefix_folder`: where shared prefixes are kept for after a restart; None: nowhere. Without `verify` its known
+    answers are not looked at.
+
+    Raises PackageError, one line: the package is broken, the provider is not there, or it answers otherwise than it
+    should; TooLargeError where memory would not suffice.
     """
     started = time.monotonic()
     wanted = settings.model
@@ -92,23 +107,26 @@ def bring_up(
             weights=int(package.weight_bytes * LOADED_RATIO),
             load_overhead=0,
             kv_bytes_per_token=package.kv_bytes_per_token,
-            rows=wanted.rows,
+            rows=_rows(wanted.rows, package, choice),
             context=max(length, package.sliding_window),
-            working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows)),
+            working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows or 8)),
             available=available(),
+            prefixes=0 if choice.on_device else settings.cache.ram_bytes,
         )
-    except (ProviderError, MemoryPlanError) as error:
+    except MemoryPlanError as error:
+        raise TooLargeError(str(error)) from None
+    except ProviderError as error:
         raise PackageError(str(error)) from None
-    threads = wanted.threads or len(board.performance_cores(os.sched_getaffinity(0)))
+    threads = thread_count(settings, board)
     tokenizer = Tokenizer(package)
     try:
         if known is not None:
             check_tokenizer(known, tokenizer)
         session = ModelSession(package, choice.providers, threads)
         choice = settle(choice, wanted.execution_provider, session.providers)
-        if session.device != "cpu" and wanted.rows > 1:
-            raise PackageError(f"model.rows = {wanted.rows} is served on the CPU only: set model.rows = 1 for a GPU")
-        cache = KVCache(package, wanted.rows, length, session.device)
+        if session.device != "cpu" and planned.rows > 1:
+            raise PackageError(f"model.rows = {planned.rows} is served on the CPU only: set model.rows = 1 for a GPU")
+        cache = KVCache(package, planned.rows, length, session.device)
         session.use(cache)
         if known is None:
             check_runs(session)
@@ -123,9 +141,11 @@ def bring_up(
         session=session,
         tokenizer=tokenizer,
         cache=cache,
-        rows=wanted.rows,
+        reuse=_reuse(settings, board, package, session, cache, planned.prefixes, prefix_folder),
+        rows=planned.rows,
         context=context,
         chunk=chunk,
+        max_stall=wanted.max_stall,
         threads=threads,
         choice=choice,
         plan=planned,
@@ -139,13 +159,45 @@ def bring_up(
         execution_provider=session.providers[0],
         reason=choice.reason,
         threads=threads,
-        rows=wanted.rows,
+        rows=planned.rows,
         context=context,
         load_seconds=round(serving.load_seconds, 2),
         planned_bytes=planned.peak,
     )
     _tell_verified(serving)
     return serving
+
+
+def _rows(wanted: int | None, package: Package, choice: Choice) -> int | None:
+    """Rows to plan for; None: as many as fit."""
+    alone = choice.on_device or not package.batches_ragged_rows
+    return 1 if wanted is None and alone else wanted
+
+
+def _reuse(
+    settings: Settings,
+    board: Board,
+    package: Package,
+    session: ModelSession,
+    cache: KVCache,
+    ram_bytes: int,
+    folder: Path | None,
+) -> PrefixReuse:
+    """The prefix cache for this model, in memory and, with a folder, on disk."""
+    shape = cache.block_shape(BLOCK_TOKENS)
+    layout = (ort.__version__, session.providers[0], board.model, package.kv_dtype, shape)
+    identity = hashlib.sha256(package.fingerprint() + repr(layout).encode()).digest()
+    disk = None
+    if folder is not None and ram_bytes and settings.cache.disk_bytes:
+        disk = PrefixDisk(
+            folder, identity, shape, cache.dtype, settings.cache.disk_bytes, settings.cache.daily_write_bytes
+        )
+    return PrefixReuse(cache, PrefixCache(ram_bytes), disk, identity)
+
+
+def thread_count(settings: Settings, board: Board) -> int:
+    """Threads that compute: model.threads, else one per performance core that this process may use."""
+    return settings.model.threads or len(board.performance_cores(os.sched_getaffinity(0)))
 
 
 def _tell_verified(serving: Serving) -> None:

@@ -60,6 +60,14 @@ class ModelSession:
         """Take `cache` for the steps that follow."""
         self._cache, self._bindings = cache, {}
 
+    def probe(self, row: int) -> str | None:
+        """Whether a small step on row `row`, which must be free, still works: None, or on one line why not."""
+        try:
+            logits = self.step(row, np.zeros((1, 2), np.int64), [0], 2)
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            return one_line(error)
+        return None if np.isfinite(logits).all() else "the model gives NaN or infinity where numbers are due"
+
     def step(self, first: int, ids: NDArray[np.int64], past: Sequence[int], width: int) -> NDArray[np.floating]:
         """Run rows first … first+len(past)-1 of the cache, each `ids.shape[1]` tokens further.
 

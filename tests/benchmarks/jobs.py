@@ -57,8 +57,9 @@ class Client:
         self._client.subscribe(f"edged/v1/device/{DEVICE}/result/+", qos=1)
         self._client.loop_start()
 
-    def send(self, id: str) -> float:
-        document = {"id": id, "messages": PROMPT, "max_tokens": 64}
+    def send(self, id: str, **fields: Any) -> float:
+        """Publish a job, by default the demo's question; returns when."""
+        document = {"id": id, **(fields or {"messages": PROMPT, "max_tokens": 64})}
         sent = time.perf_counter()
         self._client.publish(f"edged/v1/device/{DEVICE}/job", json.dumps(document), qos=1)
         return sent
@@ -76,6 +77,67 @@ def ready(port: int) -> bool:
         return False
 
 
+class Served:
+    """A mosquitto and a daemon with settings of its own, that can be killed and started again."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        """`settings`: environment variables less their EDGED_."""
+        self.state = folder / "state"
+        self._port, self.http_port = free_port(), free_port()
+        given = {"DEVICE__ID": DEVICE, "HTTP__PORT": self.http_port, **settings}
+        self._env = {"PATH": "/usr/bin:/bin"} | {f"EDGED_{name}": str(value) for name, value in given.items()}
+        conf = folder / "mosquitto.conf"
+        conf.write_text(f"listener {self._port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n")
+        self._broker = subprocess.Popen(["mosquitto", "-c", str(conf)], stderr=subprocess.DEVNULL)
+        self._daemon: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self._daemon, self._broker):
+            if process is not None:
+                process.terminate()
+                process.wait(30)
+
+    def start(self) -> float:
+        """Start the daemon and wait until it is ready; seconds that took."""
+        began = time.perf_counter()
+        flags = ["--state-dir", str(self.state), "--mqtt-port", str(self._port)]
+        command = [sys.executable, "-m", "edged", "run", *flags]
+        self._daemon = subprocess.Popen(command, env=self._env, stderr=subprocess.DEVNULL)
+        wait_for(self._ready, seconds=300)
+        return time.perf_counter() - began
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self._daemon is not None
+        self._daemon.kill()
+        self._daemon.wait()
+
+    @property
+    def process(self) -> psutil.Process:
+        assert self._daemon is not None
+        return psutil.Process(self._daemon.pid)
+
+    def client(self) -> Client:
+        return Client(self._port)
+
+    def _ready(self) -> bool:
+        assert self._daemon is not None
+        if self._daemon.poll() is not None:
+            raise RuntimeError(f"edged run ended with {self._daemon.returncode}")
+        return ready(self.http_port)
+
+
+def idle_share(process: psutil.Process, seconds: float = 10.0) -> float:
+    """CPU time that the process takes while nothing is to do, of one core."""
+    before = process.cpu_times()
+    time.sleep(seconds)  # the one thing that must be waited out: idleness
+    after = process.cpu_times()
+    return max(0.0, after.user + after.system - before.user - before.system) / seconds
+
+
 def engine_seconds(result: dict[str, Any]) -> float:
     assert result["state"] == "succeeded", result
     timings = result["timings"]
@@ -88,27 +150,9 @@ def percentile(values: list[float], share: float) -> float:
 
 def main() -> None:
     rows: list[tuple[str, str]] = []
-    broker_port, http_port = free_port(), free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        conf = Path(folder, "mosquitto.conf")
-        conf.write_text(f"listener {broker_port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n")
-        broker = subprocess.Popen(["mosquitto", "-c", str(conf)], stderr=subprocess.DEVNULL)
-        began = time.perf_counter()
-        daemon = subprocess.Popen(
-            [sys.executable, "-m", "edged", "run", "--state-dir", f"{folder}/state", "--mqtt-port", str(broker_port)],
-            env={"PATH": "/usr/bin:/bin", "EDGED_DEVICE__ID": DEVICE, "EDGED_HTTP__PORT": str(http_port)},
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            wait_for(lambda: ready(http_port))
-            rows.append(("process start to ready", f"{time.perf_counter() - began:.2f} s"))
-            process = psutil.Process(daemon.pid)
-            rows += measure(process, Client(broker_port))
-        finally:
-            daemon.terminate()
-            daemon.wait(20)
-            broker.terminate()
-            broker.wait(10)
+    with tempfile.TemporaryDirectory() as folder, Served(Path(folder)) as served:
+        rows.append(("process start to ready", f"{served.start():.2f} s"))
+        rows += measure(served.process, served.client())
     print(
         f"edged job overhead — {psutil.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
         f"onnxruntime {onnxruntime.__version__}, demo model, mosquitto on loopback"
@@ -119,11 +163,7 @@ def main() -> None:
 
 def measure(process: psutil.Process, client: Client) -> list[tuple[str, str]]:
     rows = []
-    cpu = process.cpu_times()
-    time.sleep(10)  # the one thing that must be waited out: idleness
-    used = process.cpu_times()
-    idle = (used.user + used.system - cpu.user - cpu.system) / 10
-    rows.append(("CPU while idle, of one core", f"{max(0.0, idle):.2%}"))
+    rows.append(("CPU while idle, of one core", f"{idle_share(process):.2%}"))
     rows.append(("RSS idle (with the template's process)", f"{memory(process) / 2**20:.0f} MiB"))
 
     overhead, spent, written = [], [], process.io_counters().write_bytes

@@ -33,9 +33,10 @@ def reference(name: str) -> list[dict[str, Any]]:
     return list(json.loads((MODELS / name / "reference.json").read_text()))
 
 
-def load(path: Path, **model: Any) -> Serving:
-    """Bring up a package as the daemon does, on one thread."""
-    return bring_up(Settings(model={"threads": 1, **model}), detect(), available, path)
+def load(path: Path, prefix_bytes: int = 0, disk: Path | None = None, **model: Any) -> Serving:
+    """Bring up a package as the daemon does, on one thread; without a prefix cache unless it gets bytes."""
+    settings = Settings(model={"threads": 1, **model}, cache={"ram_bytes": prefix_bytes})
+    return bring_up(settings, detect(), available, path, prefix_folder=disk)
 
 
 @cache

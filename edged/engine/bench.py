@@ -1,0 +1,261 @@
+"""Measures a model the way jobs meet it: requests through the engine itself, with a stopwatch on each step."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.engine.engine import Ended, Engine, EngineEvent, Finished
+from edged.engine.package import Package
+from edged.engine.scheduler import Request
+from edged.engine.serving import Serving
+from edged.engine.session import ModelSession
+from edged.health.board import Board
+
+JOINING = 64
+"""Tokens of context beyond prompt and answer: rows that joined early go on while the others' prompts are read."""
+_POWER_SECONDS = 0.1
+
+
+class BenchError(RuntimeError):
+    """A request ended without an answer; the message is the engine's."""
+
+
+@dataclass(frozen=True)
+class RowsFigures:
+    """What `rows` jobs that arrive together get. Seconds, tokens per second over all rows, joules per token by rail."""
+
+    rows: int
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float | None
+    """None where the rows never ran all together."""
+    first_token_cold_seconds: float
+    """Until the last of the rows has its first token, nothing of the prompts known."""
+    first_token_warm_seconds: float
+    """The same for prompts that were seen before except for their last token."""
+    weights_bytes_per_second: float | None
+    """Bytes of weights that decoding reads from memory."""
+    joules_per_token: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All that was measured. Sizes in bytes, times in seconds."""
+
+    load_seconds: float
+    resident_bytes: int
+    peak_bytes: int
+    """Most memory that the process ever had resident (VmHWM)."""
+    rows: tuple[RowsFigures, ...]
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One call of the session. Times are CLOCK_MONOTONIC seconds; `past` is the tokens of its longest row before."""
+
+    began: float
+    ended: float
+    resumed: float
+    """When the engine got the result: `ended`, and later where a hook took time in between."""
+    rows: int
+    count: int
+    past: int
+
+
+class Stopwatch:
+    """Stands in for a session in the engine and notes each step; `hook` is then called on the engine's thread."""
+
+    def __init__(self, session: ModelSession) -> None:
+        self._session = session
+        self.steps: list[StepTime] = []
+        self.hook: Callable[[StepTime], None] = lambda _step: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def step(self, first: int, ids: NDArray[np.int64], past: Sequence[int], width: int) -> NDArray[np.floating]:
+        """As ModelSession.step."""
+        began = time.monotonic()
+        logits = self._session.step(first, ids, past, width)
+        ended = time.monotonic()
+        rows, count = ids.shape
+        step = StepTime(began, ended, ended, rows, count, max(past))
+        self.hook(step)
+        self.steps.append(replace(step, resumed=time.monotonic()))
+        return logits
+
+
+def decode_seconds(steps: Sequence[StepTime], rows: int, prompt: int) -> list[float]:
+    """Whole durations of the decode steps of `rows` rows that follow one another, the engine's own work included."""
+    return [
+        step.ended - step.began + following.began - step.resumed
+        for step, following in itertools.pairwise(steps)
+        if all(s.rows == rows and s.count == 1 and s.past >= prompt for s in (step, following))
+    ]
+
+
+class Bench:
+    """An engine around a model, to be measured. A context manager: leaving it ends the engine and frees the model."""
+
+    def __init__(self, serving: Serving) -> None:
+        self.stopwatch = Stopwatch(serving.session)
+        self._package = serving.package
+        self._context = serving.context
+        timed = replace(serving, session=cast(ModelSession, self.stopwatch))
+        self._events: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
+        self._engine = Engine(lambda: timed, lambda: "", self._events.put, lambda _keys: None)
+        self._random = np.random.default_rng(0)
+        self._key = 0
+
+    def __enter__(self) -> Bench:
+        self._engine.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.stop()
+
+    def prompt(self, tokens: int) -> tuple[int, ...]:
+        """A prompt that nobody has sent before."""
+        return tuple(int(t) for t in self._random.integers(3, self._package.vocabulary, tokens))
+
+    def similar(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        """The same prompt with another last token."""
+        return (*prompt[:-1], (prompt[-1] + 1) % self._package.vocabulary)
+
+    def first_token(self, prompts: Sequence[Sequence[int]]) -> float:
+        """Seconds from sending all prompts at once until the last of them has its first token."""
+        began = time.monotonic()
+        keys = [self.submit(prompt, 1) for prompt in prompts]
+        return max(end.first_token for end in self.ends(keys) if isinstance(end, Finished)) - began
+
+    def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[StepTime]:
+        """The steps of `prompts` answered together, until all rows at once have made `tokens` more tokens."""
+        self.stopwatch.steps.clear()
+        longest = max(map(len, prompts))
+        keys = range(self._key + 1, self._key + 1 + len(prompts))
+
+        others = self.stopwatch.hook
+
+        def enough(step: StepTime) -> None:
+            others(step)
+            done = sum(s.rows == len(prompts) and s.count == 1 and s.past >= longest for s in self.stopwatch.steps)
+            if done == tokens:  # and this step: the last one has none after it and is not counted
+                self.cancel(keys)
+
+        self.stopwatch.hook = enough
+        for prompt in prompts:
+            self.submit(prompt, self._context - len(prompt))
+        self.ends(keys)
+        self.stopwatch.hook = others
+        return list(self.stopwatch.steps)
+
+    def submit(self, prompt: Sequence[int], tokens: int) -> int:
+        """Send a job whose answer has `tokens` tokens; returns its key."""
+        self._key += 1
+        self._engine.submit(Request(self._key, tuple(prompt), tokens, ignore_eos=True))
+        return self._key
+
+    def cancel(self, keys: Sequence[int]) -> None:
+        """End jobs at the engine's next step."""
+        for key in keys:
+            self._engine.cancel(key)
+
+    def ends(self, keys: Sequence[int]) -> list[Finished | Ended]:
+        """Wait until all of `keys`, have ended; raises BenchError where one failed."""
+        ends: list[Finished | Ended] = []
+        while len(ends) < len(keys):
+            event = self._events.get()
+            if isinstance(event, Ended) and event.failure is not None:
+                raise BenchError(event.failure)
+            if isinstance(event, (Finished, Ended)) and event.key in keys:
+                ends.append(event)
+        return ends
+
+
+class PowerMeter:
+    """Samples the board's rails in a thread of its own while a `with` block runs."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._samples: list[tuple[float, dict[str, float]]] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="power", daemon=True)
+
+    def __enter__(self) -> PowerMeter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def watts(self, began: float, ended: float) -> dict[str, float]:
+        """Mean watts by rail between two times of CLOCK_MONOTONIC; empty where the board does not measure."""
+        inside = [rails for at, rails in self._samples if began <= at <= ended] or [r for _, r in self._samples[-1:]]
+        names = {name for rails in inside for name in rails}
+        return {name: statistics.fmean(rails[name] for rails in inside if name in rails) for name in sorted(names)}
+
+    def _sample(self) -> None:
+        while True:
+            rails = self._board.power_watts()
+            if not rails:
+                return
+            self._samples.append((time.monotonic(), rails))
+            if self._done.wait(_POWER_SECONDS):
+                return
+
+
+def measure(serving: Serving, board: Board, rows: Sequence[int], prompt: int, tokens: int) -> Figures:
+    """Measure `serving` with each number of `rows`, prompts of `prompt` and answers of `tokens` tokens.
+
+    Its context must hold both and JOINING tokens where there are several rows. Ends the serving. Raises BenchError.
+    """
+    with Bench(serving) as bench:
+        bench.first_token([bench.prompt(prompt)])  # the first run of a size takes its memory
+        figures = tuple(_measure_rows(bench, serving.package, board, count, prompt, tokens) for count in rows)
+        return Figures(serving.load_seconds, _status_bytes("VmRSS"), _status_bytes("VmHWM"), figures)
+
+
+def _measure_rows(bench: Bench, package: Package, board: Board, rows: int, prompt: int, tokens: int) -> RowsFigures:
+    prompts = [bench.prompt(prompt) for _ in range(rows)]
+    cold = bench.first_token(prompts)
+    warm = bench.first_token([bench.similar(known) for known in prompts])
+    with PowerMeter(board) as meter:
+        steps = bench.decode(prompts, tokens)
+    times = decode_seconds(steps, rows, prompt)
+    step = statistics.median(times) if times else None
+    watts = meter.watts(next(s.began for s in steps if s.rows == rows), steps[-1].ended) if step else {}
+    return RowsFigures(
+        rows=rows,
+        prefill_tokens_per_second=rows * prompt / cold,
+        decode_tokens_per_second=rows / step if step else None,
+        first_token_cold_seconds=cold,
+        first_token_warm_seconds=warm,
+        weights_bytes_per_second=package.step_bytes / step if step else None,
+        joules_per_token={rail: power * step / rows for rail, power in watts.items()} if step else {},
+    )
+
+
+def forget_peak() -> None:
+    """Let VmHWM start anew from what is resident now (proc_pid_clear_refs(5))."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status_bytes(name: str) -> int:
+    """A size of this process in /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) << 10
+    raise BenchError(f"/proc/self/status has no {name}")

@@ -1,0 +1,183 @@
+"""What the engine makes of a full-size package, beside onnxruntime alone: `make bench MODEL=FOLDER` prints the table.
+
+All in one run on one machine, the two sides in turn, ratios of medians: a busy machine slows both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import psutil
+from bare import Bare
+from figures import Figure, forget_pages, gib, show
+from prefixes import prefix_figures
+from turns import take_turns
+
+from edged import logs
+from edged.engine.bench import Bench
+from edged.engine.serving import Serving, bring_up
+from edged.health import cgroup
+from edged.health.board import detect
+from edged.health.memory import available
+from edged.settings import Settings
+from edged.settings.keys import KEYS
+
+PROMPT, CONTEXT = 128, 1024
+LOADS, PREFILLS = 3, 5
+RUNNING, LONG_PROMPT, LONG_PROMPTS = 3, 512, 3
+
+
+def main() -> None:
+    logs.configure("error", "auto")
+    if len(sys.argv) == 4 and sys.argv[1] == "--load":
+        load_here(sys.argv[2], Path(sys.argv[3]))
+        return
+    if len(sys.argv) != 2 or not Path(sys.argv[1], "genai_config.json").is_file():
+        sys.exit("give the folder of a model package: make bench MODEL=FOLDER")
+    package = Path(sys.argv[1])
+    print(
+        f"edged engine — {psutil.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
+        f"onnxruntime {onnxruntime.__version__}, {package}"
+    )
+    show(itertools.chain(load_figures(package), speed_figures(package), prefix_figures(package)))
+
+
+def load_here(side: str, package: Path) -> None:
+    """In a process of its own: load once, print the seconds that took and VmHWM in bytes."""
+    if side == "bare":
+        seconds = Bare(package, threads()).load_seconds
+    else:
+        serving = serve(package, rows=1, context=256)
+        seconds = serving.load_seconds
+        serving.close()
+    status = Path("/proc/self/status").read_text()
+    print(seconds, int(status.split("VmHWM:")[1].split()[0]) << 10)
+    sys.stdout.flush()
+    os._exit(0)  # nothing to be put in order, and freeing takes a while
+
+
+def load_figures(package: Path) -> Iterator[Figure]:
+    answers = "" if (package / "known_answers.json").is_file() else "; no answers recorded"
+    times: dict[str, list[float]] = {"bare": [], "edged": []}
+    size = forget_pages(package)
+    resident, peak = load_in_child("edged", package)[1:]
+    for _ in range(LOADS):
+        for side in ("bare", "edged"):
+            times[side].append(load_in_child(side, package)[0])
+    bare, edged = (statistics.median(times[side]) for side in ("bare", "edged"))
+    ratio = edged / bare
+    text = f"{ratio:.2f} ({edged:.1f} / {bare:.1f} s{answers})"
+    yield Figure("load + known answers / bare session load", text, "≤ 1.3", ratio <= 1.3)
+    ratio = resident / size
+    text = f"{ratio:.2f} ({gib(resident)})"
+    yield Figure("peak memory of load (VmHWM) / bytes of the package", text, "≤ 1.4", ratio <= 1.4)
+    if peak is not None:
+        # The kernel takes the pages of the package's files back when it needs them.
+        text = f"{peak / size:.2f} ({gib(peak)}, page cache and all)"
+        yield Figure("the same by a control group, the files not cached before", text)
+
+
+def load_in_child(side: str, package: Path) -> tuple[float, int, int | None]:
+    """Seconds, VmHWM and, where a control group can be had for the child alone, that group's peak; both in bytes."""
+    group = own_group()
+    command = [sys.executable, __file__, "--load", side, str(package)]
+    enter = (lambda: (group / "cgroup.procs").write_text("0")) if group else None
+    out = subprocess.run(command, capture_output=True, text=True, check=True, preexec_fn=enter).stdout.split()
+    peak = None
+    if group:
+        files = [group / name for name in ("memory.peak", "memory.max_usage_in_bytes")]
+        peak = next(int(file.read_text()) for file in files if file.exists())
+        group.rmdir()
+    return float(out[0]), int(out[1]), peak
+
+
+def own_group() -> Path | None:
+    """A new memory control group below this process's own, None where that is not allowed."""
+    for parent in (*cgroup.memory_v1_folders(), *cgroup.folders()):
+        group = parent / f"edged-bench-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if any((group / name).exists() for name in ("memory.peak", "memory.max_usage_in_bytes")):
+            return group
+        group.rmdir()
+    return None
+
+
+def threads() -> int:
+    return len(detect().performance_cores(os.sched_getaffinity(0)))
+
+
+def serve(package: Path, rows: int, context: int = CONTEXT) -> Serving:
+    return bring_up(Settings(model={"rows": rows, "context": context}), detect(), available, package)
+
+
+def speed_figures(package: Path) -> Iterator[Figure]:
+    bare = Bare(package, threads())
+    with Bench(serve(package, rows=8)) as bench:
+        yield prefill(bench, bare)
+        for rows, least in ((1, 0.97), (8, 0.95)):
+            yield from decode(bench, bare, rows, least)
+        del bare
+        yield waits(bench)
+
+
+def prefill(bench: Bench, bare: Bare) -> Figure:
+    bare.room(1, CONTEXT)
+    times = []
+    for _ in range(PREFILLS + 1):
+        times.append((bench.first_token([bench.prompt(PROMPT)]), bare.step(0, PROMPT)))
+    edged, alone = (statistics.median(side) for side in zip(*times[1:], strict=True))  # the first took memory
+    ratio = alone / edged
+    text = f"{ratio:.3f} ({PROMPT / edged:.1f} / {PROMPT / alone:.1f} tok/s)"
+    return Figure(f"prefill of {PROMPT} tokens: edged / bare loop", text, "≥ 0.97", ratio >= 0.97)
+
+
+def decode(bench: Bench, bare: Bare, rows: int, least: float) -> Iterator[Figure]:
+    bare.room(rows, CONTEXT)
+    turns = take_turns(bench, rows, PROMPT, lambda past: bare.step(past, 1))
+    name = f"decode, {rows} row{'s' if rows > 1 else ''}"
+    text = f"{turns.ratio:.3f} ({rows / turns.edged:.2f} / {rows / turns.other:.2f} tok/s)"
+    yield Figure(f"{name}: edged / bare loop", text, f"≥ {least}", turns.ratio >= least)
+    text = f"{turns.edged * 1e3:.2f} ms, {(turns.edged - turns.session) * 1e3:.2f} ms"
+    yield Figure(f"{name}: a step, and what of it is not the session's", text)
+
+
+def waits(bench: Bench) -> Figure:
+    """Rows are decoding when long prompts come, one after another: how long does each wait for its next token?"""
+    name = f"wait for the next token while prompts of {LONG_PROMPT} are read"
+    decoding = threading.Event()
+    bench.stopwatch.hook = lambda step: decoding.set() if step.rows == RUNNING and step.count == 1 else None
+    running = [bench.submit(bench.prompt(16), CONTEXT - 16) for _ in range(RUNNING)]
+    decoding.wait()
+    bench.stopwatch.steps.clear()
+    bench.ends([bench.submit(bench.prompt(LONG_PROMPT), 1) for _ in range(LONG_PROMPTS)])
+    bench.cancel(running)
+    bench.ends(running)
+    tokens = [n for n, step in enumerate(bench.stopwatch.steps) if step.count == 1 and step.rows >= RUNNING]
+    waited = [
+        bench.stopwatch.steps[after].ended - bench.stopwatch.steps[before].ended
+        for before, after in itertools.pairwise(tokens)
+        if after > before + 1  # a piece of a prompt was read in between
+    ]
+    p50, p99 = np.percentile(waited, [50, 99])
+    text = f"p50 {p50:.2f} s, p99 {p99:.2f} s, max {max(waited):.2f} s ({len(waited)} waits)"
+    if "model.max_stall" not in KEYS:
+        return Figure(name, f"{text}; model.max_stall: not there yet")
+    limit = Settings().model.max_stall
+    return Figure(name, text, f"≤ {limit:g} s", p99 <= limit)
+
+
+if __name__ == "__main__":
+    main()
