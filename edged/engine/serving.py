@@ -28,7 +28,7 @@ from edged.models.verify import (
     check_runs,
     check_tokenizer,
     read_known_answers,
-    wrong_runtime,
+    suspect_runtime,
 )
 from edged.settings import Settings
 
@@ -212,4 +212,4 @@ def _tell_verified(serving: Serving) -> None:
         )
     else:
         hint = f"it has no known answers: edged model verify --record --model {package.folder} makes them once"
-        log.warning("model_not_verified", model=package.name, hint=wrong_runtime(package) or hint)
+        log.warning("model_not_verified", model=package.name, hint=suspect_runtime(package) or hint)

