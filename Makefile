@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test check unit broker bench-jobs eval-demo demo-model clean
+.PHONY: help demo test check unit broker families bench-jobs eval-demo demo-model clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ unit: $(VENV)/.dev
 
 broker: $(VENV)/.dev | mosquitto
 	@$(BIN)/pytest -q tests/broker
+
+families: $(VENV)/.dev ## every family of models against onnxruntime-genai's ids, 52 prompts each (two minutes)
+	@$(BIN)/pytest -q tests/families
 
 bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overhead, jobs/s, memory, bytes written
 	@$(BIN)/python tests/benchmarks/jobs.py

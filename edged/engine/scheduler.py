@@ -82,10 +82,11 @@ def schedule(
 
     A row with more than one pending token is prefilled in chunks, one row a step, the most urgent first. With
     `decode_next` the decoding rows go before a waiting prefill, so that a long prompt does not stall them. Rows on the
-    two sides of a LongRoPE switch never share a step, and a row still in prefill never goes along with decoding ones:
-    its chunks must be the same in any company. (Another split changes the last bits, the operators round activations
-    to int8, and so a logit moves by a twentieth of their spread: enough to turn a close choice.) `ragged` False keeps
-    every row in a step of its own.
+    two sides of a LongRoPE switch never share a step, and a row still in prefill never goes along with decoding ones,
+    nor is one token of a prompt left for the last chunk: attention computes a step of one token in another order, the
+    operators round its last bits to int8, and so a logit may move by a twentieth of their spread, enough to turn a
+    close choice. Chunks of two tokens or more give the bits of a prompt read at once. `ragged` False keeps every row
+    in a step of its own.
     """
     for row in rows:
         settle_rope(row, switch)
@@ -95,6 +96,8 @@ def schedule(
         slot = min(prefill, key=lambda s: (-rows[s].request.priority, rows[s].started))
         row = rows[slot]
         count = min(chunk, row.pending)
+        if row.pending - count == 1 and count > 2:
+            count -= 1
         return Step(slot, 1, count, _width(rows[slot : slot + 1], count, switch), prefill=True)
     if not decode:
         return None

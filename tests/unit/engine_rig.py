@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -143,3 +144,24 @@ def random_prompt(seed: int, tokens: int) -> tuple[int, ...]:
 def ids(end: Finished | Ended) -> list[int]:
     assert isinstance(end, Finished), end
     return list(end.tokens)
+
+
+def run_at_random(
+    rig: Rig, jobs: list[Request], chance: random.Random, cancelled: set[int]
+) -> dict[int, Finished | Ended]:
+    """Jobs come while others run, and some are cancelled at their third piece."""
+    waiting = list(jobs)
+    pieces: dict[int, int] = {}
+
+    def join_or_leave(event: EngineEvent) -> None:
+        if waiting and (isinstance(event, (Finished, Ended)) or chance.random() < 0.3):
+            rig.engine.submit(waiting.pop())
+        if isinstance(event, Piece):
+            pieces[event.key] = pieces.get(event.key, 0) + 1
+            if event.key in cancelled and pieces[event.key] == 3:
+                rig.engine.cancel(event.key)
+
+    rig.hook = join_or_leave
+    for _ in range(3):
+        rig.engine.submit(waiting.pop())
+    return rig.ends(len(jobs))
