@@ -27,6 +27,7 @@ from edged.settings import Settings
 
 MODELS = Path(__file__).parents[1] / "fixtures" / "models"
 NAMES = ("phi3", "phi3-longrope", "llama3", "qwen3", "gemma2", "llama-position-ids")
+"""The packages that have a reference.json; family_rig knows all."""
 
 
 def reference(name: str) -> list[dict[str, Any]]:
