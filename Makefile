@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker test-runtimes bench bench-peers bench-jobs eval-demo demo-model clean
+.PHONY: help demo test check unit broker families test-runtimes bench bench-peers bench-jobs eval-demo demo-model clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ unit: $(VENV)/.dev
 
 broker: $(VENV)/.dev | mosquitto
 	@$(BIN)/pytest -q tests/broker
+
+families: $(VENV)/.dev ## every family of models against onnxruntime-genai's ids, 52 prompts each (two minutes)
+	@$(BIN)/pytest -q tests/families
 
 bench: $(VENV)/.dev | mosquitto ## the engine beside onnxruntime alone, on a full-size package: make bench MODEL=FOLDER
 	@$(BIN)/python tests/benchmarks/engine.py $(MODEL)

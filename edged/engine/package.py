@@ -145,7 +145,7 @@ def open_package(folder: Path, name: str | None = None) -> Package:
     if "decoder" not in model:
         raise PackageError(f"genai_config.json has no model.decoder: {_short(model.get('type'))} is not a text decoder")
     decoder = _section(model, "decoder")
-    for other in ("encoder", "vision", "speech", "embedding"):
+    for other in ("encoder", "joiner", "vision", "speech", "embedding"):
         if other in model:
             raise PackageError(f"the package has a model.{other} part: only text decoders of one graph are served")
     if "pipeline" in decoder:

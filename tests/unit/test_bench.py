@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 from engine_rig import MODELS, copy_package, load
 from test_docs import first_column, section
 
@@ -137,7 +138,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setenv("COLUMNS", "120")
     # Loggers would keep this test's captured stderr for the tests that follow.
     monkeypatch.setattr("edged.logs.configure", lambda *_: None)
-    with pytest.raises(SystemExit) as ended:
+    with structlog.testing.capture_logs(), pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
 

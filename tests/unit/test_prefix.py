@@ -17,13 +17,13 @@ import pytest
 from engine_rig import (
     MODELS,
     NAMES,
-    Rig,
     greedy_by_fresh_prefill,
     ids,
     load,
     random_prompt,
     request,
     running,
+    wait_until_written,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -442,17 +442,3 @@ class TestReuse:
             ends = rig.run(*jobs)
         assert {key: ids(end) for key, end in ends.items()} == alone
         assert sum(cached(end) for end in ends.values()) > 0
-
-
-def wait_until_written(rig: Rig, blocks: int | None = None) -> None:
-    """Until the idle engine has written what is worth it (or so many blocks)."""
-    reuse = rig.engine._serving.reuse  # type: ignore[union-attr]
-    until = time.monotonic() + 20
-    while True:
-        done = (
-            reuse.memory.next_to_write(set(reuse._on_disk)) is None if blocks is None else len(reuse._on_disk) >= blocks
-        )
-        if done and reuse._writing is None:
-            return
-        assert time.monotonic() < until
-        time.sleep(0.01)

@@ -12,18 +12,18 @@ import pytest
 from engine_rig import (
     MODELS,
     NAMES,
-    Rig,
     greedy_by_fresh_prefill,
     ids,
     load,
     random_prompt,
     reference,
     request,
+    run_at_random,
     running,
     serving,
 )
 
-from edged.engine.engine import Ended, EngineEvent, Finished, Piece, Started
+from edged.engine.engine import EngineEvent, Finished, Started
 from edged.engine.sampler import Sampling
 from edged.engine.scheduler import PRIORITY_SECONDS, Pace, Request, Row, Step, chunk_of, schedule, swaps
 from edged.engine.tokenizer import TextStream
@@ -50,6 +50,18 @@ class TestSchedule:
     def test_a_prompt_is_read_in_chunks(self) -> None:
         assert schedule([row(100)], 64, None, False) == Step(0, 1, 64, 64, prefill=True)
         assert schedule([row(100, 64)], 64, None, False) == Step(0, 1, 36, 100, prefill=True)
+
+    @pytest.mark.parametrize("chunk", [3, 16, 64])
+    def test_no_prompt_of_several_tokens_ends_with_a_chunk_of_one(self, chunk: int) -> None:
+        """A step of one token differs in its last bits from the same token read along with others."""
+        for tokens in range(2, 200):
+            counts, cached = [], 0
+            while cached < tokens:
+                step = schedule([row(tokens, cached)], chunk, None, False)
+                assert step is not None
+                counts.append(step.count)
+                cached += step.count
+            assert 1 < min(counts) <= max(counts) <= chunk
 
     def test_decoding_rows_share_a_step_as_wide_as_the_longest(self) -> None:
         assert schedule([row(9, 8), row(30, 29)], 64, None, False) == Step(0, 2, 1, 30, prefill=False)
@@ -243,25 +255,6 @@ def some_jobs(name: str, chance: random.Random, count: int, sampling: bool) -> l
         )
         for key in range(count)
     ]
-
-
-def run_at_random(rig: Rig, jobs: list[Request], chance: random.Random, cancelled: set[int]) -> dict[int, Any]:
-    """Jobs come while others run, and some are cancelled at their third piece."""
-    waiting = list(jobs)
-    pieces: dict[int, int] = {}
-
-    def join_or_leave(event: EngineEvent) -> None:
-        if waiting and (isinstance(event, (Finished, Ended)) or chance.random() < 0.3):
-            rig.engine.submit(waiting.pop())
-        if isinstance(event, Piece):
-            pieces[event.key] = pieces.get(event.key, 0) + 1
-            if event.key in cancelled and pieces[event.key] == 3:
-                rig.engine.cancel(event.key)
-
-    rig.hook = join_or_leave
-    for _ in range(3):
-        rig.engine.submit(waiting.pop())
-    return dict(rig.ends(len(jobs)))
 
 
 class TestBatch:
