@@ -214,8 +214,10 @@ class Session:
         close_by = self._close_by
         if close_by is None:
             return False
+        if self._commands:  # given before the order to close, an acknowledgement among them: they leave first
+            return False
         acknowledged = all(publication.qos == 0 for publication in self._under_way.values())
-        return (acknowledged and not self._commands) or now >= close_by or not self._is_ready
+        return acknowledged or now >= close_by or not self._is_ready
 
     def _run_commands(self, client: Client) -> None:
         while self._commands:

@@ -126,6 +126,8 @@ class Proxy:
         self.port = int(self._listener.getsockname()[1])
         self.accepting = True
         self.half_open: list[socket.socket] = []
+        self.ended = threading.Semaphore(0)
+        """One for each connection that its device ended and whose last bytes the broker has."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -148,6 +150,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 sink.sendall(data)
+            if any(source is near for near, _ in self._pairs):
+                self.ended.release()
         for end in (source, sink):
             if end in self.half_open:
                 continue

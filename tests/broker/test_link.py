@@ -87,6 +87,7 @@ def test_an_acknowledged_job_does_not_come_again(
         device.link.acknowledge(job.receipt)
     device.link.close_jobs()
     device.wait_for(LinkDown, which="jobs")
+    assert proxy.ended.acquire(timeout=10)  # else the new connection may overtake the old one's acknowledgements
     device.link.open_jobs()
     assert [device.wait_for(JobReceived).payload for _ in range(2)] == [b"3", b"4"]
     device.none_of(JobReceived)
