@@ -32,9 +32,9 @@ from edged.health.memory import available
 from edged.settings import Settings
 from edged.settings.keys import KEYS
 
-PROMPT, CONTEXT = 128, 1024
+PROMPT, CONTEXT = 128, 384  # two models and two caches of 8 rows must fit into memory together
 LOADS, PREFILLS = 3, 5
-RUNNING, LONG_PROMPT, LONG_PROMPTS = 3, 512, 3
+RUNNING, LONG_PROMPT, LONG_PROMPTS = 3, 256, 3
 
 
 def main() -> None:

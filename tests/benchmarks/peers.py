@@ -30,7 +30,7 @@ from edged.health.board import detect
 from edged.health.memory import available
 from edged.settings import Settings
 
-PROMPT, CONTEXT, ROWS = 128, 1024, 8
+PROMPT, CONTEXT, ROWS = 128, 384, 8
 BUILD = Path(__file__).parents[2] / "build"
 Q4_0_BLOCK = 32
 
