@@ -6,10 +6,13 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test check unit broker bench bench-peers bench-jobs eval-demo demo-model clean
+# The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
+RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
+
+.PHONY: help demo test check unit broker families test-runtimes bench bench-peers bench-jobs eval-demo demo-model clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## broker, daemon and model in one: asks and answers
 	@$(BIN)/edged demo
@@ -25,11 +28,24 @@ unit: $(VENV)/.dev
 broker: $(VENV)/.dev | mosquitto
 	@$(BIN)/pytest -q tests/broker
 
+families: $(VENV)/.dev ## every family of models against onnxruntime-genai's ids, 52 prompts each (two minutes)
+	@$(BIN)/pytest -q tests/families
+
 bench: $(VENV)/.dev | mosquitto ## the engine beside onnxruntime alone, on a full-size package: make bench MODEL=FOLDER
 	@$(BIN)/python tests/benchmarks/engine.py $(MODEL)
 
 bench-peers: $(VENV)-peers/.done ## the engine beside llama.cpp and onnxruntime-genai: make bench-peers MODEL=FOLDER
 	@$(VENV)-peers/bin/python tests/benchmarks/peers.py $(MODEL)
+
+test-runtimes: ## the engine and known answers under older onnxruntimes and beside onnxruntime-genai
+	@set -e; for runtime in $(RUNTIMES); do \
+		venv=$(VENV)-$$(echo "$$runtime" | tr -d '=*'); \
+		[ -x $$venv/bin/pytest ] || { \
+			echo "installing $$runtime and what the tests need (a minute or two) …"; $(PYTHON) -m venv $$venv; \
+			$$venv/bin/python -m pip install --quiet --disable-pip-version-check "$$runtime" -e '.[dev]'; }; \
+		echo "$$runtime:"; \
+		$$venv/bin/pytest -q tests/unit/test_verify.py tests/unit/test_engine.py -k 'test_verify or not (gemma2 or sliding)'; \
+	done
 
 bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overhead, jobs/s, memory, bytes written
 	@$(BIN)/python tests/benchmarks/jobs.py
@@ -44,7 +60,7 @@ demo-model: ## train the demo model anew (about half an hour on two cores)
 	@$(VENV)-demo-model/bin/python deploy/demo-model/train.py
 
 clean: ## remove what was installed and built here
-	@rm -rf $(VENV) $(VENV)-demo-model $(VENV)-peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Debian leaves ensurepip out of python3; its package python3-venv brings it.
 $(BIN)/python:

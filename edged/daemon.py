@@ -24,6 +24,7 @@ import edged
 from edged.demo import MODEL_FOLDER, MODEL_NAME
 from edged.engine.engine import Engine, EngineEvent, ModelChanged
 from edged.engine.package import signature
+from edged.engine.prefix_disk import PREFIXES
 from edged.engine.serving import Serving, bring_up
 from edged.health.board import Board, DeviceIdError, detect, device_id
 from edged.health.clock import Clock
@@ -33,6 +34,7 @@ from edged.health.metrics import Metrics
 from edged.jobs.crash import CrashLedger
 from edged.jobs.desk import Desk
 from edged.jobs.document import format_time
+from edged.jobs.prompt import pinned
 from edged.jobs.spool import Spool, SpoolError
 from edged.mqtt.events import (
     CancelReceived,
@@ -56,6 +58,8 @@ TICK_SECONDS = 1.0
 STUCK_SECONDS = 120.0
 """A step that takes longer than this, or a main loop that stands still as long, is not alive."""
 LINK_STOP_SECONDS = 3.0
+_WARM_KEY = -1
+"""Key of the first pinned instruction's request; the next have the numbers below. Jobs have positive ones."""
 EVENTS = 1000
 """Most events of one turn, so that a flood does not put off the commit for ever."""
 
@@ -93,6 +97,8 @@ class Daemon:
         self._stops = 0
         self._turned_at = self._ticked_at = time.monotonic()
         self._link_reasons: dict[str, str] = {}
+        self._stuck: float | None = None
+        """Since when the step has been running that was reported as stuck."""
         self._told: tuple[object, ...] | None = None
         self._told_info: tuple[object, ...] | None = None
         folder = settings.state_dir
@@ -137,12 +143,16 @@ class Daemon:
             max_queued=settings.jobs.max_queued,
             max_bytes=settings.jobs.max_bytes,
             retention=settings.jobs.retention,
+            allow_pin=settings.cache.allow_pin,
         )
         self._metrics.watch(
             queued=lambda: self._desk.queued,
             running=lambda: self._desk.running,
             outbox=lambda: len(self._desk.outbox),
             spool_bytes=lambda: self._spool.bytes,
+            batch_rows=lambda: self._engine.batch_rows,
+            kv_used_ratio=lambda: self._engine.kv_used_ratio,
+            reuse=lambda: self._serving.reuse if self._serving else None,
         )
         try:
             self.http = HttpServer(
@@ -199,7 +209,7 @@ class Daemon:
 
     def ready_faults(self) -> list[str]:
         """Why a job sent now would not be answered."""
-        faults = []
+        faults = self.alive_faults()
         if self._stops:
             faults.append("draining")
         if self._model_state != "serving":
@@ -287,11 +297,20 @@ class Daemon:
         self._model_state, self._model_reason, self._serving = event.state, event.reason, event.serving
         if event.serving is not None:
             self._metrics.model_load.set(event.serving.load_seconds)
+            for request in pinned(self._settings.cache.pinned, event.serving, _WARM_KEY):
+                self._engine.submit(request)
         self._metrics.model_info.info(self._model_labels())
         self._tell_what_changed()
 
     def _load(self) -> Serving:
-        return bring_up(self._settings, self._board, available, path=self._model_path, name=self._model_name)
+        return bring_up(
+            self._settings,
+            self._board,
+            available,
+            path=self._model_path,
+            name=self._model_name,
+            prefix_folder=self._settings.state_dir / PREFIXES,
+        )
 
     # The end
 
@@ -332,7 +351,11 @@ class Daemon:
         news = (self._model_state, self._model_reason, bool(self._desk.speed))
         if news != self._told_info and self._link.publish(self._topics.info, _json(self._info()), qos=1, retain=True):
             self._told_info = news
-        faults = self.ready_faults()
+        stuck = self._engine.busy_since if self.alive_faults() else None
+        if stuck is not None and stuck != self._stuck:
+            log.error("engine_stuck", faults=self.alive_faults(), jobs=self._desk.running)
+        self._stuck = stuck
+        faults = [fault.partition(" has taken")[0] for fault in self.ready_faults()]  # not news each second
         state = "draining" if self._stops else "online"
         summary = (state, *faults)
         if summary != self._told and self._link.publish(
@@ -371,8 +394,9 @@ class Daemon:
             },
             "model": {"state": self._model_state, "reason": self._model_reason or None, **self._model_facts()},
             "limits": {
-                "rows": settings.model.rows,
+                "rows": serving.rows if serving else None,
                 "context": serving.context if serving else None,
+                "prefix_bytes": serving.reuse.memory.budget if serving else None,
                 "max_bytes": settings.jobs.max_bytes,
                 "max_queued": settings.jobs.max_queued,
                 "retention_seconds": settings.jobs.retention,
@@ -391,6 +415,7 @@ class Daemon:
             "execution_provider_reason": serving.choice.reason,
             "threads": serving.threads,
             "planned_bytes": serving.plan.peak,
+            "verified": serving.verified is not None,
             "load_seconds": round(serving.load_seconds, 3),
         }
 

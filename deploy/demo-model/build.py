@@ -59,7 +59,7 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
 
 
 def build_package(model: Phi3ForCausalLM, tokenizer: Tokenizer, output: Path, context: int) -> None:
-    """Writes the int4 package; other files in `output`, such as the model card, stay."""
+    """Writes the int4 package and its known answers; other files in `output`, such as the model card, stay."""
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, built = Path(scratch, "checkpoint"), Path(scratch, "package")
@@ -75,3 +75,7 @@ def build_package(model: Phi3ForCausalLM, tokenizer: Tokenizer, output: Path, co
         _save_tokenizer(tokenizer, built, context)
         for name in PACKAGE_FILES:
             shutil.copyfile(built / name, output / name)
+    # The known answers that lay there were those of other weights.
+    command = [sys.executable, "-m", "edged", "model", "verify", "--record", "--model", str(output)]
+    if subprocess.run(command, check=False).returncode != 0:
+        sys.exit(f"no known answers could be recorded for {output}")

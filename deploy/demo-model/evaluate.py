@@ -1,22 +1,26 @@
 """Scores the demo model's int4 package on the fixed test sets: exact match, greedy, no grammar.
 
-Ends with 1 if a goal is missed. It needs numpy, onnxruntime, tokenizers and jinja2, no torch.
+Ends with 1 if a goal is missed. It needs edged with onnxruntime, no torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import queue
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-import jinja2
-import numpy as np
-import onnxruntime
 from generator import TASKS, TEST_CASES, Message, Sample, Task, test_samples
-from tokenizers import Tokenizer
+
+from edged import logs
+from edged.engine.engine import Ended, Engine, EngineEvent, Finished
+from edged.engine.scheduler import Request
+from edged.engine.serving import bring_up
+from edged.health.board import detect
+from edged.health.memory import available
+from edged.settings import Settings
 
 GOALS = {"combinations": 0.98, "frames": 0.90, "outside": 0.95}
 SPLIT_NAMES = {"combinations": "unseen combinations", "frames": "unseen frames"}
@@ -24,74 +28,41 @@ MAX_NEW_TOKENS = 96
 
 
 class Package:
-    """A model package, answering one conversation at a time with the likeliest token at each step."""
+    """A model package, answering through edged's own engine, eight conversations at once."""
 
     def __init__(self, folder: Path, threads: int = 2) -> None:
-        config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
-        decoder = config["decoder"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(folder / decoder["filename"]), options, providers=["CPUExecutionProvider"]
-        )
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        self._template = jinja2.Environment().from_string(template)
-        self._ends = set(np.atleast_1d(config["eos_token_id"]).tolist())
-        shape = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
-        self._caches = [
-            name % layer
-            for layer in range(decoder["num_hidden_layers"])
-            for name in (decoder["inputs"]["past_key_names"], decoder["inputs"]["past_value_names"])
-        ]
-        self._outputs = ["logits"] + [name.replace("past_key_values", "present") for name in self._caches]
-        self._empty = {name: np.zeros(shape, np.float32) for name in self._caches}
+        settings = Settings(model={"rows": 8, "context": 1024, "threads": threads})
+        self._serving = bring_up(settings, detect(), available, folder)
+        self._events: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
+        self._engine = Engine(lambda: self._serving, lambda: "", self._events.put, lambda _keys: None)
+        self._engine.start()
         self.tokens = 0
 
-    def answer_ids(self, messages: list[Message]) -> list[int]:
-        prompt = self._template.render(messages=messages, add_generation_prompt=True)
-        ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids
-        caches = self._empty
-        inputs, total, answer = ids, len(ids), []
-        while len(answer) < MAX_NEW_TOKENS:
-            feeds = {
-                "input_ids": np.array([inputs], np.int64),
-                "attention_mask": np.ones((1, total), np.int64),
-                **caches,
-            }
-            logits, *presents = self._session.run(self._outputs, feeds)
-            caches = dict(zip(self._caches, presents, strict=True))
-            token = int(logits[0, -1].argmax())
-            self.tokens += 1
-            if token in self._ends:
-                break
-            answer.append(token)
-            inputs, total = [token], total + 1
-        return answer
-
-    def answer(self, messages: list[Message]) -> str:
-        return self._tokenizer.decode(self.answer_ids(messages), skip_special_tokens=False)
+    def answers(self, conversations: list[list[Message]]) -> list[str]:
+        """The answer to each conversation, with the likeliest token at each step."""
+        for key, messages in enumerate(conversations):
+            prompt = tuple(self._serving.tokenizer.encode_messages(messages))
+            self._engine.submit(Request(key=key, prompt=prompt, max_tokens=MAX_NEW_TOKENS))
+        answers: dict[int, str] = {}
+        while len(answers) < len(conversations):
+            event = self._events.get()
+            if isinstance(event, Finished):
+                answers[event.key] = event.text
+                self.tokens += len(event.tokens)
+            elif isinstance(event, Ended):
+                answers[event.key] = f"<{event.failure}>"
+        return [answers[key] for key in range(len(conversations))]
 
 
-_package: Package | None = None
-
-
-def answer(messages: list[Message]) -> str:
-    """The package's answer to a conversation: the one place where another engine could be put."""
-    assert _package is not None
-    return _package.answer(messages)
-
-
-def score(samples: list[Sample], wrong: list[tuple[Sample, str]]) -> float:
+def score(package: Package, samples: list[Sample], wrong: list[tuple[Sample, str]]) -> float:
     """The share that is answered exactly right; the others are added to `wrong`."""
-    misses = [(sample, given) for sample in samples if (given := answer(sample.messages)) != sample.answer]
+    answers = package.answers([sample.messages for sample in samples])
+    misses = [(sample, given) for sample, given in zip(samples, answers, strict=True) if given != sample.answer]
     wrong += misses
     return 1 - len(misses) / len(samples)
 
 
 def main() -> int:
-    global _package
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--package", type=Path, default=here.parents[1] / "edged" / "demo" / "model")
@@ -100,7 +71,8 @@ def main() -> int:
     parser.add_argument("--show-wrong", type=int, default=0, metavar="N", help="print N wrong answers of each set")
     arguments = parser.parse_args()
 
-    _package = Package(arguments.package, arguments.threads)
+    logs.configure("error", "auto")
+    package = Package(arguments.package, arguments.threads)
     began = time.monotonic()
     missed = False
     rows: list[tuple[Task, str, float, str]] = []
@@ -112,7 +84,7 @@ def main() -> int:
     for task, split, goal, title in rows:
         wrong: list[tuple[Sample, str]] = []
         samples = test_samples(task, split, arguments.cases)
-        share = score(samples, wrong)
+        share = score(package, samples, wrong)
         missed |= share < goal
         verdict = "" if share >= goal else "  MISSED"
         print(f"{task:10}{title:24}{len(samples):7}{share:13.1%} {goal:8.0%}{verdict}", flush=True)
@@ -122,7 +94,7 @@ def main() -> int:
         if arguments.show_wrong:
             print("    by frame:", Counter(sample.frame for sample, _ in wrong).most_common(8))
     seconds = time.monotonic() - began
-    print(f"{_package.tokens} tokens in {seconds:.0f} s, {_package.tokens / seconds:.0f} tokens/s")
+    print(f"{package.tokens} tokens in {seconds:.0f} s, {package.tokens / seconds:.0f} tokens/s")
     return 1 if missed else 0
 
 

@@ -110,6 +110,10 @@ LOG_FRAMES: dict[str, Frames] = {
             "main loop hung for {n} ms",
             "unresponsive, watchdog fired",
             "deadlock detected, process stuck",
+            "stuck, not responding since {n} s",
+            "service crashed",
+            "hung since {n} s, watchdog reset",
+            "process killed by signal {n}",
             "no response, worker stuck for {n} s",
         ),
         (
@@ -130,6 +134,10 @@ LOG_FRAMES: dict[str, Frames] = {
             "temperature too high ({n} C)",
             "cpu hot: {n} C, throttling",
             "thermal limit reached, {n} degrees",
+            "thermal alarm, {n} degrees",
+            "{n} C is above the temperature limit",
+            "core overheating",
+            "running too hot at {n} C",
         ),
         (
             "overheating, core at {n} degrees",
@@ -150,6 +158,9 @@ LOG_FRAMES: dict[str, Frames] = {
             "log partition full at {n}%",
             "write failed, no space left",
             "{n}% of storage in use, cannot store more",
+            "storage full",
+            "{n} MB of disk space left, cannot write",
+            "disk nearly full",
         ),
         (
             "storage full: {n} MB of space left",
@@ -169,6 +180,9 @@ LOG_FRAMES: dict[str, Frames] = {
             "low memory: {n} MB free",
             "cannot allocate {n} bytes",
             "heap allocation of {n} MB refused",
+            "memory exhausted",
+            "only {n} MB of memory left",
+            "allocation failed: {n} MB of memory in use",
         ),
         (
             "heap allocation failed, out of memory",
@@ -190,6 +204,10 @@ LOG_FRAMES: dict[str, Frames] = {
             "socket closed by peer",
             "no route to host 10.0.0.{n}",
             "network link lost for {n} s",
+            "connection to broker lost",
+            "broker not reachable",
+            "wifi link down",
+            "network down for {n} s",
         ),
         (
             "broker connection lost",
@@ -210,6 +228,10 @@ LOG_FRAMES: dict[str, Frames] = {
             "power failure, running on ups",
             "input voltage out of range",
             "undervoltage at {n} mV on the supply",
+            "mains voltage too low",
+            "voltage dropped to {n} mV",
+            "supply rail {n} below limit",
+            "brownout on the power supply",
         ),
         (
             "undervoltage on supply rail {n}",
@@ -228,6 +250,9 @@ LOG_FRAMES: dict[str, Frames] = {
             "backup battery needs replacement",
             "battery no longer holds charge",
             "low charge, {n}% left in the battery",
+            "battery charge at {n}%",
+            "weak battery",
+            "battery health down to {n} percent",
         ),
         (
             "weak battery: {n}% health",
@@ -247,6 +272,9 @@ LOG_FRAMES: dict[str, Frames] = {
             "measured value deviates {n}% from reference",
             "not calibrated for {n} days",
             "sensor drift, calibration needed",
+            "drift of {n} ppm",
+            "zero point drifted by {n} units",
+            "offset {n} from reference",
         ),
         (
             "drift of {n} units from reference",
@@ -265,6 +293,9 @@ LOG_FRAMES: dict[str, Frames] = {
             "running old firmware build {n}",
             "firmware mismatch, expected build {n}",
             "outdated version {n}, update available",
+            "firmware outdated",
+            "old build {n}, update required",
+            "version {n} too old, patch missing",
         ),
         (
             "outdated firmware build {n}",
@@ -282,6 +313,10 @@ LOG_FRAMES: dict[str, Frames] = {
             "cert expired {n} days ago",
             "client certificate about to expire",
             "x509 cert valid for only {n} more days",
+            "cert expires in {n} h",
+            "tls cert not valid",
+            "certificate expired {n} h ago",
+            "x509 certificate about to expire",
         ),
         (
             "tls cert expires in {n} h",
@@ -300,6 +335,9 @@ LOG_FRAMES: dict[str, Frames] = {
             "timestamp {n} s in the future",
             "clock jumped back {n} s",
             "system clock drifts, {n} ms per day",
+            "time off by {n} ms",
+            "clock skew, time sync lost",
+            "ntp: clock drift of {n} s",
         ),
         (
             "clock drift of {n} ms",
@@ -319,6 +357,10 @@ LOG_FRAMES: dict[str, Frames] = {
             "bad token, access denied",
             "ssh login failed {n} times",
             "authentication rejected, invalid user",
+            "wrong password for user {n}",
+            "login failed from 10.0.0.{n}",
+            "invalid token",
+            "wrong password {n} times",
         ),
         (
             "wrong password from 10.0.0.{n}",
@@ -336,6 +378,9 @@ LOG_FRAMES: dict[str, Frames] = {
             "filter due for cleaning after {n} h",
             "dirty air filter",
             "dust in the filter, flow {n}%",
+            "filter dirty",
+            "clogged air filter, pressure drop {n} Pa",
+            "blocked filter",
         ),
         (
             "dirty filter, pressure drop {n} Pa",
@@ -363,6 +408,10 @@ LOG_FRAMES: dict[str, Frames] = {
             "self test ok",
             "network link up",
             "login of user {n} ok",
+            "backup complete",
+            "job {n} done",
+            "health check finished, all ok",
+            "configuration {n} applied",
         ),
         (
             "backup complete in {n} s",
@@ -389,6 +438,17 @@ HELD_OUT_PARTS = tuple(
 # --- Commands -------------------------------------------------------------------------------------------------------
 
 ROOMS = (
+    *(
+        "closet den foyer shed loft patio conservatory utility storage cabin studio gallery chapel canteen clinic "
+        "hangar dock platform courtyard driveway mezzanine archive vault pavilion arcade roof tunnel stairwell "
+        "entrance lounge bunker stockroom playroom sunroom breezeway annex vestibule spare master guest corner "
+        "lower upper inner outer north south"
+    ).split(),
+    "wine cellar",
+    "boiler room",
+    "meeting room",
+    "dressing room",
+    "back yard",
     "kitchen",
     "bedroom",
     "living room",
@@ -418,9 +478,16 @@ ROOMS = (
 )
 HELD_OUT_ROOMS = ("pantry", "study", "barn", "stable", "library", "corridor", "sauna", "guest room", "terrace")
 DEVICES = tuple(
-    "light lamp fan heater pump valve door window blind curtain thermostat speaker camera sprinkler oven kettle radio "
-    "gate shutter humidifier dimmer boiler router monitor charger awning siren projector freezer mixer volume "
-    "brightness temperature humidity pressure speed level meter sensor lights blinds machine robot".split()
+    "light lamp fan heater pump valve door window blind curtain thermostat speaker camera sprinkler oven kettle "
+    "radio gate shutter humidifier dimmer boiler router monitor charger awning siren projector freezer mixer "
+    "volume brightness temperature humidity pressure speed level meter sensor lights blinds machine robot "
+    "spotlight bulb strip television screen doorbell intercom buzzer horn bell alarm detector microwave toaster "
+    "fridge dishwasher washer vacuum mower fountain jacuzzi hob stove grill fireplace ventilator exhaust purifier "
+    "generator battery inverter winch hoist elevator escalator treadmill tractor printer scanner computer laptop "
+    "tablet server recorder turntable amplifier subwoofer console keypad lock padlock latch cover hood flap "
+    "barrier drawbridge umbrella canopy skylight porthole trapdoor panel cabinet drawer safe locker carousel "
+    "incubator aquarium terrarium press saw drill lathe grinder welder cutter sorter packer agitator centrifuge "
+    "filter nozzle faucet hydrant hose bucket cistern reservoir pool tub shower sink toilet".split()
 )
 HELD_OUT_DEVICES = tuple("chandelier lantern cooler vent hatch compressor conveyor dryer radiator tap drone".split())
 MODES = "blue red green white yellow purple warm cold eco auto manual night quiet fast slow".split()
@@ -440,7 +507,7 @@ VERB_PREFIXES = (
     "quickly ",
     "hey, please ",
 )
-NO_VERB = ("{n}", "{v}", "i ", "what", "how", "status")
+NO_VERB = ("{n}", "{v}", "the ", "i ", "what", "how", "status")
 COMMAND_SUFFIXES = (
     *("",) * 12,
     " please",
@@ -470,6 +537,8 @@ COMMAND_FRAMES: dict[str, Frames] = {
             "get the {n} running",
             "i want the {n} on",
             "put the {n} on",
+            "power up the {n}",
+            "i need the {n} running",
         ),
         ("power the {n} on", "switch on {n}", "i need the {n} on", "get the {n} on"),
     ),
@@ -487,6 +556,9 @@ COMMAND_FRAMES: dict[str, Frames] = {
             "disable the {n}",
             "{n} off",
             "i want the {n} off",
+            "get the {n} off",
+            "put the {n} off",
+            "shut down the {n}",
         ),
         ("power the {n} off", "switch off {n}", "shut the {n} off", "i need the {n} off"),
     ),
@@ -500,6 +572,9 @@ COMMAND_FRAMES: dict[str, Frames] = {
             "slide the {n} open",
             "leave the {n} open",
             "i need the {n} open",
+            "the {n} should be open",
+            "make the {n} open",
+            "swing the {n} open",
         ),
         ("i want the {n} open", "keep the {n} open", "make sure the {n} is open"),
     ),
@@ -514,6 +589,9 @@ COMMAND_FRAMES: dict[str, Frames] = {
             "close up the {n}",
             "pull the {n} shut",
             "i need the {n} closed",
+            "the {n} should be closed",
+            "keep the {n} closed",
+            "shut the {n} tight",
         ),
         ("i want the {n} closed", "get the {n} shut", "make sure the {n} is closed"),
     ),
@@ -527,6 +605,8 @@ COMMAND_FRAMES: dict[str, Frames] = {
             "bolt the {n}",
             "keep the {n} locked",
             "i need the {n} locked",
+            "the {n} should be locked",
+            "leave the {n} locked",
         ),
         ("get the {n} locked", "i want the {n} locked", "lock {n}"),
     ),
@@ -540,6 +620,8 @@ COMMAND_FRAMES: dict[str, Frames] = {
             "leave the {n} unlocked",
             "take the lock off the {n}",
             "i need the {n} unlocked",
+            "the {n} should be unlocked",
+            "keep the {n} unlocked",
         ),
         ("get the {n} unlocked", "i want the {n} unlocked", "unlock {n}"),
     ),
@@ -557,6 +639,8 @@ COMMAND_FRAMES: dict[str, Frames] = {
             "keep the {n} at {v}",
             "turn the {n} to {v}",
             "dial the {n} to {v}",
+            "i need the {n} set to {v}",
+            "have the {n} at {v}",
         ),
         ("put the {n} to {v}", "adjust {n} to {v}", "set the {n} at {v}", "i need the {n} at {v}"),
     ),
@@ -575,6 +659,8 @@ COMMAND_FRAMES: dict[str, Frames] = {
             "raise the {n}",
             "make the {n} higher",
             "i need the {n} higher",
+            "bring the {n} up",
+            "push the {n} up by {v}",
         ),
         ("bump up the {n} by {v}", "increase {n} by {v}", "bring the {n} up by {v}", "i want the {n} higher"),
     ),
@@ -594,6 +680,8 @@ COMMAND_FRAMES: dict[str, Frames] = {
             "lower the {n}",
             "make the {n} lower",
             "i need the {n} lower",
+            "bring the {n} down",
+            "push the {n} down by {v}",
         ),
         ("bump down the {n} by {v}", "reduce {n} by {v}", "bring the {n} down by {v}", "i want the {n} lower"),
     ),
@@ -612,6 +700,9 @@ COMMAND_FRAMES: dict[str, Frames] = {
             "report the {n}",
             "how is the {n} doing",
             "status of the {n}",
+            "give me the reading of the {n}",
+            "tell me the status of the {n}",
+            "what is the {n} doing",
         ),
         ("what is the status of the {n}", "give me the status of the {n}", "tell me what the {n} says", "read {n}"),
     ),
@@ -626,6 +717,8 @@ COMMAND_FRAMES: dict[str, Frames] = {
             "give the {n} a restart",
             "start the {n} again",
             "do a reboot of the {n}",
+            "the {n} needs a restart",
+            "switch the {n} off and then on",
         ),
         ("give the {n} a reboot", "switch the {n} off and on again", "do a restart of the {n}", "reboot {n}"),
     ),
@@ -639,6 +732,9 @@ COMMAND_FRAMES: dict[str, Frames] = {
             "leave the {n} running for {v} minutes",
             "start the {n} for {v} minutes",
             "{v} minutes of {n}",
+            "have the {n} on for {v} minutes",
+            "switch the {n} on for {v} minutes",
+            "keep {n} going for {v} minutes",
         ),
         ("keep the {n} running for {v} minutes", "switch on the {n} for {v} minutes", "run {n} for {v} minutes"),
     ),
@@ -686,18 +782,39 @@ KOREAN_PLACES = (
 
 STATUS_FRAMES: dict[str, Frames] = {
     "{S}{이} 정상 작동 중입니다.": Frames(
-        ("{S} is running normally", "{S} is working normally", "{S} works as it should", "{S} is working fine"),
+        (
+            "{S} is running normally",
+            "{S} is working normally",
+            "{S} works as it should",
+            "{S} is working fine",
+            "{S} runs well",
+        ),
         ("{S} is running fine",),
     ),
     "{S}{이} 멈췄습니다.": Frames(
-        ("{S} has stopped", "{S} stopped", "{S} came to a stop", "{S} has come to a halt"), ("{S} came to a halt",)
+        (
+            "{S} has stopped",
+            "{S} stopped",
+            "{S} came to a stop",
+            "{S} has come to a halt",
+            "{S} has halted",
+            "{S} halted",
+        ),
+        ("{S} came to a halt",),
     ),
     "{S}의 연결이 끊어졌습니다.": Frames(
-        ("{S} is offline", "{S} lost its connection", "the connection to {S} was lost", "{S} is disconnected"),
+        (
+            "{S} is offline",
+            "{S} lost its connection",
+            "{S} has gone offline",
+            "{S} has lost contact",
+            "the connection to {S} was lost",
+            "{S} is disconnected",
+        ),
         ("{S} has lost the connection", "{S} went offline"),
     ),
     "{S}{이} 다시 연결되었습니다.": Frames(
-        ("{S} is back online", "{S} has reconnected", "{S} is connected again", "{S} came back online"),
+        ("{S} is back online", "{S} has reconnected", "{S} is connected again", "{S} came back online", "{S} is back"),
         ("{S} is online again", "{S} reconnected"),
     ),
     "{S}의 배터리는 {n}퍼센트입니다.": Frames(
@@ -719,11 +836,19 @@ STATUS_FRAMES: dict[str, Frames] = {
             "{S} is at {n} degrees",
             "{S} has a temperature of {n} degrees",
             "{S} reports a temperature of {n} degrees",
+            "{S} shows {n} degrees",
+            "temperature at {S} is {n} degrees",
         ),
         ("{S} temperature is {n} degrees", "{S} reports {n} degrees"),
     ),
     "{S}의 온도가 너무 높습니다.": Frames(
-        ("{S} is too hot", "the temperature of {S} is too high", "{S} is overheating", "{S} temperature is too high"),
+        (
+            "{S} is too hot",
+            "the temperature of {S} is too high",
+            "{S} is overheating",
+            "{S} temperature is too high",
+            "{S} became too hot",
+        ),
         ("{S} has become too hot",),
     ),
     "{S}의 습도는 {n}퍼센트입니다.": Frames(
@@ -745,10 +870,12 @@ STATUS_FRAMES: dict[str, Frames] = {
         ("{S} has a pressure of {n} bar", "the pressure at {S} is {n} bar"),
     ),
     "{S}{이} 열려 있습니다.": Frames(
-        ("{S} is open", "{S} is standing open", "{S} was left open", "{S} is still open"), ("{S} stands open",)
+        ("{S} is open", "{S} is standing open", "{S} was left open", "{S} is still open", "{S} stays open"),
+        ("{S} stands open",),
     ),
     "{S}{이} 닫혀 있습니다.": Frames(
-        ("{S} is closed", "{S} is shut", "{S} is still closed", "{S} remains closed"), ("{S} is still shut",)
+        ("{S} is closed", "{S} is shut", "{S} is still closed", "{S} remains closed", "{S} remains shut"),
+        ("{S} is still shut",),
     ),
     "{S}{이} 켜졌습니다.": Frames(
         ("{S} was turned on", "{S} was switched on", "{S} has been turned on", "{S} turned on"),
@@ -826,6 +953,7 @@ STATUS_FRAMES: dict[str, Frames] = {
             "{S} is waiting for commands",
             "{S} waits for the next command",
             "{S} is idle and waits for a command",
+            "{S} is waiting for a new command",
         ),
         ("{S} is waiting for the next command",),
     ),

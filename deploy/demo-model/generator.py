@@ -46,12 +46,13 @@ Message = dict[str, str]
 TASKS: tuple[Task, ...] = ("log", "command", "korean")
 UNKNOWN = "unknown"
 TRAINING_SEED = 20_240
-TRAINING_SAMPLES = 110_400
+TRAINING_SAMPLES = 144_000
 TEST_SEED = 77_001
 TEST_CASES = 600
 
 _TASK_WEIGHTS = (27, 28, 26, 19)
 _TYPO_RATE = 0.08
+_HASTE_RATE = 0.15
 _CONSONANTS = "bcdfghjklmnprstvwz"
 _VOWELS = "aeiou"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -178,7 +179,7 @@ def _identifier(rng: Random, held_out: bool) -> str:
     """A device's name in one piece: pump-7, net.mqtt, xk3-b7, tarbo_4."""
     while True:
         r = rng.random
-        parts = HELD_OUT_PARTS if held_out and r() < 0.6 else PARTS
+        parts = HELD_OUT_PARTS if held_out and r() < 0.6 else PARTS if r() < 0.7 else DEVICES
         kind = int(r() * 8)
         separator = "-_-./"[int(r() * 5)]
         if kind < 2:
@@ -209,9 +210,13 @@ def _spoken_name(rng: Random, held_out: bool) -> str:
         r = rng.random
         rooms = HELD_OUT_ROOMS if held_out and r() < 0.5 else ROOMS
         devices = HELD_OUT_DEVICES if held_out and r() < 0.5 else DEVICES
-        kind = int(r() * 10)
+        kind = int(r() * 12)
         device = rng.choice(devices)
-        if kind < 3:
+        if kind == 11:
+            name = f"{_made_up_word(rng)} {_made_up_word(rng)}"
+        elif kind == 10:
+            name = f"{rng.choice(rooms)} {_made_up_word(rng)} {device}"
+        elif kind < 3:
             name = f"{rng.choice(rooms)} {device}"
         elif kind == 3:
             name = device
@@ -258,6 +263,12 @@ def _pick_frame(rng: Random, frames: dict[str, Frames], held_out: bool) -> tuple
     """A class and one of its frames; classes are equally common."""
     kind = rng.choice(list(frames))
     return kind, rng.choice(frames[kind].held_out if held_out else frames[kind].trained)
+
+
+def _without_article(frame: str) -> str:
+    """A frame as one says it in haste; a trained one never becomes a held-out one."""
+    short = frame.replace("the {n}", "{n}")
+    return frame if any(short in frames.held_out for frames in COMMAND_FRAMES.values()) else short
 
 
 def _timestamp(rng: Random) -> str:
@@ -316,6 +327,8 @@ def _spoken_value(rng: Random, held_out: bool) -> tuple[str, int | float]:
 def command_sample(rng: Random, *, new_frame: bool = False, new_slots: bool = False) -> tuple[str, str, str, str, str]:
     """A spoken command: payload, answer, frame, name, number."""
     intent, frame = _pick_frame(rng, COMMAND_FRAMES, new_frame)
+    if not new_slots and rng.random() < _HASTE_RATE:
+        frame = _without_article(frame)
     name = _spoken_name(rng, new_slots)
     value: str | int | float | None = None
     said = number = ""

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from edged.cli import answers, bench, config, demo, doctor, forget, run, submit
+from edged.cli import answers, bench, config, demo, doctor, forget, model, run, submit
 from edged.cli.common import BadUseError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(bench.bench)
 app.command()(doctor.doctor)
 app.command()(forget.forget)
 app.command()(config.config)
+app.add_typer(model.app)
 
 
 def main() -> None:

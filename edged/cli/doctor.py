@@ -148,6 +148,11 @@ def _model(settings: Settings, board: Board) -> Iterator[Finding]:
     provider = serving.session.providers[0].removesuffix("ExecutionProvider")
     what = f"{path} loads in {serving.load_seconds:.1f} s on {provider} ({serving.choice.reason})"
     yield Finding("model", "warn" if serving.choice.fell_back else "ok", what)
+    if serving.verified is None:
+        mend = "edged model verify --record makes them, once, where the package is known to be right"
+        yield Finding("model", "warn", "it has no known answers: a damaged copy would not be noticed", mend)
+    else:
+        yield Finding("model", "ok", f"{serving.verified.compared} tokens of its known answers are right")
     if settings.model.path is None:
         yield Finding("model", "warn", "it is the built-in demo model", "set model.path to a package of your own")
 

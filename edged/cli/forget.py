@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edged.cli.common import FAILED, BadUseError, ConfigOption, end, settings_or_exit
+from edged.engine.prefix_disk import PREFIXES, erase
 from edged.jobs.spool import Spool, SpoolError
 
 
@@ -43,4 +44,7 @@ def forget(
         end(FAILED, str(error))
     if not erased and not everything:
         end(FAILED, f"no job {id!r} is stored in {path}")
-    typer.echo(f"erased {erased} job{'' if erased == 1 else 's'}")
+    # Which job's words a prefix holds is not known, so all go: they are only there to save time.
+    prefixes = erase(settings.state_dir / PREFIXES)
+    more = f" and {prefixes} block{'' if prefixes == 1 else 's'} of the prefix cache" if prefixes else ""
+    typer.echo(f"erased {erased} job{'' if erased == 1 else 's'}{more}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from edged.engine.package import Package
 
@@ -79,9 +81,41 @@ class KVCache:
                 binding.bind_input(past[kind] % layer, *place)
                 binding.bind_output(present[kind] % layer, *place)
 
+    def block_bytes(self, tokens: int) -> int:
+        """Size of `tokens` tokens of one row."""
+        return self.bytes // (self.rows * self.length) * tokens
+
+    def read(self, row: int, start: int, tokens: int) -> NDArray[np.generic]:
+        """A copy of `tokens` tokens of a row from token `start`: [2 x layers, kv_heads, tokens, head_size]."""
+        block = np.empty(self.block_shape(tokens), self.dtype)
+        for number, array in enumerate(self._arrays()):
+            block[number] = array[row, :, start : start + tokens]
+        return block
+
+    def write(self, row: int, start: int, block: NDArray[np.generic]) -> None:
+        """Put what read() gave into a row, at token `start`."""
+        for number, array in enumerate(self._arrays()):
+            array[row, :, start : start + block.shape[2]] = block[number]
+
+    def block_shape(self, tokens: int) -> tuple[int, int, int, int]:
+        """Shape of what read() gives."""
+        _, heads, _, size = self._buffers[0].shape
+        return len(self._buffers), heads, tokens, size
+
+    def swap(self, one: int, other: int, tokens: int) -> None:
+        """Exchange the first `tokens` tokens of two rows."""
+        for array in self._arrays():
+            kept = array[one, :, :tokens].copy()
+            array[one, :, :tokens] = array[other, :, :tokens]
+            array[other, :, :tokens] = kept
+
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` tokens of row `source` over row `target`."""
+        for array in self._arrays():
+            array[target, :, :tokens] = array[source, :, :tokens]
+
+    def _arrays(self) -> Iterator[NDArray[np.generic]]:
         for buffer in self._buffers:
             if isinstance(buffer, DeviceBuffer):
-                raise NotImplementedError("rows of a cache on a device are not moved: serve one row there")
-            buffer.array[target, :, :tokens] = buffer.array[source, :, :tokens]
+                raise NotImplementedError("a cache on a device is not copied from: serve one row there")
+            yield buffer.array

@@ -16,8 +16,9 @@ import numpy as np
 import structlog
 
 from edged.engine.package import PackageError
+from edged.engine.prefix_disk import DiskEvent
 from edged.engine.sampler import NotFiniteError, choose
-from edged.engine.scheduler import Request, Row, schedule
+from edged.engine.scheduler import Pace, Request, Row, schedule, settle_rope, swaps
 from edged.engine.serving import Serving
 from edged.engine.session import one_line
 
@@ -53,7 +54,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    """An answer. Times are CLOCK_MONOTONIC seconds; `tokens` holds all that the model made, an ending eos too."""
+    """An answer. `tokens` holds all that the model made, an ending eos too, `token_times` when each was made.
+
+    Times are CLOCK_MONOTONIC seconds.
+    """
 
     key: int
     text: str
@@ -62,8 +66,13 @@ class Finished:
     prompt_tokens: int
     cached_tokens: int
     started: float
-    first_token: float
+    token_times: tuple[float, ...]
     ended: float
+
+    @property
+    def first_token(self) -> float:
+        """When the first token was made."""
+        return self.token_times[0]
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,9 @@ EngineEvent = ModelChanged | Started | Piece | Finished | Ended
 @dataclass(frozen=True)
 class _Cancel:
     key: int
+
+
+_Command = Request | _Cancel | DiskEvent | None
 
 
 class Engine:
@@ -102,14 +114,21 @@ class Engine:
         self._watch = watch
         self._deliver = deliver
         self._note_running = note_running
-        self._commands: queue.SimpleQueue[Request | _Cancel | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._serving: Serving | None = None
         self._waiting: list[Request] = []
         self._rows: list[Row] = []
-        self._decode_next = False
+        self._parked: list[Row] = []
+        """Rows whose session is being rebuilt."""
+        self._pace = Pace(0.0)
         self._steps = 0
+        self._last_prefill = 0
         self._stopping = False
+        self.batch_rows = 0
+        """Rows of the last decoding step, 0 when idle. Any thread may read this and what follows."""
+        self.kv_used_ratio = 0.0
+        """Share of the KV cache that holds tokens."""
         self.busy_since: float | None = None
         """When the step or load that is running now began (CLOCK_MONOTONIC), None between them. Any thread may read."""
         self.loading = False
@@ -143,8 +162,12 @@ class Engine:
             except Exception as error:  # our own fault; whoever has a row may have met it, the others go on
                 log.exception("engine_step_failed")
                 self._fail(list(self._rows), f"the engine failed: {one_line(error)}")
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._serving is not None:
             self._serving.close()
+            self._serving = None
 
     def _bring_up(self) -> None:
         """Load until it works; a package that cannot be served is tried again when its files change."""
@@ -163,6 +186,8 @@ class Engine:
             finally:
                 self.busy_since, self.loading = None, False
             if self._serving is not None:
+                self._pace = Pace(self._serving.max_stall)
+                self._serving.reuse.start(self._commands.put)
                 self._deliver(ModelChanged("serving", serving=self._serving))
                 return
             while not self._stopping and self._watch() == seen:
@@ -173,7 +198,12 @@ class Engine:
                 self._obey(command)
 
     def _take_commands(self) -> None:
-        idle = not self._rows and not self._waiting
+        assert self._serving is not None
+        free = len(self._rows) < self._serving.rows
+        idle = not (free and (self._waiting or self._parked)) and all(row.reading for row in self._rows)
+        if idle and not self._rows:
+            self.batch_rows, self.kv_used_ratio = 0, 0.0
+            self._serving.reuse.write_back()
         while not self._stopping:
             try:
                 command = self._commands.get() if idle else self._commands.get_nowait()
@@ -182,24 +212,35 @@ class Engine:
             idle = False
             self._obey(command)
 
-    def _obey(self, command: Request | _Cancel | None) -> None:
+    def _obey(self, command: _Command) -> None:
         if command is None:
             self._stopping = True
         elif isinstance(command, Request):
             self._waiting.append(command)
         elif isinstance(command, _Cancel):
-            for request in [r for r in self._waiting if r.key == command.key]:
-                self._waiting.remove(request)
-                self._deliver(Ended(request.key))
-            for slot in [s for s, row in enumerate(self._rows) if row.request.key == command.key]:
-                self._deliver(Ended(command.key, tokens=self._rows[slot].made))
-                self._leave(slot)
+            self._cancel(command.key)
+        elif self._serving is not None:  # else of a session that is gone
+            self._serving.reuse.obey(command, self._rows)
+
+    def _cancel(self, key: int) -> None:
+        for request in [r for r in self._waiting if r.key == key]:
+            self._waiting.remove(request)
+            self._deliver(Ended(key))
+        for parked in [row for row in self._parked if row.request.key == key]:
+            self._parked.remove(parked)
+            self._write_running()
+            self._deliver(Ended(key, tokens=parked.made))
+        for slot in [s for s, row in enumerate(self._rows) if row.request.key == key]:
+            self._deliver(Ended(key, tokens=self._rows[slot].made))
+            self._leave(slot)
 
     def _admit(self) -> None:
-        """Give free rows to the most urgent requests, the earlier first."""
+        """Give free rows to those that had one before the session was rebuilt, then to the requests of lowest rank."""
         assert self._serving is not None
+        while self._parked and len(self._rows) < self._serving.rows:
+            self._rows.append(self._parked.pop(0))
         while self._waiting and len(self._rows) < self._serving.rows:
-            request = max(self._waiting, key=lambda r: r.priority)  # the first among equals
+            request = min(self._waiting, key=lambda r: r.rank)  # the first among equals
             self._waiting.remove(request)
             if not request.prompt or len(request.prompt) + request.max_tokens > self._serving.context:
                 # Callers check this too; a row that writes past its cache would spoil its neighbour, silently.
@@ -222,26 +263,38 @@ class Engine:
         serving = self._serving
         assert serving is not None
         package = serving.package
-        step = schedule(self._rows, serving.chunk, package.rope_switch, self._decode_next, package.batches_ragged_rows)
+        ragged = package.batches_ragged_rows
+        self._share()
+        decoding = [row for row in self._rows if row.pending == 1]
+        most = self._pace.chunk(serving.chunk, _decode_steps(decoding, ragged))
+        step = schedule(self._rows, most, package.rope_switch, self._last_prefill, ragged)
         if step is None:
             return
-        self._decode_next = step.prefill
         self._steps += 1
         rows = self._rows[step.first : step.first + step.rows]
         ids = np.array([row.tokens[row.cached : row.cached + step.count] for row in rows], np.int64)
-        self.busy_since = time.monotonic()
+        self.busy_since = began = time.monotonic()
         try:
             logits = serving.session.step(step.first, ids, [row.cached for row in rows], step.width)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            self._fail(rows, f"the model failed at a step: {one_line(error)}")
+            self._step_failed(rows, one_line(error))
             return
         finally:
             self.busy_since = None
-        # All rows first: one that ends below moves another, with as much of its cache as `cached` says.
-        for row in rows:
-            row.cached += step.count
-            row.last_step = self._steps
+        self._pace.note(step, time.monotonic() - began)
+        if step.prefill:
+            self._last_prefill = self._steps
+            rows[0].cached += step.count
+            serving.reuse.remember(rows[0], step.first, rows[0].cached - step.count)
+        else:
+            self.batch_rows = step.rows
+            # All rows first: one that ends below moves another, with as much of its cache as `cached` says.
+            for row in rows:
+                row.cached += 1
+        self.kv_used_ratio = sum(row.cached for row in self._rows) / (serving.rows * serving.context)
         for row, row_logits in zip(rows, logits, strict=True):
+            row.last_step = self._steps
+            row.alone = False
             if row.pending == 0:
                 try:
                     token = choose(row_logits, row.request.sampling, row.generator, row.tokens)
@@ -250,10 +303,41 @@ class Engine:
                     continue
                 self._append(row, token)
 
+    def _share(self) -> None:
+        """Let rows take over what others have computed, and make rows that may share a step neighbours."""
+        assert self._serving is not None
+        switch = self._serving.package.rope_switch
+        for slot, row in enumerate(self._rows):
+            settle_rope(row, switch)
+            if row.prefilling and not row.reading:
+                self._serving.reuse.look_up(row, slot)
+        if self._serving.package.batches_ragged_rows:
+            for one, other in swaps(self._rows):
+                tokens = max(self._rows[one].cached, self._rows[other].cached)
+                self._serving.cache.swap(one, other, tokens)
+                self._rows[one], self._rows[other] = self._rows[other], self._rows[one]
+
+    def _step_failed(self, rows: list[Row], reason: str) -> None:
+        """Find out who is to blame: rows that shared the step run again by themselves, one alone fails."""
+        if len(rows) > 1:
+            log.error("engine_step_failed", jobs=len(rows), reason=reason, then="each runs again alone")
+            for row in rows:
+                row.alone = True
+            return
+        self._fail(rows, f"the model failed at a step: {reason}")
+        assert self._serving is not None
+        fault = self._serving.session.probe(len(self._rows))
+        if fault is not None:
+            log.error("session_lost", reason=fault, jobs=len(self._rows))
+            for row in self._rows:
+                row.cached, row.reading = 0, False
+            self._parked, self._rows = self._rows, []
+            self._let_go()
+            self._bring_up()
+
     def _append(self, row: Row, token: int) -> None:
         assert self._serving is not None
-        if row.made == 0:
-            row.first_token = time.monotonic()
+        row.token_times.append(time.monotonic())
         row.tokens.append(token)
         request = row.request
         ended = token in self._serving.package.eos and not request.ignore_eos
@@ -273,9 +357,9 @@ class Engine:
                     tokens=tuple(row.generated),
                     reason="stop" if ended or row.text.stopped else "length",
                     prompt_tokens=len(request.prompt),
-                    cached_tokens=0,
+                    cached_tokens=row.reused,
                     started=row.started,
-                    first_token=row.first_token,
+                    token_times=tuple(row.token_times),
                     ended=time.monotonic(),
                 )
             )
@@ -291,10 +375,18 @@ class Engine:
         self._write_running()
 
     def _write_running(self) -> None:
-        self._note_running(row.request.key for row in self._rows)
+        self._note_running(row.request.key for row in (*self._rows, *self._parked))
 
     def _fail(self, rows: list[Row], reason: str) -> None:
         log.error("engine_step_failed", jobs=len(rows), reason=reason)
         for row in rows:
             self._deliver(Ended(row.request.key, failure=reason, tokens=row.made))
             self._leave(self._rows.index(row))
+
+
+def _decode_steps(decoding: list[Row], ragged: bool) -> int:
+    """How many steps give each of these rows one token."""
+    if not ragged:
+        return len(decoding)
+    shared = {row.long_rope for row in decoding if not row.alone}
+    return len(shared) + sum(row.alone for row in decoding)

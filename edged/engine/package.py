@@ -20,8 +20,11 @@ _MAX_TEXT_BYTES = {
     "tokenizer_config.json": 8 << 20,
     "tokenizer.json": 128 << 20,
     "chat_template.jinja": 1 << 20,
+    "known_answers.json": 64 << 10,
 }
 _BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+_HASHED_BYTES = 64 << 20
+_SAMPLES, _SAMPLE_BYTES = 256, 4096
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -92,6 +95,22 @@ class Package:
         """False for SparseAttention, whose shorter rows come out wrong, silently, in a batch of unequal lengths."""
         return "SparseAttention" not in self.graph.operators
 
+    def fingerprint(self) -> bytes:
+        """32 bytes that differ between models: of the graph, the configuration and samples of the weights.
+
+        All weights would take as long to read as to load.
+        """
+        digest = hashlib.sha256(self.model_file.read_bytes()[:_HASHED_BYTES])
+        digest.update((self.folder / "genai_config.json").read_bytes())
+        for path in sorted({self.model_file.parent / tensor.location for tensor in self.graph.external}):
+            size = path.stat().st_size
+            digest.update(str(size).encode())
+            with path.open("rb") as file:
+                for sample in range(_SAMPLES):
+                    file.seek(sample * size // _SAMPLES)
+                    digest.update(file.read(_SAMPLE_BYTES))
+        return digest.digest()
+
     def signature(self) -> str:
         """Changes whenever a file of the package does: names, sizes and times, not contents (fit for polling)."""
         return signature(self.folder)
@@ -121,12 +140,12 @@ def open_package(folder: Path, name: str | None = None) -> Package:
     """
     if not folder.is_dir():
         raise PackageError(f"{folder} is not a folder: model.path must name the folder that holds genai_config.json")
-    config = _read_json(folder, "genai_config.json")
+    config = read_json(folder, "genai_config.json")
     model = _section(config, "model")
     if "decoder" not in model:
         raise PackageError(f"genai_config.json has no model.decoder: {_short(model.get('type'))} is not a text decoder")
     decoder = _section(model, "decoder")
-    for other in ("encoder", "vision", "speech", "embedding"):
+    for other in ("encoder", "joiner", "vision", "speech", "embedding"):
         if other in model:
             raise PackageError(f"the package has a model.{other} part: only text decoders of one graph are served")
     if "pipeline" in decoder:
@@ -215,7 +234,8 @@ def inside(folder: Path, relative: object, told_by: str = "") -> Path:
     return path
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a package's file `name`. Raises PackageError: absent, outside, too large or no JSON object."""
     path = inside(folder, name)
     _check_size(path, name)
     try:
@@ -229,7 +249,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 def _check_size(path: Path, name: str) -> None:
     if path.stat().st_size > _MAX_TEXT_BYTES[name]:
-        raise PackageError(f"{name} is larger than {_MAX_TEXT_BYTES[name] >> 20} MiB: that is not a package's file")
+        raise PackageError(f"{name} is larger than {_MAX_TEXT_BYTES[name] >> 10} KiB: that is not a package's file")
 
 
 def _short(value: object) -> str:
@@ -337,7 +357,7 @@ def _weight_bytes(model_file: Path, graph: Graph) -> int:
 
 def _read_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     """The chat template and the special tokens it may name, from chat_template.jinja and tokenizer_config.json."""
-    config = _read_json(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    config = read_json(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     special: dict[str, str] = {}
     for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = config.get(key)

@@ -46,6 +46,11 @@ class Choice:
     reason: str
     fell_back: bool
 
+    @property
+    def on_device(self) -> bool:
+        """Whether the model runs on a device with a memory of its own."""
+        return self.providers[0] != CPU
+
 
 def choose(setting: Literal["auto"] | Sequence[str], board: Board, offered: Iterable[str], made_for: MadeFor) -> Choice:
     """The providers for a session.

@@ -10,10 +10,17 @@ import numpy as np
 from edged.engine.sampler import Sampling
 from edged.engine.tokenizer import TextStream
 
+PRIORITY_SECONDS = 300.0
+"""What one step of priority is worth: a job goes before those of the next priority that came this much later. So the
+urgent go first, and nobody waits for ever."""
+LEAST_CHUNK = 2
+"""Tokens of a prefill step. A step of one token takes another way through attention and gives other last bits, so a
+prompt is never read token by token: then how it is split changes nothing, to the bit."""
+
 
 @dataclass(frozen=True)
 class Request:
-    """What the engine needs of a job. `key` is the caller's; higher `priority` runs first."""
+    """What the engine needs of a job. `key` is the caller's; `received` is CLOCK_MONOTONIC seconds."""
 
     key: int
     prompt: tuple[int, ...]
@@ -21,8 +28,23 @@ class Request:
     sampling: Sampling = Sampling()  # noqa: RUF009  (frozen)
     stop: tuple[str, ...] = ()
     priority: int = 5
+    received: float = 0.0
     stream: bool = False
     ignore_eos: bool = False
+    store: bool = True
+    """False: nothing of the prompt may come to lie on disk."""
+    pin: bool = False
+    """Keep the prompt's prefix on disk at once."""
+
+    @property
+    def rank(self) -> float:
+        """Lower runs first."""
+        return rank(self.priority, self.received)
+
+
+def rank(priority: int, received: float) -> float:
+    """Where a job of this priority, received at this second, stands in the queue: lower goes first."""
+    return received - priority * PRIORITY_SECONDS
 
 
 @dataclass(eq=False)
@@ -38,9 +60,19 @@ class Row:
     """Which rope table the cached tokens were computed with."""
     pieces: list[str] = field(default_factory=list)
     started: float = 0.0
-    first_token: float = 0.0
+    token_times: list[float] = field(default_factory=list)
+    """When each token was made, CLOCK_MONOTONIC seconds."""
     last_step: int = 0
     """Number of the step that last moved this row on."""
+    reused: int = 0
+    """Tokens of the prompt that came from the prefix cache."""
+    keys: tuple[bool, list[bytes]] | None = None
+    """Keys of the prompt's blocks, and for which rope table."""
+    disk_asked: bool = False
+    reading: bool = False
+    """Its prefix is being read from disk: nothing to compute yet."""
+    alone: bool = False
+    """A step that it shared failed: it runs by itself until it is known not to be the cause."""
 
     @property
     def pending(self) -> int:
@@ -56,6 +88,11 @@ class Row:
     def generated(self) -> list[int]:
         """The tokens that the model made."""
         return self.tokens[len(self.request.prompt) :]
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether more than the next token is due."""
+        return self.pending > 1
 
 
 @dataclass(frozen=True)
@@ -75,26 +112,41 @@ def settle_rope(row: Row, switch: int | None) -> None:
         row.long_rope, row.cached = not row.long_rope, 0
 
 
-def schedule(
-    rows: Sequence[Row], chunk: int, switch: int | None, decode_next: bool, ragged: bool = True
-) -> Step | None:
-    """The next step over `rows` (by slot), None without any.
+def swaps(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """Exchanges of two slots, in order, after which rows that may share a step are neighbours.
 
-    A row with more than one pending token is prefilled in chunks, one row a step, the most urgent first. With
-    `decode_next` the decoding rows go before a waiting prefill, so that a long prompt does not stall them. Rows on the
-    two sides of a LongRoPE switch never share a step, and a row still in prefill never goes along with decoding ones:
-    its chunks must be the same in any company. (Another split changes the last bits, the operators round activations
-    to int8, and so a logit moves by a twentieth of their spread: enough to turn a close choice.) `ragged` False keeps
-    every row in a step of its own.
+    Decoding rows come first, those on the short side of a LongRoPE switch before the others, then rows in prefill.
+    """
+    classes = [(row.prefilling, row.alone, row.long_rope) for row in rows]
+    found = []
+    for slot in range(len(classes)):
+        least = min(classes[slot:])
+        if classes[slot] != least:
+            # The last of its kind: the rows between stay where they are.
+            other = len(classes) - 1 - classes[::-1].index(least)
+            classes[slot], classes[other] = classes[other], classes[slot]
+            found.append((slot, other))
+    return found
+
+
+def schedule(
+    rows: Sequence[Row], chunk: int, switch: int | None, last_prefill: int = 0, ragged: bool = True
+) -> Step | None:
+    """The next step over `rows` (by slot), None when there is nothing to compute.
+
+    A row with more than one pending token is prefilled in chunks of at most `chunk` tokens, one row a step, the lowest
+    rank first. Rows that were decoding before step `last_prefill`, the last one that prefilled, go before the next
+    chunk, so that a long prompt does not stall them. Rows on the two sides of a LongRoPE switch never share a step.
+    `ragged` False keeps every row in a step of its own.
     """
     for row in rows:
         settle_rope(row, switch)
-    prefill = [slot for slot, row in enumerate(rows) if row.pending > 1]
+    prefill = [slot for slot, row in enumerate(rows) if row.prefilling and not row.reading]
     decode = [slot for slot, row in enumerate(rows) if row.pending == 1]
-    if prefill and not (decode and decode_next):
-        slot = min(prefill, key=lambda s: (-rows[s].request.priority, rows[s].started))
+    if prefill and not any(rows[slot].last_step < last_prefill for slot in decode):
+        slot = min(prefill, key=lambda s: (rows[s].request.rank, rows[s].started))
         row = rows[slot]
-        count = min(chunk, row.pending)
+        count = chunk_of(row.pending, chunk)
         return Step(slot, 1, count, _width(rows[slot : slot + 1], count, switch), prefill=True)
     if not decode:
         return None
@@ -102,13 +154,23 @@ def schedule(
     # fewest tokens, new short jobs could hold up a long one on the other side for ever.
     lead = min(decode, key=lambda s: rows[s].last_step)
     first = last = lead
-    if ragged:
-        together = {slot for slot in decode if rows[slot].long_rope == rows[lead].long_rope}
+    if ragged and not rows[lead].alone:
+        together = {s for s in decode if rows[s].long_rope == rows[lead].long_rope and not rows[s].alone}
         while first - 1 in together:
             first -= 1
         while last + 1 in together:
             last += 1
     return Step(first, last - first + 1, 1, _width(rows[first : last + 1], 1, switch), prefill=False)
+
+
+def chunk_of(pending: int, most: int) -> int:
+    """How many of `pending` tokens, two or more, the next prefill step reads: never one, and never leaving one."""
+    most = max(most, LEAST_CHUNK)
+    if pending <= most:
+        return pending
+    if pending - most == 1:
+        return most - 1 if most > LEAST_CHUNK else pending
+    return most
 
 
 def _width(rows: Sequence[Row], count: int, switch: int | None) -> int:
@@ -117,3 +179,40 @@ def _width(rows: Sequence[Row], count: int, switch: int | None) -> int:
     if switch is not None and rows[0].long_rope:
         width = max(width, switch + 1)
     return width
+
+
+class Pace:
+    """What steps cost of late, and so how many tokens a prefill step may have while others wait for their next one."""
+
+    _WEIGHT = 0.2
+    _FIRST_CHUNK = 16
+    """Before anything was measured."""
+    _SHARE = 0.75
+    """Of the time there is: the next step may take longer than the last ones."""
+
+    def __init__(self, max_stall: float) -> None:
+        """`max_stall`: the longest that a row should wait for its next token, in seconds."""
+        self.max_stall = max_stall
+        self._prefill: float | None = None
+        self._decode = 0.0
+
+    def note(self, step: Step, seconds: float) -> None:
+        """Learn from a step that took `seconds`."""
+        if step.prefill:
+            each = seconds / step.count
+            # Slower counts at once, faster only bit by bit: a bound is kept from above.
+            if self._prefill is None or each > self._prefill:
+                self._prefill = each
+            else:
+                self._prefill += self._WEIGHT * (each - self._prefill)
+        else:
+            self._decode += self._WEIGHT * (seconds - self._decode)
+
+    def chunk(self, most: int, decode_steps: int) -> int:
+        """Tokens of a prefill step that comes between two rounds of `decode_steps` decoding steps."""
+        if decode_steps == 0:
+            return most
+        if self._prefill is None:
+            return min(most, self._FIRST_CHUNK)
+        left = self._SHARE * self.max_stall - decode_steps * self._decode
+        return max(LEAST_CHUNK, min(most, int(left / self._prefill)))

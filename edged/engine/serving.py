@@ -1,24 +1,35 @@
-"""Brings a package into service: checked, planned against the board's memory, loaded, and tried once."""
+"""Brings a package into service: checked, planned against the board's memory, loaded, and asked what is known."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 import structlog
 
 from edged.engine.cache import NUMPY_DTYPES, KVCache
 from edged.engine.package import Package, PackageError, open_package
+from edged.engine.prefix import BLOCK_TOKENS, PrefixCache
+from edged.engine.prefix_disk import PrefixDisk
 from edged.engine.providers import Choice, ProviderError, choose, settle
+from edged.engine.reuse import PrefixReuse
 from edged.engine.session import LOGITS_BYTES, ModelSession, chunk_limit
 from edged.engine.tokenizer import Tokenizer
 from edged.health.board import Board
 from edged.health.memory import Available, MemoryPlanError, Plan, plan
+from edged.models.verify import (
+    Verified,
+    check_answers,
+    check_runs,
+    check_tokenizer,
+    read_known_answers,
+    suspect_runtime,
+)
 from edged.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -36,32 +47,46 @@ class TooLargeError(PackageError):
 
 @dataclass(frozen=True)
 class Serving:
-    """A model that answers, with what it was given. `context` and `chunk` in tokens."""
+    """A model that answers, with what it was given. `context` and `chunk` in tokens, `max_stall` in seconds."""
 
     package: Package
     session: ModelSession
     tokenizer: Tokenizer
     cache: KVCache
+    reuse: PrefixReuse
     rows: int
     context: int
     chunk: int
+    max_stall: float
     threads: int
     choice: Choice
     plan: Plan
+    verified: Verified | None
+    """None for a package without known answers."""
     load_seconds: float
 
     def close(self) -> None:
-        """End what does not end by itself (the template's process)."""
+        """End what does not end by itself (the template's process, the disk's thread)."""
         self.tokenizer.close()
+        self.reuse.close()
 
 
 def bring_up(
-    settings: Settings, board: Board, available: Callable[[], Available], path: Path, name: str | None = None
+    settings: Settings,
+    board: Board,
+    available: Callable[[], Available],
+    path: Path,
+    name: str | None = None,
+    prefix_folder: Path | None = None,
+    verify: bool = True,
 ) -> Serving:
     """Load the package at `path`. `name` is what jobs call it (default: its folder's name).
 
-    Raises PackageError, one line: the package is broken, or the provider is not there; TooLargeError where memory
-    would not suffice.
+    `prefix_folder`: where shared prefixes are kept for after a restart; None: nowhere. Without `verify` its known
+    answers are not looked at.
+
+    Raises PackageError, one line: the package is broken, the provider is not there, or it answers otherwise than it
+    should; TooLargeError where memory would not suffice.
     """
     started = time.monotonic()
     wanted = settings.model
@@ -74,16 +99,19 @@ def bring_up(
     if package.kv_dtype not in NUMPY_DTYPES:
         raise PackageError(f"a KV cache of {package.kv_dtype} is not served: build the package with float32 or float16")
     chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk)
+    known = read_known_answers(package) if verify else None
+    length = max(context, known.longest if known else 0)
     try:
         choice = choose(wanted.execution_provider, board, ort.get_available_providers(), package.made_for)
         planned = plan(
             weights=int(package.weight_bytes * LOADED_RATIO),
             load_overhead=0,
             kv_bytes_per_token=package.kv_bytes_per_token,
-            rows=wanted.rows,
-            context=max(context, package.sliding_window),
-            working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows)),
+            rows=_rows(wanted.rows, package, choice),
+            context=max(length, package.sliding_window),
+            working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows or 8)),
             available=available(),
+            prefixes=0 if choice.on_device else settings.cache.ram_bytes,
         )
     except MemoryPlanError as error:
         raise TooLargeError(str(error)) from None
@@ -92,13 +120,17 @@ def bring_up(
     threads = thread_count(settings, board)
     tokenizer = Tokenizer(package)
     try:
+        if known is not None:
+            check_tokenizer(known, tokenizer)
         session = ModelSession(package, choice.providers, threads)
         choice = settle(choice, wanted.execution_provider, session.providers)
-        if session.device != "cpu" and wanted.rows > 1:
-            raise PackageError(f"model.rows = {wanted.rows} is served on the CPU only: set model.rows = 1 for a GPU")
-        cache = KVCache(package, wanted.rows, context, session.device)
+        if session.device != "cpu" and planned.rows > 1:
+            raise PackageError(f"model.rows = {planned.rows} is served on the CPU only: set model.rows = 1 for a GPU")
+        cache = KVCache(package, planned.rows, length, session.device)
         session.use(cache)
-        _try(session, package)
+        if known is None:
+            check_runs(session)
+        verified = check_answers(known, session, tokenizer, chunk) if known else None
     except BaseException as error:
         tokenizer.close()
         if isinstance(error, ProviderError):
@@ -109,12 +141,15 @@ def bring_up(
         session=session,
         tokenizer=tokenizer,
         cache=cache,
-        rows=wanted.rows,
+        reuse=_reuse(settings, board, package, session, cache, planned.prefixes, prefix_folder),
+        rows=planned.rows,
         context=context,
         chunk=chunk,
+        max_stall=wanted.max_stall,
         threads=threads,
         choice=choice,
         plan=planned,
+        verified=verified,
         load_seconds=time.monotonic() - started,
     )
     log.info(
@@ -124,12 +159,40 @@ def bring_up(
         execution_provider=session.providers[0],
         reason=choice.reason,
         threads=threads,
-        rows=wanted.rows,
+        rows=planned.rows,
         context=context,
         load_seconds=round(serving.load_seconds, 2),
         planned_bytes=planned.peak,
     )
+    _tell_verified(serving)
     return serving
+
+
+def _rows(wanted: int | None, package: Package, choice: Choice) -> int | None:
+    """Rows to plan for; None: as many as fit."""
+    alone = choice.on_device or not package.batches_ragged_rows
+    return 1 if wanted is None and alone else wanted
+
+
+def _reuse(
+    settings: Settings,
+    board: Board,
+    package: Package,
+    session: ModelSession,
+    cache: KVCache,
+    ram_bytes: int,
+    folder: Path | None,
+) -> PrefixReuse:
+    """The prefix cache for this model, in memory and, with a folder, on disk."""
+    shape = cache.block_shape(BLOCK_TOKENS)
+    layout = (ort.__version__, session.providers[0], board.model, package.kv_dtype, shape)
+    identity = hashlib.sha256(package.fingerprint() + repr(layout).encode()).digest()
+    disk = None
+    if folder is not None and ram_bytes and settings.cache.disk_bytes:
+        disk = PrefixDisk(
+            folder, identity, shape, cache.dtype, settings.cache.disk_bytes, settings.cache.daily_write_bytes
+        )
+    return PrefixReuse(cache, PrefixCache(ram_bytes), disk, identity)
 
 
 def thread_count(settings: Settings, board: Board) -> int:
@@ -137,17 +200,16 @@ def thread_count(settings: Settings, board: Board) -> int:
     return settings.model.threads or len(board.performance_cores(os.sched_getaffinity(0)))
 
 
-def _try(session: ModelSession, package: Package) -> None:
-    """Two small steps, a prefill and a decode: a model that fails or gives NaN is found before a job is."""
-    tokens = np.arange(3, dtype=np.int64)[None] % package.vocabulary
-    try:
-        first = session.step(0, tokens, [0], 3)
-        finite = bool(np.isfinite(first).all())
-        finite = finite and bool(np.isfinite(session.step(0, tokens[:, :1], [3], 4)).all())
-    except Exception as error:  # onnxruntime's exceptions share no base but Exception
-        raise PackageError(f"the model failed at its first step: {' '.join(str(error).split())[:400]}") from None
-    if not finite:
-        raise PackageError(
-            "the model gives NaN or infinity where numbers are due: its weights are damaged or were made for another "
-            "execution provider; copy the package again"
+def _tell_verified(serving: Serving) -> None:
+    package, verified = serving.package, serving.verified
+    if verified is not None:
+        log.info(
+            "model_verified",
+            model=package.name,
+            tokens=verified.tokens,
+            compared=verified.compared,
+            seconds=round(verified.seconds, 3),
         )
+    else:
+        hint = f"it has no known answers: edged model verify --record --model {package.folder} makes them once"
+        log.warning("model_not_verified", model=package.name, hint=suspect_runtime(package) or hint)

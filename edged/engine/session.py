@@ -60,6 +60,14 @@ class ModelSession:
         """Take `cache` for the steps that follow."""
         self._cache, self._bindings = cache, {}
 
+    def probe(self, row: int) -> str | None:
+        """Whether a small step on row `row`, which must be free, still works: None, or on one line why not."""
+        try:
+            logits = self.step(row, np.zeros((1, 2), np.int64), [0], 2)
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            return one_line(error)
+        return None if np.isfinite(logits).all() else "the model gives NaN or infinity where numbers are due"
+
     def step(self, first: int, ids: NDArray[np.int64], past: Sequence[int], width: int) -> NDArray[np.floating]:
         """Run rows first … first+len(past)-1 of the cache, each `ids.shape[1]` tokens further.
 
@@ -68,6 +76,10 @@ class ModelSession:
         are right for one row only. Returns the logits after each row's last token, [rows, vocabulary], a view that
         the next step overwrites.
         """
+        return self.forward(first, ids, past, width)[:, -1]
+
+    def forward(self, first: int, ids: NDArray[np.int64], past: Sequence[int], width: int) -> NDArray[np.floating]:
+        """As `step`, but returns the logits after every token, [rows, new, vocabulary], a view of the same kind."""
         assert self._cache is not None
         rows, new = ids.shape
         lengths = np.asarray(past, np.int64) + new
@@ -90,7 +102,7 @@ class ModelSession:
         shape = (rows, new, self.package.vocabulary)
         binding.bind_output(self.package.logits_name, "cpu", 0, self._logits_dtype, shape, self._logits.ctypes.data)
         self._session.run_with_iobinding(binding)
-        result: NDArray[np.floating] = self._logits[:size].reshape(shape)[:, -1]
+        result: NDArray[np.floating] = self._logits[:size].reshape(shape)
         return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edged.health import cgroup
@@ -13,6 +13,9 @@ _RESERVE = 64 * MIB
 _RESERVE_SHARE = 50  # a fiftieth, 2 %
 # A smaller context answers hardly anything; better fewer rows.
 _LEAST_CONTEXT = 64
+# More rows than this add little speed, and each makes the others slower.
+_MOST_ROWS = 8
+_PREFIX_SHARE = 8  # an eighth of what is usable
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,14 @@ class Plan:
     load_overhead: int
     cache: int
     working: int
+    rows: int
+    prefixes: int = 0
+    """For leading tokens that jobs share."""
 
     @property
     def peak(self) -> int:
         """The most bytes in use at any time."""
-        return self.weights + max(self.load_overhead, self.cache + self.working)
+        return self.weights + max(self.load_overhead, self.cache + self.working + self.prefixes)
 
 
 class MemoryPlanError(Exception):
@@ -86,32 +92,45 @@ def plan(
     weights: int,
     load_overhead: int,
     kv_bytes_per_token: int,
-    rows: int,
+    rows: int | None,
     context: int,
     working: int,
     available: Available,
+    prefixes: int | None = 0,
 ) -> Plan:
     """What the model takes with ``rows`` of ``context`` tokens; all sizes in bytes.
 
-    ``load_overhead`` is what loading needs on top of the weights and gives back, ``working`` what a step
-    needs. Raises MemoryPlanError where the peak is above what is usable.
+    ``load_overhead`` is what loading needs on top of the weights and gives back, ``working`` what a step needs.
+    ``prefixes`` None: an eighth of what is usable, where one row (or those asked for) leaves so much. ``rows`` None:
+    as many as fit, at most 8. Raises MemoryPlanError where the peak is above what is usable.
     """
-    wanted = Plan(weights, load_overhead, rows * context * kv_bytes_per_token, working)
-    if wanted.peak <= available.usable:
+    usable, row_bytes = available.usable, context * kv_bytes_per_token
+    wanted = Plan(weights, load_overhead, (rows or 1) * row_bytes, working, rows or 1, prefixes or 0)
+    if wanted.peak <= usable:
+        room = usable - weights - working - wanted.cache - wanted.prefixes
+        if prefixes is None:
+            wanted = replace(wanted, prefixes=min(usable // _PREFIX_SHARE, room))
+            room -= wanted.prefixes
+        if rows is None:
+            more = min(_MOST_ROWS, 1 + room // row_bytes) if row_bytes else _MOST_ROWS
+            wanted = replace(wanted, rows=more, cache=more * row_bytes)
         return wanted
-    fit = _largest_fit(weights, load_overhead, kv_bytes_per_token, rows, context, working, available.usable)
+    fit = _largest_fit(
+        weights, load_overhead, kv_bytes_per_token, wanted.rows, context, working + wanted.prefixes, usable
+    )
     if fit is None:
-        advice = "this package does not fit on this board"
-    elif fit[0] == rows:
+        advice = "cache.ram_bytes = 0 might help" if wanted.prefixes else "this package does not fit on this board"
+    elif fit[0] == wanted.rows:
         advice = f"model.context = {fit[1]} would fit"
     elif fit[1] == context:
         advice = f"model.rows = {fit[0]} would fit"
     else:
         advice = f"model.rows = {fit[0]} with model.context = {fit[1]} would fit"
+    shared = f", prefixes {_size(wanted.prefixes)}" if wanted.prefixes else ""
     message = (
         f"the model needs {_size(wanted.peak)} (weights {_size(weights)}, cache {_size(wanted.cache)} for "
-        f"{rows} x {context} tokens, working {_size(working)}, loading {_size(load_overhead)}) and "
-        f"{_size(available.usable)} are usable of {_size(available.bytes)} available (limited by "
+        f"{wanted.rows} x {context} tokens{shared}, working {_size(working)}, loading {_size(load_overhead)}) and "
+        f"{_size(usable)} are usable of {_size(available.bytes)} available (limited by "
         f"{available.limited_by}): {advice}"
     )
     raise MemoryPlanError(message, *(fit or (None, None)))

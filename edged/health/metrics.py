@@ -13,11 +13,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from edged import __version__
+from edged.engine.reuse import PrefixReuse
 from edged.health.board import Board
 from edged.jobs.document import State
 
@@ -48,7 +49,7 @@ class Metrics:
         )
         self.inter_token = Histogram(
             "edged_inter_token_latency_seconds",
-            "Mean time between two tokens of one answer",
+            "Time between two tokens of one answer",
             buckets=_TOKEN_SECONDS,
             registry=registry,
         )
@@ -58,6 +59,10 @@ class Metrics:
             "edged_prefix_cache_hit_tokens",
             "Prompt tokens that need not be computed again",
             registry=registry,
+        )
+        self.batch_rows = Gauge("edged_batch_rows", "Rows of the last decoding step", registry=registry)
+        self.kv_used_ratio = Gauge(
+            "edged_kv_cache_used_ratio", "Share of the KV cache that holds tokens", registry=registry
         )
         self.model_info = Info("edged_model", "The model that is served, and on what", registry=registry)
         self.model_load = Gauge("edged_model_load_seconds", "Time the last load took", registry=registry)
@@ -79,6 +84,8 @@ class Metrics:
         Info("edged_build", "The version of edged", registry=registry).info({"version": __version__})
         ProcessCollector(registry=registry)
         registry.register(_BoardCollector(board))
+        self._prefixes = _PrefixCollector()
+        registry.register(self._prefixes)
 
     def watch(
         self,
@@ -87,16 +94,45 @@ class Metrics:
         running: Callable[[], int],
         outbox: Callable[[], int],
         spool_bytes: Callable[[], int],
+        batch_rows: Callable[[], int],
+        kv_used_ratio: Callable[[], float],
+        reuse: Callable[[], PrefixReuse | None],
     ) -> None:
         """Read these whenever somebody asks; called from threads of their own."""
         self.queued.set_function(queued)
         self.running.set_function(running)
         self.outbox.set_function(outbox)
         self.spool_bytes.set_function(spool_bytes)
+        self.batch_rows.set_function(batch_rows)
+        self.kv_used_ratio.set_function(kv_used_ratio)
+        self._prefixes.reuse = reuse
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)
+
+
+class _PrefixCollector(Collector):
+    """Reads the prefix cache of the model that serves now."""
+
+    def __init__(self) -> None:
+        self.reuse: Callable[[], PrefixReuse | None] = lambda: None
+
+    def collect(self) -> Iterator[Metric]:
+        reuse = self.reuse()
+        disk = reuse.disk if reuse else None
+        held = (("ram", float(reuse.memory.bytes if reuse else 0)), ("disk", float(disk.bytes if disk else 0)))
+        yield _family("edged_prefix_cache_bytes", "Size of the prefix cache", "tier", held)
+        yield CounterMetricFamily(
+            "edged_prefix_cache_refused_files",
+            "Files of the prefix cache that were damaged or of another model",
+            value=disk.refused if disk else 0,
+        )
+        yield CounterMetricFamily(
+            "edged_prefix_cache_written_bytes",
+            "Bytes of prefixes written to disk",
+            value=disk.written if disk else 0,
+        )
 
 
 class _BoardCollector(Collector):

@@ -7,6 +7,7 @@ after the job is on disk, PUBACK after that, the result published after it is on
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 import time
 from collections import OrderedDict, deque
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import structlog
 
 from edged.engine import engine as engine_events
-from edged.engine.scheduler import Request
+from edged.engine.scheduler import Request, rank
 from edged.engine.serving import Serving
 from edged.health.clock import Clock
 from edged.health.metrics import Metrics
@@ -83,6 +84,7 @@ class _Active:
 
     queued: Queued
     job: Job
+    rank: float
     waited: float = 0.0
     started: bool = False
     pieces: int = 0
@@ -127,6 +129,7 @@ class Desk:
         max_queued: int,
         max_bytes: int,
         retention: float,
+        allow_pin: bool,
     ) -> None:
         self._device = device
         self._topics = topics
@@ -139,10 +142,11 @@ class Desk:
         self._max_queued = max_queued
         self._max_bytes = max_bytes
         self._retention = retention
+        self._allow_pin = allow_pin
         self._arrivals: deque[JobReceived] = deque()
         self._endings: deque[_Ending] = deque()
         self._waiting: dict[int, Queued] = {}
-        self._order: list[tuple[int, int]] = []
+        self._order: list[tuple[float, int]] = []
         self._ids: dict[str, int] = {}
         self._timed: dict[int, Queued] = {}
         self._active: dict[int, _Active] = {}
@@ -155,6 +159,7 @@ class Desk:
         self._last_boottimes: dict[str, float] = {}
         self._more_to_start = False
         self._next_prune = 0.0
+        self._start_moment = Moment.now(clock)
         self._draining = False
         self.fault: str | None = None
         """Why the spool cannot be written now; nothing is accepted and nothing lost meanwhile."""
@@ -371,7 +376,7 @@ class Desk:
                 raise JobError(Code.INVALID_JOB, refusal, submission.id)
             known = self._known(submission.id, admission)
             if known is None:
-                self._check_model(submission)
+                self._check_possible(submission)
         except JobError as error:
             if error.id is not None and self._known(error.id, admission) is not None:
                 # Never on result/<id>: that belongs to the job that has the id.
@@ -389,8 +394,14 @@ class Desk:
     def _known(self, id: str, admission: _Admission) -> Known | None:
         return admission.batch.get(id) or self._spool.find(id)
 
-    def _check_model(self, submission: Submission) -> None:
+    def _check_possible(self, submission: Submission) -> None:
         """Refuse at once what cannot run here. While the model loads, a job waits."""
+        if submission.job.cache is not None and submission.job.cache.pin and not self._allow_pin:
+            raise JobError(
+                Code.UNSUPPORTED,
+                "this device lets no job pin its prefix: leave cache out, or set cache.allow_pin on the device",
+                submission.id,
+            )
         if self._model_reason is not None:
             raise JobError(
                 Code.MODEL_UNAVAILABLE,
@@ -487,12 +498,22 @@ class Desk:
         self._waiting[queued.seq] = queued
         self._ids[queued.id] = queued.seq
         if len(self._order) > 2 * len(self._waiting) + 1000:  # mostly of jobs that were cancelled
-            self._order = [(-waiting.priority, waiting.seq) for waiting in self._waiting.values()]
+            self._order = [(self._rank(waiting), waiting.seq) for waiting in self._waiting.values()]
             heapq.heapify(self._order)
         else:
-            heapq.heappush(self._order, (-queued.priority, queued.seq))
+            heapq.heappush(self._order, (self._rank(queued), queued.seq))
         if queued.ttl is not None or queued.deadline is not None:
             self._timed[queued.seq] = queued
+
+    def _received(self, queued: Queued) -> float:
+        """When a job came, in seconds of this boot's CLOCK_BOOTTIME; below zero before the boot."""
+        start = self._start_moment
+        if queued.boot_id == start.boot_id:
+            return queued.boottime
+        return start.boottime - age(queued, start, self._last_boottime)
+
+    def _rank(self, queued: Queued) -> float:
+        return rank(queued.priority, self._received(queued))
 
     def _hand_over(self) -> None:
         """Keep the engine's rows filled and one job ready behind them, the most urgent first."""
@@ -514,8 +535,8 @@ class Desk:
             mine = [active for active in self._active.values() if not active.recalled]
             if len(mine) > serving.rows:
                 ready = [active for active in mine if not active.started]
-                least = min(ready, key=lambda active: active.queued.priority, default=None)
-                if least is None or least.queued.priority >= queued.priority:
+                least = max(ready, key=lambda active: active.rank, default=None)
+                if least is None or least.rank <= self._order[0][0]:
                     return
                 least.recalled = True  # it comes back as Ended and waits again
                 self._engine.cancel(least.queued.seq)
@@ -533,7 +554,7 @@ class Desk:
 
     def _start(self, queued: Queued, job: Job, serving: Serving) -> None:
         try:
-            request = prepare(job, queued.seq, queued.id, serving)
+            request = prepare(job, queued.seq, queued.id, serving, self._received(queued))
         except JobError as error:
             failed = error.code is Code.INTERNAL
             self._end(queued, State.FAILED if failed else State.REJECTED, error.code, str(error), job.metadata)
@@ -543,7 +564,7 @@ class Desk:
             log.error("job_unpreparable", job=queued.id, error=kind)
             self._end(queued, State.FAILED, Code.INTERNAL, f"preparing the prompt failed: {kind}", job.metadata)
             return
-        self._active[queued.seq] = _Active(queued, job)
+        self._active[queued.seq] = _Active(queued, job, request.rank)
         self._engine.submit(request)
 
     def _finished(self, active: _Active, event: engine_events.Finished) -> None:
@@ -564,12 +585,13 @@ class Desk:
         metrics.generated_tokens.inc(len(event.tokens))
         metrics.first_token.observe(active.waited + event.first_token - event.started)
         metrics.duration.observe(active.waited + event.ended - event.started)
-        if len(event.tokens) > 1:
-            metrics.inter_token.observe((event.ended - event.first_token) / (len(event.tokens) - 1))
+        for earlier, later in itertools.pairwise(event.token_times):
+            metrics.inter_token.observe(later - earlier)
         log.info(
             "job_succeeded",
             job=queued.id,
             prompt_tokens=event.prompt_tokens,
+            cached_tokens=event.cached_tokens,
             completion_tokens=len(event.tokens),
             seconds=round(event.ended - event.started, 3),
         )

@@ -92,6 +92,14 @@ class ResponseFormat(BaseModel):
     type: Literal["text", "json_schema", "json_object", "regex", "choice"]
 
 
+class Cache(BaseModel):
+    """What the job wants of the prefix cache."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    pin: bool = Field(default=False, description="keep the prompt's prefix on disk from now on")
+
+
 class Job(BaseModel):
     """A job document. Field names are OpenAI's where one exists."""
 
@@ -134,6 +142,9 @@ class Job(BaseModel):
     stream: bool = Field(default=False, description="send pieces of the answer as it is made")
     priority: int = Field(default=5, ge=0, le=9, description="0 to 9, higher first")
     store: bool = Field(default=True, description="false: nothing is kept once the result is delivered")
+    cache: Cache | None = Field(
+        default=None, description='{"pin": true} keeps the prompt\'s prefix on disk, where the device allows it'
+    )
     metadata: dict[str, Any] | None = Field(default=None, description="returned untouched in the result")
     model: str | None = Field(default=None, description="refused where this is not the model's name")
     ttl: float | None = Field(
@@ -265,7 +276,8 @@ def explain(error: ValidationError) -> str:
         if detail["type"] == "extra_forbidden":
             name = str(detail["loc"][-1])
             near = difflib.get_close_matches(name, _KNOWN_FIELDS, 1)
-            lines.append(f"unknown field {_shown(name)}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            place = f" in {where.rpartition('.')[0]}" if len(detail["loc"]) > 1 else ""
+            lines.append(f"unknown field {_shown(name)}{place}" + (f"; did you mean {near[0]!r}?" if near else ""))
             continue
         if detail["type"] == "edged":
             lines.append(detail["msg"])
@@ -278,7 +290,7 @@ def explain(error: ValidationError) -> str:
 
 
 _UNION_TAGS = ("str", "list[int]", "list[str]")
-_KNOWN_FIELDS = sorted({*Job.model_fields, "max_completion_tokens", *Message.model_fields})
+_KNOWN_FIELDS = sorted({*Job.model_fields, "max_completion_tokens", *Message.model_fields, *Cache.model_fields})
 
 
 def _refuse(field: str, reason: str) -> NoReturn:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+
+import structlog
 
 from edged.engine.sampler import Sampling
 from edged.engine.scheduler import Request
@@ -11,9 +15,11 @@ from edged.engine.template import TemplateFaultError, TemplateRefusalError
 from edged.engine.tokenizer import PromptError
 from edged.jobs.document import Code, Job, JobError
 
+log = structlog.get_logger(__name__)
 
-def prepare(job: Job, key: int, id: str, serving: Serving) -> Request:
-    """The request for `job`. Raises JobError where this model cannot run it."""
+
+def prepare(job: Job, key: int, id: str, serving: Serving, received: float = 0.0) -> Request:
+    """The request for `job`, `received` as in Request. Raises JobError where this model cannot run it."""
     if job.model is not None and job.model != serving.package.name:
         raise JobError(
             Code.MODEL_MISMATCH,
@@ -42,9 +48,43 @@ def prepare(job: Job, key: int, id: str, serving: Serving) -> Request:
         ),
         stop=job.stops,
         priority=job.priority,
+        received=received,
         stream=job.stream,
         ignore_eos=job.ignore_eos,
+        store=job.store,
+        pin=job.cache is not None and job.cache.pin,
     )
+
+
+def pinned(texts: Sequence[str], serving: Serving, key: int) -> Iterator[Request]:
+    """Requests that read instructions as jobs will begin with them, each one token long, from `key` downwards.
+
+    What such jobs share is what two chats with the same system message and other questions have in common; where the
+    template knows no system messages, the beginning of the user's.
+    """
+    for number, text in enumerate(texts):
+        try:
+            tokens = _shared(text, serving)
+        except (PromptError, TemplateRefusalError, TemplateFaultError) as error:
+            log.warning("pinned_instruction_refused", number=number + 1, reason=str(error))
+            continue
+        if len(tokens) >= serving.context:
+            log.warning("pinned_instruction_refused", number=number + 1, reason="it is longer than the context")
+            continue
+        yield Request(key=key - number, prompt=tuple(tokens), max_tokens=1, priority=9, pin=True)
+
+
+def _shared(text: str, serving: Serving) -> list[int]:
+    def ask(question: str, system: bool) -> list[int]:
+        first = [{"role": "system", "content": text}] if system else []
+        content = question if system else f"{text}{question}"
+        return serving.tokenizer.encode_messages([*first, {"role": "user", "content": content}])
+
+    try:
+        one, other = ask("a", True), ask("0", True)
+    except TemplateRefusalError:
+        one, other = ask("a", False), ask("0", False)
+    return [token for token, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))]
 
 
 def derived_seed(id: str) -> int:

@@ -197,7 +197,13 @@ class ModelSettings(_Section):
         description="Threads for the model; unset: one per performance core.",
         examples=[4],
     )
-    rows: int = Field(default=1, ge=1, le=64, description="Jobs that are answered at the same time.")
+    rows: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Jobs that are answered at the same time; unset: as many as memory allows, at most 8.",
+        examples=[4],
+    )
     context: int | None = Field(
         default=None,
         ge=16,
@@ -205,7 +211,43 @@ class ModelSettings(_Section):
         description="Tokens of prompt and answer together, per row; unset: what the package says.",
         examples=[4096],
     )
-    prefill_chunk: int = Field(default=256, ge=1, le=4096, description="Tokens of a prompt that are read in one step.")
+    prefill_chunk: int = Field(
+        default=256, ge=2, le=4096, description="Most tokens of a prompt that are read in one step."
+    )
+    max_stall: float = Field(
+        default=1.0,
+        ge=0.01,
+        le=60,
+        description="Seconds that a running job may wait for its next token while prompts of others are read.",
+    )
+
+
+class CacheSettings(_Section):
+    """What leading tokens that jobs share may take, so that they are not computed again."""
+
+    ram_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        le=1 << 40,
+        description="Most memory for shared prefixes; 0: none; unset: an eighth of what is usable, if there is room.",
+        examples=[536_870_912],
+    )
+    disk_bytes: int = Field(
+        default=2_147_483_648,
+        ge=0,
+        le=1 << 44,
+        description="Most disk for prefixes that outlive a restart; 0: none.",
+    )
+    daily_write_bytes: int = Field(
+        default=1_073_741_824, ge=0, le=1 << 44, description="Most bytes of prefixes written to disk in a day."
+    )
+    pinned: Annotated[list[Annotated[str, Field(min_length=1, max_length=100_000)]], Field(max_length=64)] = Field(
+        default=[],
+        description="Instructions (system messages) that are read at the start and kept on disk.",
+        examples=[["You are a careful assistant."]],
+        json_schema_extra={"allowed": "a list of up to 64 texts"},
+    )
+    allow_pin: bool = Field(default=False, description='Whether jobs may ask for it too, with "cache": {"pin": true}.')
 
 
 class JobsSettings(_Section):
@@ -267,6 +309,7 @@ class Settings(BaseSettings):
     device: DeviceSettings = DeviceSettings()
     mqtt: MqttSettings = MqttSettings()
     model: ModelSettings = ModelSettings()
+    cache: CacheSettings = CacheSettings()
     jobs: JobsSettings = JobsSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()

@@ -75,6 +75,7 @@ class Daemon:
             "EDGED_LOG__FORMAT": "json",
             "EDGED_MODEL__PATH": str(MODELS / "phi3"),
             "EDGED_MODEL__THREADS": "1",
+            "EDGED_MODEL__ROWS": "1",
             **{f"EDGED_{name.upper()}": value for name, value in settings.items()},
         }
 

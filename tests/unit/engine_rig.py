@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ from edged.settings import Settings
 
 MODELS = Path(__file__).parents[1] / "fixtures" / "models"
 NAMES = ("phi3", "phi3-longrope", "llama3", "qwen3", "gemma2", "llama-position-ids")
+"""The packages that have a reference.json; family_rig knows all."""
 
 
 def reference(name: str) -> list[dict[str, Any]]:
@@ -33,9 +35,10 @@ def reference(name: str) -> list[dict[str, Any]]:
     return list(json.loads((MODELS / name / "reference.json").read_text()))
 
 
-def load(path: Path, **model: Any) -> Serving:
-    """Bring up a package as the daemon does, on one thread."""
-    return bring_up(Settings(model={"threads": 1, **model}), detect(), available, path)
+def load(path: Path, prefix_bytes: int = 0, disk: Path | None = None, **model: Any) -> Serving:
+    """Bring up a package as the daemon does, on one thread; without a prefix cache unless it gets bytes."""
+    settings = Settings(model={"threads": 1, **model}, cache={"ram_bytes": prefix_bytes})
+    return bring_up(settings, detect(), available, path, prefix_folder=disk)
 
 
 @cache
@@ -143,3 +146,38 @@ def random_prompt(seed: int, tokens: int) -> tuple[int, ...]:
 def ids(end: Finished | Ended) -> list[int]:
     assert isinstance(end, Finished), end
     return list(end.tokens)
+
+
+def run_at_random(
+    rig: Rig, jobs: list[Request], chance: random.Random, cancelled: set[int]
+) -> dict[int, Finished | Ended]:
+    """Jobs come while others run, and some are cancelled at their third piece."""
+    waiting = list(jobs)
+    pieces: dict[int, int] = {}
+
+    def join_or_leave(event: EngineEvent) -> None:
+        if waiting and (isinstance(event, (Finished, Ended)) or chance.random() < 0.3):
+            rig.engine.submit(waiting.pop())
+        if isinstance(event, Piece):
+            pieces[event.key] = pieces.get(event.key, 0) + 1
+            if event.key in cancelled and pieces[event.key] == 3:
+                rig.engine.cancel(event.key)
+
+    rig.hook = join_or_leave
+    for _ in range(3):
+        rig.engine.submit(waiting.pop())
+    return rig.ends(len(jobs))
+
+
+def wait_until_written(rig: Rig, blocks: int | None = None) -> None:
+    """Until the idle engine has written what is worth it (or so many blocks)."""
+    reuse = rig.engine._serving.reuse  # type: ignore[union-attr]
+    until = time.monotonic() + 20
+    while True:
+        done = (
+            reuse.memory.next_to_write(set(reuse._on_disk)) is None if blocks is None else len(reuse._on_disk) >= blocks
+        )
+        if done and reuse._writing is None:
+            return
+        assert time.monotonic() < until
+        time.sleep(0.01)

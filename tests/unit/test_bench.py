@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 from engine_rig import MODELS, copy_package, load
 from test_docs import first_column, section
 
@@ -135,7 +136,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Exit code of `edged bench …`, run in this process."""
     monkeypatch.setattr(sys, "argv", ["edged", "bench", *arguments])
     monkeypatch.setenv("COLUMNS", "120")
-    with pytest.raises(SystemExit) as ended:
+    # Loggers would keep this test's captured stderr for the tests that follow.
+    monkeypatch.setattr("edged.logs.configure", lambda *_: None)
+    with structlog.testing.capture_logs(), pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
 

@@ -136,7 +136,7 @@ def test_korean_particles_follow_the_last_syllable(generator: ModuleType) -> Non
 
 def test_the_package_is_whole_and_small() -> None:
     names = {"genai_config.json", "model.onnx", "model.onnx.data", "tokenizer.json"}
-    names |= {"tokenizer_config.json", "chat_template.jinja", "MODEL_CARD.md", "samples.json"}
+    names |= {"tokenizer_config.json", "chat_template.jinja", "known_answers.json", "MODEL_CARD.md", "samples.json"}
     files = {path.name: path.stat().st_size for path in PACKAGE.iterdir() if path.is_file()}
     assert names <= set(files)
     assert sum(files.values()) <= MAX_PACKAGE_BYTES

@@ -47,7 +47,7 @@ class World:
             ledger=SimpleNamespace(last_end=last_end),  # type: ignore[arg-type]
             clock=Clock(),
             metrics=Metrics(detect(folder)),
-            **{"max_queued": 1000, "max_bytes": 1 << 20, "retention": 1e6} | options,
+            **{"max_queued": 1000, "max_bytes": 1 << 20, "retention": 1e6, "allow_pin": False} | options,
         )
 
     # The link.
@@ -101,7 +101,7 @@ class World:
         self.desk.cancel_received(CancelReceived(receipt, TOPICS.cancel, json.dumps({"id": id}).encode(), False))
 
     def finish(self, key: int) -> None:
-        self.desk.engine_event(Finished(key, "text", (1,), "length", 1, 0, 1.0, 2.0, 3.0))
+        self.desk.engine_event(Finished(key, "text", (1,), "length", 1, 0, 1.0, (2.0,), 3.0))
 
     def run(self) -> None:
         """Let everything run to its end."""
@@ -125,7 +125,11 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(
-        desk_module, "prepare", lambda job, key, id, serving: Request(key, (1,), job.max_tokens, priority=job.priority)
+        desk_module,
+        "prepare",
+        lambda job, key, id, serving, received: Request(
+            key, (1,), job.max_tokens, priority=job.priority, received=received
+        ),
     )
     return World(tmp_path)
 

@@ -11,6 +11,7 @@ from edged.cli import app
 from edged.health.board import detect
 from edged.health.metrics import Metrics
 from edged.jobs.document import Code, Job, State
+from edged.models.verify import BUDGET, NEAR_TIE, KnownAnswers, Question, RecordedWith, Sample
 from edged.mqtt.topics import Topics
 from edged.settings.keys import KEYS
 
@@ -64,10 +65,23 @@ def test_settings_are_those_of_the_model() -> None:
     assert rows == {key.name: key.description for key in KEYS.values()}
 
 
+def test_known_answers_are_those_of_the_document() -> None:
+    text = section("Known answers")
+    assert first_column(text) == set(KnownAnswers.model_fields)
+    inner = {*RecordedWith.model_fields, *Sample.model_fields, *Question.model_fields}
+    assert all(f"`{name}`" in text for name in inner)
+    assert f"at most {BUDGET} tokens" in text
+    assert f"below {NEAR_TIE} it is not compared" in text
+
+
 def test_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert set(re.findall(r"^\| `edged (\w+)", readme, flags=re.M)) == commands
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        named = (c.callback.__name__ for c in group.typer_instance.registered_commands if c.callback)
+        commands |= {f"{group.typer_instance.info.name} {command}" for command in named}
+    assert set(re.findall(r"^\| `edged (\w+(?: \w+)*)", readme, flags=re.M)) == commands
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/contract.md", "docs/operating.md", "docs/architecture.md"])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 import pytest
-from engine_rig import MODELS, NAMES
+from engine_rig import MODELS
+from family_rig import FAMILIES, PACKAGES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,14 +57,14 @@ def external_model(**places: str) -> bytes:
 
 
 class TestReading:
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", FAMILIES)
     def test_inputs_and_outputs_are_those_that_onnxruntime_sees(self, name: str) -> None:
         graph = read_graph(MODELS / name / "model.onnx")
         session = ort.InferenceSession(MODELS / name / "model.onnx", providers=["CPUExecutionProvider"])
         for mine, theirs in ((graph.inputs, session.get_inputs()), (graph.outputs, session.get_outputs())):
             assert {key: ORT_TYPES[dtype] for key, dtype in mine.items()} == {one.name: one.type for one in theirs}
 
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", PACKAGES)
     def test_weights_fill_the_data_file_to_its_end(self, name: str) -> None:
         graph = read_graph(MODELS / name / "model.onnx")
         assert {tensor.location for tensor in graph.external} == {"model.onnx.data"}
@@ -72,7 +73,7 @@ class TestReading:
         assert last <= size < last + 4096  # the builder pads to pages
 
     def test_the_longrope_switch_is_found_and_no_other_graph_has_one(self) -> None:
-        switches = {name: read_graph(MODELS / name / "model.onnx").rope_switch for name in NAMES}
+        switches = {name: read_graph(MODELS / name / "model.onnx").rope_switch for name in PACKAGES}
         assert {name: switch for name, switch in switches.items() if switch} == {"phi3-longrope": 256}
 
     def test_operators_are_counted(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edged.daemon import EVENTS, Daemon
+from edged import daemon as daemon_module
+from edged.daemon import EVENTS, STUCK_SECONDS, Daemon
 from edged.jobs.spool import SpoolError
 from edged.settings import Settings
 
@@ -25,6 +27,24 @@ def test_a_flood_of_events_is_taken_whole_and_in_order(daemon: Daemon, monkeypat
     for _ in range(3):
         daemon._turn(0.0)
     assert taken == list(range(2 * EVENTS + 500))
+
+
+def test_a_hung_step_is_logged_once_and_told_in_health_and_readiness(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(daemon_module.log, "error", lambda event, **_: logged.append(event))
+    daemon._tell_what_changed()
+    assert logged == []
+    daemon._engine.busy_since = time.monotonic() - STUCK_SECONDS - 1
+    daemon._tell_what_changed()
+    daemon._tell_what_changed()
+    assert logged == ["engine_stuck"]
+    assert any("a step of the model has taken 12" in fault for fault in daemon.alive_faults())
+    assert any("a step of the model has taken 12" in fault for fault in daemon.ready_faults())
+    daemon._engine.busy_since = None
+    daemon._tell_what_changed()
+    assert daemon.alive_faults() == []
 
 
 def test_a_spool_that_cannot_be_read_costs_one_event_and_not_the_daemon(

@@ -159,6 +159,29 @@ class TestPlan:
         assert longest == context or not fits(fewer, longest + 1)
         assert fewer == rows or not fits(fewer + 1, floor)
 
+    @pytest.mark.parametrize(
+        ("free", "rows", "prefixes"),
+        [
+            # 8 GB, Phi-3 mini: a second row of 3 GiB has no room.
+            (8 * GIB, 1, 990),
+            (16 * GIB, 3, 1999),
+            (64 * GIB, 8, 8020),
+            (6400 * MIB, 1, 0),
+        ],
+    )
+    def test_rows_and_prefixes_that_nobody_set_take_what_is_left(self, free: int, rows: int, prefixes: int) -> None:
+        room = Available(free, "memory")
+        planned = plan(3 * GIB, 0, 786_432, None, 4096, 0, room, prefixes=None)
+        assert planned.rows == rows
+        assert planned.prefixes // MIB in range(prefixes, prefixes + 120)
+        assert planned.peak <= room.usable
+
+    def test_prefixes_that_are_set_count_and_are_told_where_they_do_not_fit(self) -> None:
+        room = Available(4 * GIB, "memory")
+        assert plan(GIB, 0, MIB, 1, 64, 0, room, prefixes=GIB).prefixes == GIB
+        with pytest.raises(MemoryPlanError, match=r"prefixes 3\.00 GiB.*: cache\.ram_bytes = 0 might help$"):
+            plan(GIB, 0, MIB, 1, 64, 0, room, prefixes=3 * GIB)
+
     @given(limit=st.integers(0, 1 << 45))
     def test_what_is_usable_is_never_negative_nor_more_than_what_is_available(self, limit: int) -> None:
         assert 0 <= Available(limit, "memory").usable <= limit

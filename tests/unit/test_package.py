@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_rig import MODELS, NAMES, copy_package, load
+from engine_rig import MODELS, copy_package, load
+from family_rig import PACKAGES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -54,7 +55,7 @@ def patch(file: Path, old: bytes, new: bytes) -> None:
 
 
 class TestGood:
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", PACKAGES)
     def test_it_opens_as_the_builder_made_it(self, name: str) -> None:
         package = open_package(MODELS / name)
         files = [MODELS / name / file for file in ("model.onnx", "model.onnx.data")]
@@ -191,10 +192,6 @@ class TestConfig:
             (("model",), "vocab_size", "1000", "vocab_size must be a whole number"),
             (("model",), "context_length", 3, "context_length must be a whole number from 16"),
             (("model",), "context_length", 1e9, "context_length must be a whole number from 16"),
-            (("model",), "vision", {}, "only text decoders"),
-            (("model",), "encoder", {}, "only text decoders"),
-            (("model",), "speech", {}, "only text decoders"),
-            (("model", "decoder"), "pipeline", [], "only text decoders"),
             (("model", "decoder"), "head_size", 0, "head_size must be a whole number"),
             (("model", "decoder"), "head_size", 32, ""),
             (("model", "decoder"), "num_key_value_heads", 2, ""),
@@ -234,6 +231,29 @@ class TestConfig:
     def test_a_package_without_a_decoder_says_what_it_is(self, package: Path) -> None:
         configure(package, lambda config: config["model"].pop("decoder"))
         assert refusal(package) == "genai_config.json has no model.decoder: 'phi3' is not a text decoder"
+
+    @pytest.mark.parametrize(
+        ("kind", "parts", "told"),
+        [
+            ("whisper", ["encoder"], "encoder"),
+            ("marian-ssru", ["encoder"], "encoder"),
+            ("nemotron_speech", ["encoder", "joiner", "vad"], "encoder"),
+            ("rnnt", ["joiner"], "joiner"),
+            ("phi3v", ["embedding", "vision"], "vision"),
+            ("phi4mm", ["embedding", "vision", "speech"], "vision"),
+            ("lfm2_audio", ["embedding", "speech"], "speech"),
+            ("gemma3", ["embedding"], "embedding"),
+        ],
+    )
+    def test_what_is_more_than_a_text_decoder_is_refused_by_that_part(
+        self, package: Path, kind: str, parts: list[str], told: str
+    ) -> None:
+        configure(package, lambda config: config["model"].update({"type": kind}, **{part: {} for part in parts}))
+        assert refusal(package) == f"the package has a model.{told} part: only text decoders of one graph are served"
+
+    def test_a_pipeline_of_graphs_is_refused(self, package: Path) -> None:
+        configure(package, lambda config: config["model"]["decoder"].update(pipeline=[{"embeddings": {}}]))
+        assert refusal(package).startswith("the decoder is a pipeline of several graphs: only text decoders")
 
     @given(data=st.data())
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -277,6 +297,25 @@ class TestModels:
         assert refusal(package).startswith(
             "model.onnx: the graph has an input that edged does not know: 'attention_musk'"
         )
+
+    def test_a_graph_with_a_recurrent_state_is_refused_by_its_name(self, package: Path) -> None:
+        """As hybrids of attention and convolution or state space have."""
+        patch(package / "model.onnx", b"past_key_values.1.value", b"past_conv_states.1.conv")
+        assert refusal(package).startswith("model.onnx: the graph has an input that edged does not know: 'past_conv_")
+
+    @pytest.mark.parametrize(
+        ("old", "new", "told"),
+        [
+            (b"input_ids", b"input_vec", "an input that edged does not know: 'input_vec'"),  # embeddings, or features
+            (b"logits", b"scores", "no output 'logits': it is not a text decoder with a KV cache"),
+            (b"present.1.key", b"present.1.mem", "no output 'present.1.key': it is not a text decoder"),
+        ],
+    )
+    def test_a_graph_that_takes_or_gives_something_else_is_refused(
+        self, package: Path, old: bytes, new: bytes, told: str
+    ) -> None:
+        patch(package / "model.onnx", old, new)
+        assert told in refusal(package)
 
     def test_a_graph_without_its_attention_operator_is_refused(self, package: Path) -> None:
         patch(package / "model.onnx", b"GroupQueryAttention", b"MultiHeadsAttention")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,20 +12,20 @@ import pytest
 from engine_rig import (
     MODELS,
     NAMES,
-    Rig,
     greedy_by_fresh_prefill,
     ids,
     load,
     random_prompt,
     reference,
     request,
+    run_at_random,
     running,
     serving,
 )
 
-from edged.engine.engine import Ended, EngineEvent, Finished, Piece, Started
+from edged.engine.engine import EngineEvent, Finished, Started
 from edged.engine.sampler import Sampling
-from edged.engine.scheduler import Request, Row, Step, schedule
+from edged.engine.scheduler import PRIORITY_SECONDS, Pace, Request, Row, Step, chunk_of, schedule, swaps
 from edged.engine.tokenizer import TextStream
 
 SWITCH = 256
@@ -49,6 +51,18 @@ class TestSchedule:
         assert schedule([row(100)], 64, None, False) == Step(0, 1, 64, 64, prefill=True)
         assert schedule([row(100, 64)], 64, None, False) == Step(0, 1, 36, 100, prefill=True)
 
+    @pytest.mark.parametrize("chunk", [3, 16, 64])
+    def test_no_prompt_of_several_tokens_ends_with_a_chunk_of_one(self, chunk: int) -> None:
+        """A step of one token differs in its last bits from the same token read along with others."""
+        for tokens in range(2, 200):
+            counts, cached = [], 0
+            while cached < tokens:
+                step = schedule([row(tokens, cached)], chunk, None, False)
+                assert step is not None
+                counts.append(step.count)
+                cached += step.count
+            assert 1 < min(counts) <= max(counts) <= chunk
+
     def test_decoding_rows_share_a_step_as_wide_as_the_longest(self) -> None:
         assert schedule([row(9, 8), row(30, 29)], 64, None, False) == Step(0, 2, 1, 30, prefill=False)
 
@@ -63,12 +77,17 @@ class TestSchedule:
         rows = [row(9, 8), row(100), row(9, 8, last_step=1)]
         assert schedule(rows, 8, None, True) == Step(0, 1, 1, 9, prefill=False)
         rows[0].last_step = 2
-        assert schedule(rows, 8, None, True) == Step(2, 1, 1, 9, prefill=False)
+        assert schedule(rows, 8, None, 2) == Step(2, 1, 1, 9, prefill=False)
 
-    def test_a_chunk_of_one_token_still_counts_as_prefill(self) -> None:
-        step = schedule([row(9, 8), row(100)], 1, None, False)
-        assert step is not None
-        assert (step.count, step.prefill) == (1, True)
+    def test_no_chunk_has_one_token_and_none_is_left(self) -> None:
+        """A step of one token computes attention in another way: the last bits would depend on the split."""
+        for most in (1, 2, 3, 8):
+            for pending in range(2, 40):
+                left = pending
+                while left:
+                    count = chunk_of(left, most)
+                    assert 2 <= count <= max(most, 3)
+                    left -= count
 
     def test_the_more_urgent_prompt_is_read_first_then_the_earlier(self) -> None:
         assert schedule([row(50, started=1), row(50, started=2, priority=9)], 8, None, False).first == 1  # type: ignore[union-attr]
@@ -91,6 +110,110 @@ class TestSchedule:
 
     def test_rows_that_may_not_be_ragged_step_alone(self) -> None:
         assert schedule([row(9, 8), row(30, 29)], 64, None, False, ragged=False) == Step(0, 1, 1, 9, prefill=False)
+
+
+class TestNeighbours:
+    def test_decoding_rows_come_first_and_the_two_sides_apart(self) -> None:
+        rows = [row(100), row(9, 8), row(300, 299, long_rope=True), row(9, 8), row(50)]
+        for one, other in swaps(rows):
+            rows[one], rows[other] = rows[other], rows[one]
+        assert [(r.prefilling, r.long_rope) for r in rows] == [
+            (False, False),
+            (False, False),
+            (False, True),
+            (True, False),
+            (True, False),
+        ]
+
+    def test_rows_in_order_are_left_alone(self) -> None:
+        assert swaps([row(9, 8), row(9, 8), row(300, 299, long_rope=True), row(50)]) == []
+
+    def test_decoding_rows_share_each_step_though_a_prompt_was_among_them(self) -> None:
+        """Slot 0 ends while slot 3 still reads its prompt: it must not come to lie between the others."""
+        one = serving("phi3", rows=4, chunk=16)
+        shared = []
+        step = one.session.step
+        with running(one) as rig, pytest.MonkeyPatch.context() as patched:
+            patched.setattr(one.session, "step", lambda f, t, p, w: (shared.append(t.shape), step(f, t, p, w))[1])
+            jobs = [request(0, random_prompt(0, 9), 3), *[request(k, random_prompt(k, 9), 40) for k in (1, 2)]]
+            rig.run(*jobs, request(3, random_prompt(3, 400), 1))
+        decoding = [shape[0] for shape in shared if shape[1] == 1]
+        assert decoding.count(1) <= 3
+        assert decoding.count(2) >= 25
+
+
+class TestPace:
+    def test_alone_a_prompt_is_read_in_the_largest_chunks(self) -> None:
+        assert Pace(1.0).chunk(256, 0) == 256
+
+    def test_a_chunk_fits_between_two_tokens_of_the_others(self) -> None:
+        pace = Pace(1.0)
+        assert pace.chunk(256, 1) == 16
+        for _ in range(50):
+            pace.note(Step(0, 1, 30, 30, prefill=True), 1.0)  # 30 tokens a second, as Phi-3 mini on two cores
+            pace.note(Step(0, 8, 1, 30, prefill=False), 0.3)
+        chunk = pace.chunk(256, 1)
+        assert 10 <= chunk <= 20
+        assert chunk / 30 + 0.3 < 1.0
+        assert pace.chunk(256, 2) < chunk
+        assert pace.chunk(256, 9) == 2
+
+    def test_slower_steps_count_at_once(self) -> None:
+        pace = Pace(1.0)
+        pace.note(Step(0, 1, 100, 100, prefill=True), 1.0)
+        fast = pace.chunk(256, 1)
+        pace.note(Step(0, 1, 10, 10, prefill=True), 1.0)
+        assert pace.chunk(256, 1) <= fast // 9
+
+    def test_running_rows_get_their_tokens_while_long_prompts_are_read(self) -> None:
+        """The wait is bounded by the setting: with a tenth of a step's cost as bound, chunks shrink to the least."""
+        one = replace(serving("phi3", rows=4, chunk=256), max_stall=0.01)
+        counts = []
+        step = one.session.step
+
+        def slow(first: int, tokens: Any, past: Any, width: int) -> Any:
+            counts.append(tokens.shape[1])
+            end = time.perf_counter() + 0.001 * tokens.shape[1]  # a millisecond a token, as a larger model takes
+            logits = step(first, tokens, past, width)
+            while time.perf_counter() < end:
+                pass
+            return logits
+
+        with pytest.MonkeyPatch.context() as patched, running(one) as rig:
+            patched.setattr(one.session, "step", slow)
+            rig.hook = lambda event: (
+                rig.engine.submit(request(1, random_prompt(3, 300), 1)) if event == Started(0) else None
+            )
+            rig.engine.submit(request(0, (9, 8), 200))
+            rig.ends(2)
+        chunks = [count for count in counts if count > 1]
+        assert max(chunks[2:]) <= 8  # three quarters of ten milliseconds
+
+
+class TestPriority:
+    def test_an_urgent_job_goes_first_but_not_before_one_that_has_waited_long(self) -> None:
+        waiting = [Request(0, (1,), 1, priority=0, received=0.0)]
+        late = 9 * PRIORITY_SECONDS
+        urgent = [Request(k, (1,), 1, priority=9, received=r) for k, r in ((1, 5.0), (2, late - 1), (3, late + 1))]
+        order = [request.key for request in sorted(waiting + urgent, key=lambda r: r.rank)]
+        assert order == [1, 2, 0, 3]
+
+    def test_a_stream_of_urgent_jobs_does_not_starve_another(self) -> None:
+        """Each urgent job that ends brings two more, received ever later; the patient one must still come to an end."""
+        with running(serving("phi3", rows=1)) as rig:
+            sent = [0]
+
+            def flood(event: EngineEvent) -> None:
+                if isinstance(event, (Started, Finished)) and event.key != 10**6 and sent[0] < 400:
+                    sent[0] += 1
+                    more = request(sent[0], (9, 8), 1, priority=9, received=float(sent[0] * 60))
+                    rig.engine.submit(more)
+
+            rig.hook = flood
+            rig.engine.submit(request(0, (9, 8), 1, priority=9))
+            rig.engine.submit(request(10**6, (9, 8), 1, priority=0))
+            rig.wait_for(lambda event: isinstance(event, Finished) and event.key == 10**6)
+        assert 9 * PRIORITY_SECONDS / 60 - 2 <= sent[0] < 400
 
 
 class TestLongRope:
@@ -132,25 +255,6 @@ def some_jobs(name: str, chance: random.Random, count: int, sampling: bool) -> l
         )
         for key in range(count)
     ]
-
-
-def run_at_random(rig: Rig, jobs: list[Request], chance: random.Random, cancelled: set[int]) -> dict[int, Any]:
-    """Jobs come while others run, and some are cancelled at their third piece."""
-    waiting = list(jobs)
-    pieces: dict[int, int] = {}
-
-    def join_or_leave(event: EngineEvent) -> None:
-        if waiting and (isinstance(event, (Finished, Ended)) or chance.random() < 0.3):
-            rig.engine.submit(waiting.pop())
-        if isinstance(event, Piece):
-            pieces[event.key] = pieces.get(event.key, 0) + 1
-            if event.key in cancelled and pieces[event.key] == 3:
-                rig.engine.cancel(event.key)
-
-    rig.hook = join_or_leave
-    for _ in range(3):
-        rig.engine.submit(waiting.pop())
-    return dict(rig.ends(len(jobs)))
 
 
 class TestBatch:
@@ -201,8 +305,8 @@ class TestBatch:
         assert rig.running == [(7,), ()]
 
     def test_a_long_prompt_does_not_stall_a_decoding_row(self) -> None:
-        """Between two chunks of the newcomer's prompt the running row gets its token, even with chunks of one token."""
-        with running(serving("phi3", rows=4, chunk=1)) as rig:
+        """Between two chunks of the newcomer's prompt a running row gets its token, even with chunks of two."""
+        with running(serving("phi3", rows=4, chunk=2)) as rig:
             rig.hook = lambda event: (
                 rig.engine.submit(request(1, random_prompt(3, 400), 1)) if event == Started(0) else None
             )

@@ -1,0 +1,117 @@
+"""Takes over what earlier jobs computed: moves blocks between rows, the prefix cache in memory and the one on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from edged.engine.cache import KVCache
+from edged.engine.prefix import BLOCK_TOKENS, Blocks, PrefixCache, block_keys, usable_blocks
+from edged.engine.prefix_disk import Changed, DiskEvent, PrefixDisk
+from edged.engine.scheduler import Row
+
+REST_SECONDS = 3600.0
+"""After the disk could not take a block, when the next one is tried."""
+
+
+class PrefixReuse:
+    """Shares leading tokens between rows. The engine's thread owns it."""
+
+    def __init__(self, cache: KVCache, memory: PrefixCache, disk: PrefixDisk | None, identity: bytes) -> None:
+        """`disk` None: nothing outlives the process. `identity`: 32 bytes for the model and the layout."""
+        self.memory = memory
+        self.disk = disk
+        self._cache = cache
+        self._identity = identity
+        self._on_disk: set[bytes] = set()
+        self._writing: bytes | None = None
+        self._rest_until = 0.0
+
+    def start(self, deliver: Callable[[DiskEvent], None]) -> None:
+        """Start the disk's thread; give what it delivers to obey() on the engine's thread."""
+        if self.disk is not None:
+            self._on_disk = self.disk.start(deliver)
+
+    def close(self) -> None:
+        """End the disk's thread."""
+        if self.disk is not None:
+            self.disk.close()
+
+    def look_up(self, row: Row, slot: int) -> None:
+        """Move a row in prefill on by what is held, and ask the disk for what it has of the rest."""
+        if not self.memory.budget:
+            return
+        keys = self._keys(row)[: usable_blocks(len(row.tokens))]
+        start = row.cached // BLOCK_TOKENS
+        if start >= len(keys):
+            return
+        request = row.request
+        blocks = self.memory.match(keys[start:], request.store, request.pin)
+        self._take(row, slot, start, blocks)
+        start += len(blocks)
+        wanted = []
+        for key in keys[start:]:
+            if key not in self._on_disk:
+                break
+            wanted.append(key)
+        if wanted and self.disk is not None and not row.disk_asked:
+            row.reading = row.disk_asked = True
+            self.disk.read(request.key, start, wanted)
+
+    def remember(self, row: Row, slot: int, before: int) -> None:
+        """Hold the blocks that a prefill step has completed; `before`: tokens the row had cached until then."""
+        keys = self._keys(row)
+        first, last = before // BLOCK_TOKENS, min(row.cached // BLOCK_TOKENS, len(keys))
+        request = row.request
+        for depth in range(first, last):
+            if not self.memory.has_room(depth, self._cache.block_bytes(BLOCK_TOKENS)):
+                break
+            if keys[depth] not in self.memory:
+                block = self._cache.read(slot, depth * BLOCK_TOKENS, BLOCK_TOKENS)
+                self.memory.add(keys[depth], block, depth, request.store, request.pin)
+        if last > first:
+            self.memory.touch(keys[:last])
+
+    def obey(self, event: DiskEvent, rows: Sequence[Row]) -> None:
+        """Take in what the disk's thread tells."""
+        if isinstance(event, Changed):
+            self._on_disk |= event.added
+            self._on_disk -= event.removed
+            if self._writing is not None:
+                self._writing = None
+                if event.rest:
+                    self._rest_until = time.monotonic() + REST_SECONDS
+            return
+        for depth, (key, block) in enumerate(zip(event.keys, event.blocks, strict=False), event.first):
+            self.memory.add(key, block, depth)
+        for slot, row in enumerate(rows):
+            if row.request.key == event.row and row.reading:
+                row.reading = False
+                # The row's keys may be others by now, of the other rope table.
+                if self._keys(row)[event.first : event.first + 1] == list(event.keys[:1]):
+                    self._take(row, slot, event.first, event.blocks)
+
+    def write_back(self) -> None:
+        """While the engine is idle: give the disk the next block that is worth it, one at a time."""
+        if self.disk is None or self._writing is not None or time.monotonic() < self._rest_until:
+            return
+        found = self.memory.next_to_write(self._on_disk)
+        if found is not None:
+            key, block, pinned = found
+            self._writing = key
+            self.disk.write(key, block, pinned)
+
+    def _keys(self, row: Row) -> list[bytes]:
+        if row.keys is None or row.keys[0] != row.long_rope:
+            row.keys = (row.long_rope, block_keys(row.request.prompt, row.long_rope, self._identity))
+        return row.keys[1]
+
+    def _take(self, row: Row, slot: int, start: int, blocks: Blocks) -> None:
+        cached = (start + len(blocks)) * BLOCK_TOKENS
+        if not blocks or cached <= row.cached:
+            return
+        for number, block in enumerate(blocks, start):
+            self._cache.write(slot, number * BLOCK_TOKENS, block)
+        if row.made == 0:
+            row.reused += cached - row.cached
+        row.cached = cached

@@ -1,0 +1,200 @@
+"""Makes the known answers of a package: asked once of edged's own engine, checked against onnxruntime-genai."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+import edged
+from edged.engine.engine import Ended, Engine, EngineEvent, Finished
+from edged.engine.package import Package, PackageError, open_package
+from edged.engine.scheduler import Request
+from edged.engine.serving import Serving, bring_up
+from edged.engine.session import one_line
+from edged.engine.template import TemplateFaultError, TemplateRefusalError
+from edged.engine.tokenizer import PromptError, Tokenizer
+from edged.health.board import Board
+from edged.health.memory import Available
+from edged.models.verify import (
+    BUDGET,
+    NEAR_TIE,
+    KnownAnswers,
+    Question,
+    RecordedWith,
+    Sample,
+    answer_logits,
+    longest_allowed,
+    suspect_runtime,
+    write_known_answers,
+)
+from edged.settings import Settings
+
+QUESTIONS = (
+    "To Korean:\npump 7 is on",
+    "Command to JSON:\nstop pump 7",
+    "Name the days of the week.",
+    "Count to ten.",
+    "1, 2, 3,",
+    "Open valve 3.",
+    "Hello!",
+    "Go on.",
+)
+"""What a device may be asked; the demo model has an answer too. Those that tell most per token are kept."""
+PROMPT_TOKENS = 24
+"""A chat template that makes more of a question (a long system text) is left out: the answer is what tells."""
+FEWEST_SURE = 4
+"""Different tokens that are no near-ties, below which a package's answers tell too little."""
+SAMPLE = (
+    "Valve 3 of pump-7 closed at 64.5 °C (limit: 60) after 1,024 cycles. Don't restart!\n"
+    '\t{"severity": "error", "component": "net.mqtt_2"}  // 밸브를 닫으세요 — 水泵 Größe naïve 🙂\n'
+    "WHY is the QUICK brown fox jumping over 13 lazy dogs, again & again?"
+)
+
+
+def record(
+    settings: Settings, board: Board, available: Callable[[], Available], path: Path, name: str | None = None
+) -> KnownAnswers:
+    """Ask the package at `path` and put known_answers.json into its folder.
+
+    Raises PackageError: it cannot be served, onnxruntime-genai answers otherwise, or the answers would tell nothing.
+    """
+    suspect = suspect_runtime(open_package(path, name))
+    if suspect is not None:
+        raise PackageError(f"nothing is recorded: {suspect}")
+    # The session must be gone before onnxruntime-genai loads the weights again.
+    package, tokenizer, questions = _ask(settings, board, available, path, name)
+    checked = _check_with_genai(package, questions)
+    questions = _choose(questions, checked or [BUDGET] * len(questions), tokenizer)
+    sure = {question.answer[at] for question in questions for at in question.sure}
+    if len(sure) < FEWEST_SURE:
+        raise PackageError(
+            f"the model is sure of {len(sure)} different tokens in its answers, fewer than {FEWEST_SURE}: they would "
+            "not tell right from wrong, nothing is recorded"
+        )
+    known = KnownAnswers(
+        recorded_with=RecordedWith(
+            edged=edged.__version__,
+            onnxruntime=ort.__version__,
+            onnxruntime_genai=None if checked is None else version("onnxruntime-genai"),
+        ),
+        tokenizer=Sample(text=SAMPLE, ids=tokenizer.encode_text(SAMPLE)),
+        questions=questions,
+    )
+    write_known_answers(package.folder, known)
+    return known
+
+
+def _ask(
+    settings: Settings, board: Board, available: Callable[[], Available], path: Path, name: str | None
+) -> tuple[Package, Tokenizer, list[Question]]:
+    serving = bring_up(settings, board, available, path, name, verify=False)
+    inbox: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
+    engine = Engine(lambda: serving, lambda: "", inbox.put, lambda _keys: None)
+    engine.start()
+    asked: list[tuple[list[int], list[int]]] = []
+    try:
+        for text in QUESTIONS:
+            prompt = _prompt(serving.tokenizer, text)
+            count = longest_allowed(serving.package) - len(prompt)
+            if count > 0:
+                engine.submit(Request(key=0, prompt=tuple(prompt), max_tokens=count))
+                asked.append((prompt, _answer(inbox)))
+    finally:
+        engine.stop()  # from here on the session is ours
+    return serving.package, serving.tokenizer, [_question(serving, *one) for one in asked]
+
+
+def _prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    try:
+        prompt = tokenizer.encode_messages([{"role": "user", "content": text}])
+    except (PromptError, TemplateRefusalError, TemplateFaultError):  # no template, or one that wants something else
+        prompt = []
+    return prompt if 0 < len(prompt) <= PROMPT_TOKENS else tokenizer.encode_text(text)
+
+
+def _answer(inbox: queue.SimpleQueue[EngineEvent]) -> list[int]:
+    while True:
+        event = inbox.get()
+        if isinstance(event, Finished):
+            return list(event.tokens)
+        if isinstance(event, Ended):
+            raise PackageError(f"the model gave no answer: {event.failure}")
+
+
+def _question(serving: Serving, prompt: list[int], answer: list[int]) -> Question:
+    """A question with the leads of its answer's tokens, as the check will compute them."""
+    margins = []
+    for token, logits in zip(answer, answer_logits(serving.session, prompt, answer, serving.chunk), strict=True):
+        row = logits.astype(np.float32)
+        spread = float(row.std())
+        lead = float(row[token] - np.delete(row, token).max())
+        margins.append(round(max(0.0, lead / spread), 3) if spread else 0.0)
+        if spread and lead / spread < -NEAR_TIE:
+            raise PackageError(
+                f"the model answers otherwise when it reads its own answer (token {len(margins)} of it): its graph or "
+                f"this onnxruntime {ort.__version__} is wrong, nothing is recorded"
+            )
+    return Question(prompt=prompt, answer=answer, margins=margins, text=serving.tokenizer.decode(answer))
+
+
+def _choose(questions: Sequence[Question], agreed: Sequence[int], tokenizer: Tokenizer) -> list[Question]:
+    """Of each answer what is `agreed`, up to its last sure token; the questions that tell most for their cost."""
+    cut = []
+    for question, count in zip(questions, agreed, strict=True):
+        sure = [at for at in question.sure if at < count]
+        if sure:
+            answer, margins = question.answer[: sure[-1] + 1], question.margins[: sure[-1] + 1]
+            cut.append(Question(prompt=question.prompt, answer=answer, margins=margins, text=tokenizer.decode(answer)))
+    cut.sort(key=lambda question: len(question.sure) / question.tokens, reverse=True)
+    chosen: list[Question] = []
+    for question in cut:
+        if sum(one.tokens for one in chosen) + question.tokens <= BUDGET:
+            chosen.append(question)
+    return chosen
+
+
+def _check_with_genai(package: Package, questions: Sequence[Question]) -> list[int] | None:
+    """How many tokens of each answer onnxruntime-genai gives too, None where it is not installed.
+
+    Past a near-tie it may rightly go on otherwise. Raises PackageError where it differs at any other place.
+    """
+    try:
+        import onnxruntime_genai as genai
+    except ImportError:
+        return None
+    agreed = []
+    try:
+        model = genai.Model(str(package.folder))
+        answers = [_genai_answer(genai, model, question, package.sliding_window) for question in questions]
+    except Exception as error:  # its errors are plain RuntimeErrors and others
+        raise PackageError(f"onnxruntime-genai cannot check the answers: {one_line(error)}") from None
+    for question, came in zip(questions, answers, strict=True):
+        pairs = enumerate(zip(question.answer, came, strict=False))
+        at = next((at for at, pair in pairs if pair[0] != pair[1]), min(len(question.answer), len(came)))
+        if at < len(question.answer) and question.margins[at] >= NEAR_TIE:
+            raise PackageError(
+                f"onnxruntime-genai answers otherwise: token {at + 1} is {came[at : at + 1]}, edged's "
+                f"{question.answer[at]}, and that is no near-tie; nothing is recorded; likely cause: one of the two "
+                f"does not know this architecture, or this onnxruntime {ort.__version__} computes it wrongly"
+            )
+        agreed.append(at)
+    return agreed
+
+
+def _genai_answer(genai: Any, model: Any, question: Question, sliding_window: int) -> list[int]:
+    params = genai.GeneratorParams(model)
+    length = max(question.tokens, sliding_window)
+    params.set_search_options(do_sample=False, max_length=length, min_length=0, repetition_penalty=1.0)
+    generator = genai.Generator(model, params)
+    generator.append_tokens(np.array([question.prompt], np.int32))
+    answer: list[int] = []
+    while len(answer) < len(question.answer) and not generator.is_done():
+        generator.generate_next_token()
+        answer.append(int(generator.get_next_tokens()[0]))
+    return answer

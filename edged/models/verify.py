@@ -1,0 +1,275 @@
+"""Known answers: whether a package still answers as it did when they were recorded. Checked at every load.
+
+Damaged weights, a foreign tokenizer, or a runtime that computes a graph wrongly all give answers without a word. So a
+few questions lie beside the package with the greedy answers it gave once. Question and answer go through the model
+together, which costs no more than reading a prompt, and the likeliest token must be the recorded one at each place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from edged.engine.package import Package, PackageError, read_json
+from edged.engine.session import ModelSession, one_line
+from edged.engine.tokenizer import PromptError, Tokenizer
+
+FILE = "known_answers.json"
+BUDGET = 32
+"""Tokens of all questions and answers together: a second of Phi-3-mini on two cores, which reads 30 in it."""
+NEAR_TIE = 0.35
+"""Lead over the second token, in standard deviations of that place's logits, below which a place is not compared.
+Another right way to compute turns such choices: with float32 activations in place of int8, up to 0.31 was measured."""
+_SHOWN_TOKENS = 6
+
+_Token = Annotated[int, Field(ge=0, lt=1 << 24)]
+_Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]{1,64}$")]
+_Text = Annotated[str, Field(max_length=4096)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RecordedWith(_Strict):
+    """Versions at the time of recording; onnxruntime-genai's where it gave the same answers."""
+
+    edged: _Version
+    onnxruntime: _Version
+    onnxruntime_genai: _Version | None = None
+
+
+class Sample(_Strict):
+    """What the tokenizer makes of a text."""
+
+    text: _Text
+    ids: list[_Token] = Field(min_length=1, max_length=4096)
+
+
+class Question(_Strict):
+    """A prompt and its greedy answer in token ids, the lead of each answer token, and the answer's text."""
+
+    prompt: list[_Token] = Field(min_length=1, max_length=BUDGET)
+    answer: list[_Token] = Field(min_length=1, max_length=BUDGET)
+    margins: list[Annotated[float, Field(ge=0.0, allow_inf_nan=False)]]
+    """Lead over the second token in standard deviations of the logits, 0 where the token is not the first at all."""
+    text: _Text
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.prompt) + len(self.answer)
+
+    @property
+    def sure(self) -> list[int]:
+        """Places of the answer that are no near-ties."""
+        return [at for at, margin in enumerate(self.margins) if margin >= NEAR_TIE]
+
+
+class KnownAnswers(_Strict):
+    """The document in known_answers.json."""
+
+    format: Literal[1] = 1
+    recorded_with: RecordedWith
+    tokenizer: Sample
+    questions: list[Question] = Field(min_length=1, max_length=BUDGET)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> KnownAnswers:
+        if any(len(question.margins) != len(question.answer) for question in self.questions):
+            raise ValueError("margins must be as many as the answer's tokens")
+        if not any(question.sure for question in self.questions):
+            raise ValueError("every margin is a near-tie: nothing could be compared")
+        if self.tokens > BUDGET:
+            raise ValueError(f"questions and answers have {self.tokens} tokens, up to {BUDGET} are taken")
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all questions and answers."""
+        return sum(question.tokens for question in self.questions)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest question with its answer: the cache must hold them."""
+        return max(question.tokens for question in self.questions)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A package that answered as recorded. `tokens` were computed, `compared` of them are no near-ties."""
+
+    tokens: int
+    compared: int
+    seconds: float
+
+
+def read_known_answers(package: Package) -> KnownAnswers | None:
+    """The known answers beside a package, None without any. Raises PackageError when the file is broken."""
+    if not os.path.lexists(package.folder / FILE):
+        return None
+    try:
+        known = KnownAnswers.model_validate(read_json(package.folder, FILE))
+        used = [known.tokenizer.ids, *(tokens for one in known.questions for tokens in (one.prompt, one.answer))]
+        highest = max(itertools.chain.from_iterable(used))
+        if highest >= package.vocabulary:
+            raise ValueError(f"token {highest} is not in the model's vocabulary of {package.vocabulary}")
+        if known.longest > longest_allowed(package):
+            raise ValueError(f"a question has {known.longest} tokens, this model {longest_allowed(package)}")
+    except PackageError:
+        raise
+    except ValueError as error:
+        reason = _explain(error) if isinstance(error, ValidationError) else str(error)
+        raise PackageError(
+            f"{FILE}: {reason}: copy the package again, or record anew (edged model verify --record)"
+        ) from None
+    return known
+
+
+def write_known_answers(folder: Path, known: KnownAnswers) -> None:
+    """Put the file into the package's folder, whole or not at all. Raises PackageError when it cannot be written."""
+    new = folder / f".{FILE}.new"
+    try:
+        new.write_text(json.dumps(known.model_dump(), ensure_ascii=False) + "\n", encoding="utf-8")
+        new.replace(folder / FILE)
+    except OSError as error:
+        raise PackageError(f"{folder / FILE} cannot be written: {(error.strerror or str(error)).lower()}") from None
+
+
+def longest_allowed(package: Package) -> int:
+    """Tokens that a question with its answer may have: one pass computes with one rope table."""
+    return min(BUDGET, package.context_length, package.rope_switch or BUDGET)
+
+
+def check_tokenizer(known: KnownAnswers, tokenizer: Tokenizer) -> None:
+    """Raises PackageError when text and token ids are not the ones recorded."""
+    text, ids = known.tokenizer.text, known.tokenizer.ids
+    try:
+        came = tokenizer.encode_text(text)
+    except PromptError:
+        came = []
+    if came != ids:
+        at = next((at for at, pair in enumerate(zip(ids, came, strict=False)) if pair[0] != pair[1]), len(came))
+        raise PackageError(
+            f"the tokenizer is not the one that the known answers were recorded with: of {text[:24]!r}… it makes token "
+            f"{at + 1} {_shown_ids(came[at:])}, expected {_shown_ids(ids[at:])}; likely cause: tokenizer.json is "
+            "of another package or damaged: copy the package again"
+        )
+    for question in known.questions:
+        spelt = tokenizer.decode(question.answer)
+        if spelt != question.text:
+            raise PackageError(
+                f"the tokenizer is not the one that the known answers were recorded with: it spells "
+                f"{_shown_ids(question.answer)} as {spelt[:48]!r}, expected {question.text[:48]!r}; likely cause: "
+                "tokenizer.json is of another package or damaged: copy the package again"
+            )
+
+
+def check_answers(known: KnownAnswers, session: ModelSession, tokenizer: Tokenizer, chunk: int) -> Verified:
+    """Compute all questions on row 0 of the session's cache, of which nothing is needed afterwards.
+
+    Raises PackageError when the model fails, gives NaN, or prefers another token where no near-tie is.
+    """
+    began = time.monotonic()
+    for question in known.questions:
+        came = [int(np.argmax(logits)) for logits in answer_logits(session, question.prompt, question.answer, chunk)]
+        differ = [at for at in question.sure if came[at] != question.answer[at]]
+        if differ:
+            first = slice(differ[0], differ[0] + _SHOWN_TOKENS)
+            raise PackageError(
+                f"the model answers otherwise than its known answers say: {len(differ)} of {len(question.sure)} tokens "
+                f"differ; expected {_shown(question.answer[first], tokenizer)}, came {_shown(came[first], tokenizer)}; "
+                f"likely cause: {_likely_cause(session.package, known.recorded_with.onnxruntime)}"
+            )
+    compared = sum(len(question.sure) for question in known.questions)
+    return Verified(known.tokens, compared, time.monotonic() - began)
+
+
+def check_runs(session: ModelSession) -> None:
+    """For a package without known answers: raises PackageError when the model fails or gives NaN at its first steps."""
+    for _ in _logits(session, [token % session.package.vocabulary for token in (0, 1, 2, 0)], 3):
+        pass
+
+
+def answer_logits(
+    session: ModelSession, prompt: Sequence[int], answer: Sequence[int], chunk: int
+) -> Iterator[NDArray[np.floating]]:
+    """The logits that choose each token of `answer`, [vocabulary], were all before it given. Raises PackageError."""
+    return itertools.islice(_logits(session, [*prompt, *answer[:-1]], chunk), len(prompt) - 1, None)
+
+
+def suspect_runtime(package: Package, version: str = ort.__version__) -> str | None:
+    """Why onnxruntime `version` is not to be trusted with this graph, None where nothing speaks against it.
+
+    Tied 4-bit embeddings have come out wrong up to 1.28, without a word. Not all do, so this decides nothing at a load:
+    it names a cause, and keeps answers from being recorded there.
+    """
+    if "GatherBlockQuantized" in package.graph.operators and _release(version) < (1, 30):
+        return f"onnxruntime {version} is not trusted with a tied 4-bit embedding: install 1.30 or newer"
+    return None
+
+
+def _logits(session: ModelSession, tokens: Sequence[int], chunk: int) -> Iterator[NDArray[np.floating]]:
+    """Logits after each of `tokens`, views that the next step overwrites.
+
+    The last token has a step of its own, as decoding runs other kernels than reading a prompt.
+    """
+    done, last = 0, len(tokens) - 1
+    while done <= last:
+        count = min(chunk, last - done) or 1
+        ids = np.array([tokens[done : done + count]], np.int64)
+        try:
+            logits = session.forward(0, ids, [done], done + count)[0]
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            raise PackageError(f"the model failed at its first steps: {one_line(error)}") from None
+        if not np.isfinite(logits).all():
+            raise PackageError(
+                "the model gives NaN or infinity where numbers are due: its weights are damaged or were made for "
+                "another execution provider; copy the package again"
+            )
+        yield from logits
+        done += count
+
+
+def _likely_cause(package: Package, recorded: str) -> str:
+    suspect = suspect_runtime(package)
+    if suspect is not None:
+        return f"{suspect} (recorded with {recorded}); else damaged weights: copy the package again"
+    if ort.__version__ == recorded:
+        return "damaged weights, or other ones than these answers belong to: copy the package again"
+    return (
+        f"damaged weights (copy the package again), or onnxruntime {ort.__version__} computes this graph wrongly (the "
+        f"answers were recorded with {recorded})"
+    )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _shown(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
+    return f"{_shown_ids(tokens)} {tokenizer.decode(tokens)[:48]!r}"
+
+
+def _shown_ids(tokens: Sequence[int]) -> str:
+    shown = " ".join(str(token) for token in tokens[:_SHOWN_TOKENS])
+    return f"[{shown}{' …' if len(tokens) > _SHOWN_TOKENS else ''}]"
+
+
+def _explain(error: ValidationError) -> str:
+    """The first fault on one line."""
+    detail = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return one_line(ValueError(f"{where} {message[:1].lower()}{message[1:]}".strip()))
