@@ -144,13 +144,12 @@ class Bench:
         self.stopwatch.steps.clear()
         longest = max(map(len, prompts))
         keys = range(self._key + 1, self._key + 1 + len(prompts))
-
-        others = self.stopwatch.hook
+        others, done = self.stopwatch.hook, itertools.count(1)
 
         def enough(step: StepTime) -> None:
             others(step)
-            done = sum(s.rows == len(prompts) and s.count == 1 and s.past >= longest for s in self.stopwatch.steps)
-            if done == tokens:  # and this step: the last one has none after it and is not counted
+            together = step.rows == len(prompts) and step.count == 1 and step.past >= longest
+            if together and next(done) > tokens:  # the last one has no step after it and is not counted
                 self.cancel(keys)
 
         self.stopwatch.hook = enough

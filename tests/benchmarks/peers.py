@@ -30,8 +30,7 @@ from edged.health.board import detect
 from edged.health.memory import available
 from edged.settings import Settings
 
-PROMPT, CONTEXT, ROWS = 128, 1024, 8
-BUILD = Path(__file__).parents[2] / "build"
+PROMPT, CONTEXT, ROWS = 128, 384, 8
 Q4_0_BLOCK = 32
 
 
@@ -139,16 +138,15 @@ def _QUIET(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
 
 
 def q4_0(package: Path) -> Path:
-    """A GGUF of the package's shape with random Q4_0 weights, the output matrix too; made once."""
+    """A GGUF of the package's shape with random Q4_0 weights, the output matrix too; made once in the environment."""
     model = json.loads((package / "genai_config.json").read_text())["model"]
     decoder, vocabulary = model["decoder"], model["vocab_size"]
     hidden, layers = decoder["hidden_size"], decoder["num_hidden_layers"]
-    path = BUILD / f"phi3-{hidden}x{layers}-q4_0.gguf"
+    path = Path(sys.prefix) / f"phi3-{hidden}x{layers}-q4_0.gguf"
     if path.exists():
         return path
     feed_forward = hidden * 8 // 3  # Phi-3-mini's 8192
     keys_and_values = 2 * decoder["num_key_value_heads"] * decoder["head_size"]
-    BUILD.mkdir(exist_ok=True)
     writer = gguf.GGUFWriter(path.with_suffix(".part"), "phi3", use_temp_file=True)
     writer.add_context_length(model["context_length"])
     writer.add_embedding_length(hidden)

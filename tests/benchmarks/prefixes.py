@@ -15,22 +15,17 @@ from figures import Figure, forget_pages
 from jobs import Client, Served, idle_share
 
 from edged.engine.package import open_package
-from edged.settings.keys import KEYS
 
 PREFIX, TAIL, CONTEXT = 512, 8, 1024
 COLD, WARM, RESTARTS = 3, 5, 3
 QUIET_SECONDS = 5.0
 RAM, DISK = 1 << 30, 4 << 30
-IN_RAM = f"first token, prefix of {PREFIX} tokens in RAM / cold"
-ON_DISK = "the same from disk, after kill -9 and restart"
 
 
 def prefix_figures(package: Path) -> Iterator[Figure]:
     settings: dict[str, object] = {"MODEL__PATH": package.resolve(), "MODEL__ROWS": 1, "MODEL__CONTEXT": CONTEXT}
-    caching = "cache.ram_bytes" in KEYS
-    if caching:
-        settings |= {"CACHE__RAM_BYTES": RAM, "CACHE__DISK_BYTES": DISK, "CACHE__DAILY_WRITE_BYTES": DISK}
-        settings |= {"CACHE__ALLOW_PIN": "true"}
+    settings |= {"CACHE__RAM_BYTES": RAM, "CACHE__DISK_BYTES": DISK, "CACHE__DAILY_WRITE_BYTES": DISK}
+    settings |= {"CACHE__ALLOW_PIN": "true"}
     opened = open_package(package)
     asker = Asker(opened.vocabulary)
     with tempfile.TemporaryDirectory() as folder, Served(Path(folder), **settings) as served:
@@ -39,14 +34,8 @@ def prefix_figures(package: Path) -> Iterator[Figure]:
         asker.ask(asker.tokens(PREFIX))  # the first run of a size takes its memory
         cold = statistics.median(asker.ask(asker.tokens(PREFIX))[0] for _ in range(COLD))
         yield Figure(f"first token of {PREFIX + TAIL} tokens, nothing cached", f"{cold:.2f} s")
-        if caching:
-            yield from in_ram(asker, cold)
-        else:
-            yield Figure(IN_RAM, "not there yet", "≤ 1/20")
-        if caching:
-            yield from on_disk(asker, served, cold, opened.kv_bytes_per_token)
-        else:
-            yield Figure(ON_DISK, "not there yet", "≤ 1/10")
+        yield from in_ram(asker, cold)
+        yield from on_disk(asker, served, cold, opened.kv_bytes_per_token)
         idle = idle_share(served.process)
         yield Figure("CPU while idle, of one core", f"{idle:.2%}", "< 1 %", idle < 0.01)
 
@@ -55,7 +44,7 @@ def in_ram(asker: Asker, cold: float) -> Iterator[Figure]:
     prefix = asker.tokens(PREFIX)
     asker.ask(prefix)
     answers = [asker.ask(prefix) for _ in range(WARM)]
-    yield ratio(IN_RAM, answers, cold, 20)
+    yield ratio(f"first token, prefix of {PREFIX} tokens in RAM / cold", answers, cold, 20)
 
 
 def on_disk(asker: Asker, served: Served, cold: float, token_bytes: int) -> Iterator[Figure]:
@@ -70,7 +59,7 @@ def on_disk(asker: Asker, served: Served, cold: float, token_bytes: int) -> Iter
         served.start()
         asker.client = served.client()
         answers.append(asker.ask(prefix))
-    yield ratio(ON_DISK, answers, cold, 10)
+    yield ratio("the same from disk, after kill -9 and restart", answers, cold, 10)
     seconds = statistics.median(seconds for seconds, _ in answers)
     megabytes = answers[0][1] * token_bytes / 1e6
     yield Figure("bytes from disk, and by that time", f"{megabytes:.0f} MB, {megabytes / seconds:.0f} MB/s")
