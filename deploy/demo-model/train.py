@@ -108,7 +108,7 @@ class RoundToInt4(nn.Module):
 def new_model() -> Phi3ForCausalLM:
     """A model whose output layer is its embedding while it is trained: what copies one token then copies any.
 
-    The package has the two apart, since tied 4-bit embeddings give wrong answers before onnxruntime 1.30.
+    The package has the two apart: tied 4-bit embeddings are not trusted before onnxruntime 1.30.
     """
     torch.manual_seed(SEED)
     model = Phi3ForCausalLM(
