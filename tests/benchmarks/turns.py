@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,4 +46,6 @@ def take_turns(bench: Bench, rows: int, prompt: int, other: Callable[[int], floa
     bench.stopwatch.hook = lambda _step: None
     whole = [seconds for n, seconds in enumerate(decode_seconds(steps, rows, prompt)) if n % BLOCK]
     session = [step.ended - step.began for n, step in enumerate(mine) if n % BLOCK]
+    if not (whole and session and others):
+        sys.exit(f"{rows} rows never decoded all together: this machine reads prompts too slowly beside them just now")
     return Turns(statistics.median(whole), statistics.median(session), statistics.median(others))
