@@ -100,7 +100,6 @@ def bring_up(
         raise PackageError(f"a KV cache of {package.kv_dtype} is not served: build the package with float32 or float16")
     chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk)
     known = read_known_answers(package) if verify else None
-    length = max(context, known.longest if known else 0)
     try:
         choice = choose(wanted.execution_provider, board, ort.get_available_providers(), package.made_for)
         planned = plan(
@@ -108,7 +107,7 @@ def bring_up(
             load_overhead=0,
             kv_bytes_per_token=package.kv_bytes_per_token,
             rows=_rows(wanted.rows, package, choice),
-            context=max(length, package.sliding_window),
+            context=max(context, package.sliding_window),
             working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows or 8)),
             available=available(),
             prefixes=0 if choice.on_device else settings.cache.ram_bytes,
@@ -126,11 +125,11 @@ def bring_up(
         choice = settle(choice, wanted.execution_provider, session.providers)
         if session.device != "cpu" and planned.rows > 1:
             raise PackageError(f"model.rows = {planned.rows} is served on the CPU only: set model.rows = 1 for a GPU")
-        cache = KVCache(package, planned.rows, length, session.device)
-        session.use(cache)
         if known is None:
             check_runs(session)
         verified = check_answers(known, session, tokenizer, chunk) if known else None
+        cache = KVCache(package, planned.rows, context, session.device)
+        session.use(cache)
     except BaseException as error:
         tokenizer.close()
         if isinstance(error, ProviderError):

@@ -101,7 +101,7 @@ def _ask(
     try:
         for text in QUESTIONS:
             prompt = _prompt(serving.tokenizer, text)
-            count = longest_allowed(serving.package) - len(prompt)
+            count = min(longest_allowed(serving.package), serving.context) - len(prompt)
             if count > 0:
                 engine.submit(Request(key=0, prompt=tuple(prompt), max_tokens=count))
                 asked.append((prompt, _answer(inbox)))

@@ -21,6 +21,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edged.engine.cache import KVCache
 from edged.engine.package import Package, PackageError, read_json
 from edged.engine.session import ModelSession, one_line
 from edged.engine.tokenizer import PromptError, Tokenizer
@@ -177,7 +178,7 @@ def check_tokenizer(known: KnownAnswers, tokenizer: Tokenizer) -> None:
 
 
 def check_answers(known: KnownAnswers, session: ModelSession, tokenizer: Tokenizer, chunk: int) -> Verified:
-    """Compute all questions on row 0 of the session's cache, of which nothing is needed afterwards.
+    """Compute all questions. The session must be given a cache anew afterwards.
 
     Raises PackageError when the model fails, gives NaN, or prefers another token where no near-tie is.
     """
@@ -197,7 +198,10 @@ def check_answers(known: KnownAnswers, session: ModelSession, tokenizer: Tokeniz
 
 
 def check_runs(session: ModelSession) -> None:
-    """For a package without known answers: raises PackageError when the model fails or gives NaN at its first steps."""
+    """For a package without known answers: raises PackageError when the model fails or gives NaN at its first steps.
+
+    The session must be given a cache anew afterwards.
+    """
     for _ in _logits(session, [token % session.package.vocabulary for token in (0, 1, 2, 0)], 3):
         pass
 
@@ -223,8 +227,10 @@ def suspect_runtime(package: Package, version: str = ort.__version__) -> str | N
 def _logits(session: ModelSession, tokens: Sequence[int], chunk: int) -> Iterator[NDArray[np.floating]]:
     """Logits after each of `tokens`, views that the next step overwrites.
 
-    The last token has a step of its own, as decoding runs other kernels than reading a prompt.
+    The last token has a step of its own, as decoding runs other kernels than reading a prompt. The cache is a small
+    one: a row's first token takes, and zeroes, the whole row of a large one where huge pages are in use.
     """
+    session.use(KVCache(session.package, 1, len(tokens), session.device))
     done, last = 0, len(tokens) - 1
     while done <= last:
         count = min(chunk, last - done) or 1
