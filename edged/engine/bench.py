@@ -25,6 +25,8 @@ from edged.health.board import Board
 
 JOINING = 64
 """Tokens of context beyond prompt and answer: rows that joined early go on while the others' prompts are read."""
+JOINING_STALL = 60.0
+"""Seconds for max_stall: prompts are read in whole chunks while the first rows wait, so that all join soon."""
 _POWER_SECONDS = 0.1
 
 
@@ -220,7 +222,7 @@ def measure(serving: Serving, board: Board, rows: Sequence[int], prompt: int, to
 
     Its context must hold both and JOINING tokens where there are several rows. Ends the serving. Raises BenchError.
     """
-    with Bench(serving) as bench:
+    with Bench(replace(serving, max_stall=JOINING_STALL)) as bench:
         bench.first_token([bench.prompt(prompt)])  # the first run of a size takes its memory
         figures = tuple(_measure_rows(bench, serving.package, board, count, prompt, tokens) for count in rows)
         return Figures(serving.load_seconds, _status_bytes("VmRSS"), _status_bytes("VmHWM"), figures)

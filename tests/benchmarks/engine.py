@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from prefixes import prefix_figures
 from turns import take_turns
 
 from edged import logs
-from edged.engine.bench import Bench
+from edged.engine.bench import JOINING_STALL, Bench
 from edged.engine.serving import Serving, bring_up
 from edged.health import cgroup
 from edged.health.board import detect
@@ -123,13 +124,13 @@ def serve(package: Path, rows: int, context: int = CONTEXT) -> Serving:
 
 
 def speed_figures(package: Path) -> Iterator[Figure]:
+    with Bench(serve(package, rows=RUNNING + 1)) as bench:
+        yield waits(bench)
     bare = Bare(package, threads())
-    with Bench(serve(package, rows=8)) as bench:
+    with Bench(replace(serve(package, rows=8), max_stall=JOINING_STALL)) as bench:
         yield prefill(bench, bare)
         for rows, least in ((1, 0.97), (8, 0.95)):
             yield from decode(bench, bare, rows, least)
-        del bare
-        yield waits(bench)
 
 
 def prefill(bench: Bench, bare: Bare) -> Figure:

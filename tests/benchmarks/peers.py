@@ -12,6 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from figures import Figure, show
 from turns import take_turns
 
 from edged import logs
-from edged.engine.bench import Bench
+from edged.engine.bench import JOINING_STALL, Bench
 from edged.engine.serving import bring_up
 from edged.health.board import detect
 from edged.health.memory import available
@@ -49,7 +50,7 @@ def main() -> None:
 
 def compare(package: Path) -> Iterator[Figure]:
     serving = bring_up(Settings(model={"rows": ROWS, "context": CONTEXT}), detect(), available, package)
-    with Bench(serving) as bench:
+    with Bench(replace(serving, max_stall=JOINING_STALL)) as bench:
         peer = GenAI(package, serving.threads)
         turns = take_turns(bench, 1, PROMPT, peer.step)
         text = f"{turns.ratio:.3f} ({1 / turns.edged:.2f} / {1 / turns.other:.2f} tok/s)"

@@ -44,6 +44,7 @@ def take_turns(bench: Bench, rows: int, prompt: int, other: Callable[[int], floa
     bench.stopwatch.hook = hook
     steps = bench.decode([bench.prompt(prompt) for _ in range(rows)], BLOCK * BLOCKS)
     bench.stopwatch.hook = lambda _step: None
+    assert mine, "the rows never ran all together"
     whole = [seconds for n, seconds in enumerate(decode_seconds(steps, rows, prompt)) if n % BLOCK]
     session = [step.ended - step.began for n, step in enumerate(mine) if n % BLOCK]
     if not (whole and session and others):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from test_docs import first_column, section
 from edged.cli import main
 from edged.engine.bench import Bench, BenchError, StepTime, decode_seconds, measure
 from edged.engine.package import open_package
-from edged.engine.serving import Serving
+from edged.engine.serving import Serving, bring_up
 from edged.health.bandwidth import largest_cache, read_bandwidth
 from edged.health.board import Board, detect
+from edged.health.memory import available
+from edged.settings import Settings
 
 
 def step(began: float, seconds: float = 1.0, hook: float = 0.0, rows: int = 2, count: int = 1, past: int = 9) -> Any:
@@ -80,6 +83,23 @@ def test_rows_decode_together_and_stop_when_enough_was_made() -> None:
         assert len(together) == 6
         assert steps[-1] == together[-1]
         assert {s.count for s in steps if s.past == 0} == {30}
+
+
+def test_rows_come_together_on_a_slow_model_without_a_prefix_cache() -> None:
+    settings = Settings(model={"threads": 1, "rows": 4, "context": 180, "max_stall": 0.01}, cache={"ram_bytes": 0})
+    serving = bring_up(settings, detect(), available, MODELS / "phi3")
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(serving.session, name)
+
+        def step(self, first: int, ids: Any, past: Any, width: int) -> Any:
+            time.sleep(0.001 * ids.size)  # what is slow is the model
+            return serving.session.step(first, ids, past, width)
+
+    slow: Any = Slow()
+    (row,) = measure(replace(serving, session=slow), detect(), [4], prompt=130, tokens=4).rows
+    assert row.decode_tokens_per_second is not None
 
 
 def test_the_time_of_a_hook_is_not_the_engines() -> None:
