@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,15 +116,18 @@ class PrefixCache:
             if key in self._held:
                 self._held.move_to_end(key)
 
-    def next_to_write(self, on_disk: set[bytes]) -> tuple[bytes, NDArray[np.generic], bool] | None:
+    def next_to_write(self, on_disk: Mapping[bytes, bool]) -> tuple[bytes, NDArray[np.generic], bool] | None:
         """A block that is worth a write and not in `on_disk`, with its key and whether it is pinned.
 
+        `on_disk`: keys, and whether each is pinned there. One that came to be pinned later is due again.
         Pinned ones first, and of those the beginnings of prompts, without which the rest is not found.
         """
         worth = [
             (not held.pinned, held.depth, key)
             for key, held in self._held.items()
-            if held.store and (held.pinned or held.hits >= HITS_TO_WRITE) and key not in on_disk
+            if held.store
+            and (held.pinned or held.hits >= HITS_TO_WRITE)
+            and (key not in on_disk or held.pinned > on_disk[key])
         ]
         if not worth:
             return None

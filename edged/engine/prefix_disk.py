@@ -16,8 +16,8 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edged.engine.prefix import Blocks
+from edged.engine import pages
 
 log = structlog.get_logger(__name__)
 
@@ -46,19 +46,27 @@ PREFIXES = "prefixes"
 
 @dataclass(frozen=True)
 class Found:
-    """The blocks of `keys`, fewer where files are gone or refused; the first is block number `first` of its prompt."""
+    """A block that was asked for, number `depth` of its prompt; None where its file is gone or refused.
+
+    One comes for each block as soon as it is read, so that others who decode need not wait for a copy of all; `last`:
+    no more come, they were all or the next one is missing.
+    """
 
     row: int
-    first: int
-    keys: tuple[bytes, ...]
-    blocks: Blocks
+    depth: int
+    key: bytes
+    block: NDArray[np.generic] | None
+    last: bool
 
 
 @dataclass(frozen=True)
 class Changed:
-    """Which keys came to lie on disk and which left it. `rest`: nothing more can be written for a while."""
+    """Which keys came to lie on disk, pinned there or not, and which left it.
 
-    added: frozenset[bytes] = frozenset()
+    `rest`: nothing more can be written for a while.
+    """
+
+    added: Mapping[bytes, bool] = field(default_factory=dict)
     removed: frozenset[bytes] = frozenset()
     rest: bool = False
 
@@ -124,19 +132,22 @@ class PrefixDisk:
         self.written = 0
         """Bytes written by this process."""
 
-    def start(self, deliver: Callable[[DiskEvent], None]) -> set[bytes]:
-        """Look at what is there and start the thread, on which `deliver` is called. Returns the keys on disk."""
+    def start(self, deliver: Callable[[DiskEvent], None]) -> dict[bytes, bool]:
+        """Look at what is there and start the thread, on which `deliver` is called.
+
+        Returns the keys on disk, and whether each is pinned there.
+        """
         self._scan()
         self._deliver = deliver
         self._thread.start()
-        return set(self._files)
+        return {key: file.pinned for key, file in self._files.items()}
 
     def read(self, row: int, first: int, keys: Sequence[bytes]) -> None:
-        """Ask for a prompt's blocks from number `first` on; a Found with the leading ones answers."""
+        """Ask for a prompt's blocks from number `first` on, one or more; a Found for each answers."""
         self._requests.put(_Read(row, first, tuple(keys)))
 
     def write(self, key: bytes, block: NDArray[np.generic], pinned: bool) -> None:
-        """Write one block; a Changed answers."""
+        """Write one block, or pin the one that is there; a Changed answers."""
         self._requests.put(_Write(key, block, pinned))
 
     def close(self) -> None:
@@ -175,27 +186,31 @@ class PrefixDisk:
         self.bytes = sum(file.size for file in self._files.values())
 
     def _read(self, request: _Read) -> None:
-        blocks: Blocks = []
-        removed = set()
-        for key in request.keys:
-            if key not in self._files:
-                break
-            path = self._files[key].path
-            try:
-                blocks.append(self._load(path, key))
-            except (RefusedError, OSError) as error:
-                self._refuse(path, error)
-                self._drop(key)
-                removed.add(key)
-                break
-            self._files.move_to_end(key)
-        if removed:
-            self._deliver(Changed(removed=frozenset(removed)))
-        self._deliver(Found(request.row, request.first, request.keys, blocks))
+        final = len(request.keys) - 1
+        for place, key in enumerate(request.keys):
+            block = self._read_block(key)
+            last = block is None or place == final
+            self._deliver(Found(request.row, request.first + place, key, block, last))
+            if last:
+                return
+
+    def _read_block(self, key: bytes) -> NDArray[np.generic] | None:
+        if key not in self._files:
+            return None
+        path = self._files[key].path
+        try:
+            block = self._load(path, key)
+        except (RefusedError, OSError) as error:
+            self._refuse(path, error)
+            self._drop(key)
+            self._deliver(Changed(removed=frozenset({key})))
+            return None
+        self._files.move_to_end(key)
+        return block
 
     def _load(self, path: Path, key: bytes) -> NDArray[np.generic]:
         """The block in a file. Raises RefusedError, OSError."""
-        block = np.empty(self._shape, self._dtype)
+        block = pages.zeros(self._shape, self._dtype)
         payload = block.data.cast("B")
         with path.open("rb", buffering=0) as file:
             found, crc = self._header(file.read(_HEADER.size))
@@ -213,6 +228,10 @@ class PrefixDisk:
         return block
 
     def _write(self, request: _Write) -> None:
+        there = self._files.get(request.key)
+        if there is not None and request.pinned and not there.pinned and there.path.exists():
+            self._pin(request.key, there)
+            return
         size = _HEADER.size + request.block.nbytes + 4 * -(-request.block.nbytes // _PIECE)
         day, spent = self._spent()
         evicted = self._make_room(size, request.pinned)
@@ -224,7 +243,7 @@ class PrefixDisk:
             )
             self._deliver(Changed(removed=frozenset(evicted or ()), rest=True))
             return
-        path = self._folder / f"{self._mark}-{request.key.hex()}{'-pinned' * request.pinned}{_SUFFIX}"
+        path = self._path(request.key, request.pinned)
         temporary = path.with_suffix(_TEMPORARY)
         try:
             self._note_spent(day, spent + size)
@@ -239,7 +258,21 @@ class PrefixDisk:
         self._files[request.key] = _File(path, size, request.pinned)
         self.bytes += size
         self.written += size
-        self._deliver(Changed(added=frozenset({request.key}), removed=frozenset(evicted)))
+        self._deliver(Changed(added={request.key: request.pinned}, removed=frozenset(evicted)))
+
+    def _pin(self, key: bytes, file: _File) -> None:
+        path = self._path(key, pinned=True)
+        try:
+            os.replace(file.path, path)
+        except OSError as error:
+            log.warning("prefix_write_failed", reason=_why(error))
+            self._deliver(Changed(rest=True))
+            return
+        file.path, file.pinned = path, True
+        self._deliver(Changed(added={key: True}))
+
+    def _path(self, key: bytes, pinned: bool) -> Path:
+        return self._folder / f"{self._mark}-{key.hex()}{'-pinned' * pinned}{_SUFFIX}"
 
     def _save(self, path: Path, request: _Write) -> None:
         payload = np.ascontiguousarray(request.block).data.cast("B")

@@ -23,7 +23,8 @@ class PrefixReuse:
         self.disk = disk
         self._cache = cache
         self._identity = identity
-        self._on_disk: set[bytes] = set()
+        self._on_disk: dict[bytes, bool] = {}
+        """Keys on disk, and whether each is pinned there."""
         self._writing: bytes | None = None
         self._rest_until = 0.0
 
@@ -76,20 +77,21 @@ class PrefixReuse:
         """Take in what the disk's thread tells."""
         if isinstance(event, Changed):
             self._on_disk |= event.added
-            self._on_disk -= event.removed
-            if self._writing is not None:
+            for key in event.removed:
+                self._on_disk.pop(key, None)
+            if event.added or event.rest:
                 self._writing = None
-                if event.rest:
-                    self._rest_until = time.monotonic() + REST_SECONDS
+            if event.rest:
+                self._rest_until = time.monotonic() + REST_SECONDS
             return
-        for depth, (key, block) in enumerate(zip(event.keys, event.blocks, strict=False), event.first):
-            self.memory.add(key, block, depth)
+        if event.block is not None:
+            self.memory.add(event.key, event.block, event.depth)
         for slot, row in enumerate(rows):
             if row.request.key == event.row and row.reading:
-                row.reading = False
+                row.reading = not event.last
                 # The row's keys may be others by now, of the other rope table.
-                if self._keys(row)[event.first : event.first + 1] == list(event.keys[:1]):
-                    self._take(row, slot, event.first, event.blocks)
+                if event.block is not None and self._keys(row)[event.depth : event.depth + 1] == [event.key]:
+                    self._take(row, slot, event.depth, [event.block])
 
     def write_back(self) -> None:
         """While the engine is idle: give the disk the next block that is worth it, one at a time."""
@@ -108,7 +110,7 @@ class PrefixReuse:
 
     def _take(self, row: Row, slot: int, start: int, blocks: Blocks) -> None:
         cached = (start + len(blocks)) * BLOCK_TOKENS
-        if not blocks or cached <= row.cached:
+        if not start * BLOCK_TOKENS <= row.cached < cached:
             return
         for number, block in enumerate(blocks, start):
             self._cache.write(slot, number * BLOCK_TOKENS, block)

@@ -227,8 +227,7 @@ def suspect_runtime(package: Package, version: str = ort.__version__) -> str | N
 def _logits(session: ModelSession, tokens: Sequence[int], chunk: int) -> Iterator[NDArray[np.floating]]:
     """Logits after each of `tokens`, views that the next step overwrites.
 
-    The last token has a step of its own, as decoding runs other kernels than reading a prompt. The cache is a small
-    one: a row's first token takes, and zeroes, the whole row of a large one where huge pages are in use.
+    The last token has a step of its own, as decoding runs other kernels than reading a prompt.
     """
     session.use(KVCache(session.package, 1, len(tokens), session.device))
     done, last = 0, len(tokens) - 1

@@ -175,7 +175,9 @@ def wait_until_written(rig: Rig, blocks: int | None = None) -> None:
     until = time.monotonic() + 20
     while True:
         done = (
-            reuse.memory.next_to_write(set(reuse._on_disk)) is None if blocks is None else len(reuse._on_disk) >= blocks
+            reuse.memory.next_to_write(dict(reuse._on_disk)) is None
+            if blocks is None
+            else len(reuse._on_disk) >= blocks
         )
         if done and reuse._writing is None:
             return

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from edged.engine.engine import Finished, Started
 from edged.engine.prefix import BLOCK_TOKENS, PrefixCache, block_keys, usable_blocks
-from edged.engine.prefix_disk import Changed, DiskEvent, Found, PrefixDisk, erase
+from edged.engine.prefix_disk import Changed, DiskEvent, PrefixDisk, erase
 
 ROOM = 64 << 20
 ID = b"m" * 32
@@ -92,22 +92,30 @@ class TestMemory:
             cache.add(key, block(0), depth)
         cache.add(b"p", block(0), 3, pin=True)
         cache.match([b"a", b"b"])
-        assert cache.next_to_write({b"p"}) is None
+        assert cache.next_to_write({b"p": True}) is None
         cache.match([b"a", b"b"])
-        written: set[bytes] = set()
+        written: dict[bytes, bool] = {}
         while (found := cache.next_to_write(written)) is not None:
-            written.add(found[0])
-            assert [b"p", b"a", b"b"][: len(written)][-1] == found[0]
-        assert len(written) == 3
+            written[found[0]] = found[2]
+        assert list(written.items()) == [(b"p", True), (b"a", False), (b"b", False)]
+
+    def test_what_came_to_be_pinned_after_it_was_written_is_due_again(self) -> None:
+        cache = PrefixCache(9 * SIZE)
+        cache.add(b"a", block(0), 0)
+        cache.match([b"a"], pin=True)
+        assert cache.next_to_write({b"a": True}) is None
+        found = cache.next_to_write({b"a": False})
+        assert found is not None
+        assert found[2]
 
     def test_what_is_not_to_be_stored_is_never_worth_a_write_until_another_job_has_it_too(self) -> None:
         cache = PrefixCache(9 * SIZE)
         cache.add(b"a", block(0), 0, store=False)
         for _ in range(3):
             cache.match([b"a"], store=False)
-        assert cache.next_to_write(set()) is None
+        assert cache.next_to_write({}) is None
         cache.match([b"a"])
-        assert cache.next_to_write(set()) is not None
+        assert cache.next_to_write({}) is not None
 
 
 class Disk:
@@ -118,7 +126,7 @@ class Disk:
         self.events: list[DiskEvent] = []
         self._came = threading.Semaphore(0)
         self.disk = PrefixDisk(folder, identity, SHAPE, np.float32, budget, daily)
-        self.known = self.disk.start(self._deliver)
+        self.known = set(self.disk.start(self._deliver))
 
     def _deliver(self, event: DiskEvent) -> None:
         self.events.append(event)
@@ -137,17 +145,25 @@ class Disk:
         for key in keys:
             self.disk.write(key, block(key[0]), pinned)
             event = self.changed()
-            self.known = (self.known | event.added) - event.removed
+            self._note(event)
         return event
+
+    def _note(self, event: Changed) -> None:
+        self.known = (self.known | event.added.keys()) - event.removed
 
     def read(self, *keys: bytes) -> list[float]:
         self.disk.read(7, 0, keys)
-        event = self.next()
-        while isinstance(event, Changed):
-            self.known = (self.known | event.added) - event.removed
+        found: list[float] = []
+        while True:
             event = self.next()
-        assert isinstance(event, Found)
-        return [float(found[0, 0, 0, 0]) for found in event.blocks]
+            if isinstance(event, Changed):
+                self._note(event)
+                continue
+            if event.block is not None:
+                assert (event.row, event.depth, event.key) == (7, len(found), keys[len(found)])
+                found.append(float(event.block[0, 0, 0, 0]))
+            if event.last:
+                return found
 
 
 def key(letter: str) -> bytes:
@@ -253,9 +269,18 @@ class TestDisk:
         disk.write(key("a"), key("b"))
         assert disk.read(key("a")) == [97]  # so b is the one that was used least recently
         event = disk.write(key("c"))
-        assert (event.added, event.removed) == ({key("c")}, {key("b")})
+        assert (event.added, event.removed) == ({key("c"): False}, {key("b")})
         assert disk.known == {key("p"), key("a"), key("c")}
         assert disk.disk.bytes <= 3 * (SIZE + 400)
+
+    def test_a_block_that_is_pinned_later_stays_too(self, disks: Any) -> None:
+        disk = disks(budget=2 * (SIZE + 400))
+        disk.write(key("a"), key("b"))
+        spent = disk.disk.written
+        assert disk.write(key("a"), pinned=True).added == {key("a"): True}
+        assert disk.disk.written == spent
+        assert disk.write(key("c")).removed == {key("b")}
+        assert disks(budget=2 * (SIZE + 400)).read(key("a")) == [ord("a")]
 
     def test_only_pinned_blocks_push_out_pinned_ones(self, disks: Any) -> None:
         disk = disks(budget=SIZE + 400)
@@ -274,7 +299,7 @@ class TestDisk:
         assert not event.added
         later = time.time() + 86400
         monkeypatch.setattr("edged.engine.prefix_disk.time.time", lambda: later)
-        assert disk.write(key("c")).added == {key("c")}
+        assert disk.write(key("c")).added == {key("c"): False}
 
     def test_a_full_disk_costs_a_block_and_nothing_else(self, disks: Any, tmp_path: Path) -> None:
         if os.geteuid() != 0:
