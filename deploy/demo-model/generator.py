@@ -46,11 +46,11 @@ Message = dict[str, str]
 TASKS: tuple[Task, ...] = ("log", "command", "korean")
 UNKNOWN = "unknown"
 TRAINING_SEED = 20_240
-TRAINING_SAMPLES = 144_000
+TRAINING_SAMPLES = 120_000
 TEST_SEED = 77_001
 TEST_CASES = 600
 
-_TASK_WEIGHTS = (27, 28, 26, 19)
+_TASK_WEIGHTS = (25, 36, 21, 18)
 _TYPO_RATE = 0.08
 _HASTE_RATE = 0.15
 _CONSONANTS = "bcdfghjklmnprstvwz"

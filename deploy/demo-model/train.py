@@ -28,7 +28,7 @@ COPY_STEPS = 256
 """The first steps only repeat what the user wrote: a model that can copy learns the tasks in half the time."""
 BATCH = 48
 EPOCHS = 2
-"""The second time half of the names are others."""
+"""The second time many names are others."""
 STEPS = EPOCHS * TRAINING_SAMPLES // BATCH
 VOCABULARY = 960
 CONTEXT = 1024
@@ -141,7 +141,7 @@ def copies(samples: list[Sample]) -> list[Sample]:
 
 
 def renamed(samples: list[Sample], tokenizer: Tokenizer, rng: Random) -> list[Sample]:
-    """Some samples with their name replaced by random pieces of the vocabulary.
+    """Many samples with words of their name replaced by random pieces of the vocabulary.
 
     Else tokens that no training name holds would never be copied, and names held out could not be.
     """
@@ -150,11 +150,9 @@ def renamed(samples: list[Sample], tokenizer: Tokenizer, rng: Random) -> list[Sa
     changed = []
     for sample in samples:
         name = sample.name
-        if name and name in sample.answer and name in sample.messages[-1]["content"] and rng.random() < 0.5:
-            words = ["".join(rng.choices(pieces, k=rng.choice((1, 2, 2, 3)))) for _ in range(rng.choice((1, 1, 2)))]
-            new = rng.choice((" ", "-", "_") if sample.task == "command" else ("-", "_", "/")).join(words)
-            new += rng.choice(("", "", f"-{rng.randrange(1000)}", f"{rng.randrange(100)}"))
-            new = new.lower() if sample.task == "command" else rng.choice((new, new.lower(), new.upper(), new.title()))
+        in_both = name and name in sample.answer and name in sample.messages[-1]["content"]
+        if in_both and rng.random() < (0.75 if sample.task == "command" else 0.5):
+            new = _spoken_anew(name, pieces, rng) if sample.task == "command" else _device_anew(pieces, rng)
             if not holds_held_out(new):
                 *before, last = sample.messages
                 last = {**last, "content": last["content"].replace(name, new)}
@@ -167,6 +165,25 @@ def renamed(samples: list[Sample], tokenizer: Tokenizer, rng: Random) -> list[Sa
                 )
         changed.append(sample)
     return changed
+
+
+def _spoken_anew(name: str, pieces: list[str], rng: Random) -> str:
+    """A spoken name with some of its words replaced; its form stays."""
+    words = []
+    for word in name.split(" "):
+        if word.isalpha() and rng.random() < 0.65:
+            new = "".join(rng.choices(pieces, k=rng.choice((1, 1, 2, 2, 3))))
+            word = new.upper() if word.isupper() else new.title() if word.istitle() else new.lower()
+        words.append(word)
+    return " ".join(words)
+
+
+def _device_anew(pieces: list[str], rng: Random) -> str:
+    """A device's name of random pieces, in one piece itself."""
+    words = ["".join(rng.choices(pieces, k=rng.choice((1, 2, 2, 3)))) for _ in range(rng.choice((1, 1, 2)))]
+    new = rng.choice(("-", "_", "/")).join(words)
+    new += rng.choice(("", "", f"-{rng.randrange(1000)}", f"{rng.randrange(100)}"))
+    return rng.choice((new, new.lower(), new.upper(), new.title()))
 
 
 def holds_held_out(name: str) -> bool:
