@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker families test-runtimes bench bench-peers bench-jobs eval-demo demo-model clean
+.PHONY: help demo test check unit broker families test-system test-runtimes bench bench-peers bench-jobs eval-demo demo-model clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ broker: $(VENV)/.dev | mosquitto
 
 families: $(VENV)/.dev ## every family of models against onnxruntime-genai's ids, 52 prompts each (two minutes)
 	@$(BIN)/pytest -q tests/families
+
+test-system: $(VENV)/.dev ## edged.service on a booted systemd (root, systemd-nspawn; three minutes and 300 MB)
+	@{ command -v debootstrap && command -v systemd-nspawn; } >/dev/null || { \
+		echo "installing debootstrap and systemd-nspawn …"; \
+		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends debootstrap systemd-container >/dev/null; }
+	@$(BIN)/pytest -q tests/system
 
 bench: $(VENV)/.dev | mosquitto ## the engine beside onnxruntime alone, on a full-size package: make bench MODEL=FOLDER
 	@$(BIN)/python tests/benchmarks/engine.py $(MODEL)
@@ -60,7 +66,7 @@ demo-model: ## train the demo model anew (about half an hour on two cores)
 	@$(VENV)-demo-model/bin/python deploy/demo-model/train.py
 
 clean: ## remove what was installed and built here
-	@rm -rf $(VENV) $(VENV)-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-* .system-root build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Debian leaves ensurepip out of python3; its package python3-venv brings it.
 $(BIN)/python:

@@ -13,6 +13,7 @@ import queue
 import signal
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from edged.health.clock import Clock
 from edged.health.http import HttpServer
 from edged.health.memory import available
 from edged.health.metrics import Metrics
+from edged.health.supervisor import Supervisor
 from edged.jobs.crash import CrashLedger
 from edged.jobs.desk import Desk
 from edged.jobs.document import format_time
@@ -50,11 +52,13 @@ from edged.mqtt.events import (
 from edged.mqtt.link import Link
 from edged.mqtt.options import MqttOptions
 from edged.mqtt.topics import Topics
-from edged.settings import Settings
+from edged.settings import Settings, SettingsError
 
 log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 1.0
+IDLE_SECONDS = 5.0
+"""The longest turn of the main loop while nothing happens."""
 STUCK_SECONDS = 120.0
 """A step that takes longer than this, or a main loop that stands still as long, is not alive."""
 LINK_STOP_SECONDS = 3.0
@@ -62,6 +66,12 @@ _WARM_KEY = -1
 """Key of the first pinned instruction's request; the next have the numbers below. Jobs have positive ones."""
 EVENTS = 1000
 """Most events of one turn, so that a flood does not put off the commit for ever."""
+
+
+SLOWEST_CARD = 20e6
+"""Bytes a second that a slow SD card still reads, and so how long a load may take."""
+LOAD_SECONDS = 120.0
+"""What a load may take besides."""
 
 
 class DaemonError(Exception):
@@ -73,12 +83,30 @@ class _Stop:
     now: bool
 
 
+@dataclass(frozen=True)
+class _Reload:
+    pass
+
+
 class Daemon:
     """One daemon. run() blocks until stop() is called, from any thread or a signal handler."""
 
-    def __init__(self, settings: Settings, root: Path = Path("/")) -> None:
-        """Open the spool and wire everything; nothing listens or connects yet. Raises DaemonError."""
+    def __init__(
+        self,
+        settings: Settings,
+        root: Path = Path("/"),
+        supervisor: Supervisor | None = None,
+        check_settings: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open the spool and wire everything; nothing listens or connects yet. Raises DaemonError.
+
+        `check_settings` is called at reload() and raises SettingsError where a new process would not start.
+        """
         self._settings = settings
+        self._supervisor = supervisor or Supervisor()
+        self._check_settings = check_settings
+        self._reloading = False
+        self._announced = False
         self._clock = Clock()
         self._board: Board = detect(root)
         try:
@@ -87,7 +115,7 @@ class Daemon:
             raise DaemonError(f"{error}: set device.id") from None
         self._instance = uuid.uuid4().hex
         self._started_at = time.time()
-        self._inbox: queue.SimpleQueue[Event | EngineEvent | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Event | EngineEvent | _Stop | _Reload] = queue.SimpleQueue()
         self._metrics = Metrics(self._board)
         self._model_path = settings.model.path or MODEL_FOLDER
         self._model_name = None if settings.model.path else MODEL_NAME
@@ -165,8 +193,11 @@ class Daemon:
                 f"{(error.strerror or str(error)).lower()}"
             ) from None
 
-    def run(self) -> None:
-        """Serve until stop(). Then drain: running jobs get drain_seconds, the rest stays on disk for the next start."""
+    def run(self) -> bool:
+        """Serve until stop() or reload(). Then drain: running jobs get drain_seconds, the rest stays on disk.
+
+        True after reload(): the caller starts the program anew, with its new settings.
+        """
         log.info(
             "starting",
             version=edged.__version__,
@@ -180,22 +211,29 @@ class Daemon:
         self.http.start()
         self._engine.start()
         self._link.start()
-        next_heartbeat = 0.0
+        next_heartbeat, longest = 0.0, min(IDLE_SECONDS, self._supervisor.interval)
         while not self._stops:
-            self._turn(TICK_SECONDS if self._desk.busy else min(5.0, max(0.05, next_heartbeat - time.monotonic())))
+            until_heartbeat = max(0.05, next_heartbeat - time.monotonic())
+            self._turn(min(TICK_SECONDS if self._desk.busy else until_heartbeat, longest))
             if time.monotonic() >= next_heartbeat:
                 next_heartbeat = time.monotonic() + self._settings.heartbeat_seconds
                 self._link.publish(self._topics.health, self._health(), qos=0)
         self._drain()
+        return self._reloading
 
     def stop(self, now: bool = False) -> None:
         """Drain and end run(); a second call, or `now`, stops at once."""
         self._inbox.put(_Stop(now))
 
-    def stop_on_signals(self) -> None:
-        """Let SIGTERM and SIGINT call stop(). Main thread only."""
+    def reload(self) -> None:
+        """End run() as stop() does, so that it can be run anew, unless the new settings are wrong."""
+        self._inbox.put(_Reload())
+
+    def heed_signals(self) -> None:
+        """Let SIGTERM and SIGINT call stop(), and SIGHUP reload(). Main thread only."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: self.stop())
+        signal.signal(signal.SIGHUP, lambda _number, _frame: self.reload())
 
     def alive_faults(self) -> list[str]:
         """Which loop makes no progress."""
@@ -205,13 +243,15 @@ class Daemon:
         since = self._engine.busy_since
         if since is not None and not self._engine.loading and now - since > STUCK_SECONDS:
             faults.append(f"a step of the model has taken {now - since:.0f} s so far")
+        if (still := self._link.stood_still()) > max(STUCK_SECONDS, self._settings.mqtt.keep_alive):
+            faults.append(f"the connection to the broker has stood still for {still:.0f} s")
         return faults
 
     def ready_faults(self) -> list[str]:
         """Why a job sent now would not be answered."""
         faults = self.alive_faults()
         if self._stops:
-            faults.append("draining")
+            faults.append("reloading" if self._reloading else "draining")
         if self._model_state != "serving":
             faults.append(f"model {self._model_state}: {self._model_reason}".removesuffix(": "))
         if self._id_taken is not None:
@@ -250,10 +290,14 @@ class Daemon:
         except SpoolError as error:
             log.error("spool_fault", reason=str(error))
         self._turned_at = time.monotonic()
+        if not self.alive_faults():
+            self._supervisor.alive()
 
-    def _take(self, event: Event | EngineEvent | _Stop) -> None:
+    def _take(self, event: Event | EngineEvent | _Stop | _Reload) -> None:
         if isinstance(event, _Stop):
             self._stops += 2 if event.now else 1
+        elif isinstance(event, _Reload):
+            self._reload()
         elif isinstance(event, JobReceived):
             self._desk.job_received(event)
         elif isinstance(event, CancelReceived):
@@ -302,19 +346,39 @@ class Daemon:
         self._metrics.model_info.info(self._model_labels())
         self._tell_what_changed()
 
+    def _reload(self) -> None:
+        if self._stops:
+            return
+        try:
+            self._check_settings()
+        except SettingsError as error:
+            log.error("reload_refused", reason=str(error), hint="edged goes on with the settings it has")
+            return
+        log.info("reloading")
+        self._supervisor.reloading()
+        self._reloading = True
+        self._stops += 1
+
     def _load(self) -> Serving:
-        return bring_up(
-            self._settings,
-            self._board,
-            available,
-            path=self._model_path,
-            name=self._model_name,
-            prefix_folder=self._settings.state_dir / PREFIXES,
-        )
+        # onnxruntime 1.23 holds the GIL meanwhile: nobody can give a sign of life.
+        self._supervisor.long_work(LOAD_SECONDS + _folder_bytes(self._model_path) / SLOWEST_CARD)
+        try:
+            return bring_up(
+                self._settings,
+                self._board,
+                available,
+                path=self._model_path,
+                name=self._model_name,
+                prefix_folder=self._settings.state_dir / PREFIXES,
+            )
+        finally:
+            self._supervisor.long_work_done()
 
     # The end
 
     def _drain(self) -> None:
+        if not self._reloading:
+            self._supervisor.stopping()
         log.info("draining", running=self._desk.running, queued=self._desk.queued)
         self._link.close_jobs()
         self._desk.drain()
@@ -331,7 +395,7 @@ class Daemon:
             self._stops < 2 and self._link.connected("control") and len(self._desk.outbox) and time.monotonic() < until
         ):
             self._turn(0.1)
-        status = self._status("offline", "stopped")
+        status = self._status("offline", "reloading" if self._reloading else "stopped")
         while not self._link.publish(self._topics.status, status, qos=1, retain=True):
             if self._stops >= 2 or not self._link.connected("control") or time.monotonic() >= until + 1.0:
                 break
@@ -357,6 +421,10 @@ class Daemon:
         self._stuck = stuck
         faults = [fault.partition(" has taken")[0] for fault in self.ready_faults()]  # not news each second
         state = "draining" if self._stops else "online"
+        self._supervisor.status("; ".join(faults) or f"serving {self._model_labels()['name']}")
+        if self._model_state != "loading" and not self._announced:
+            self._announced = True
+            self._supervisor.ready()
         summary = (state, *faults)
         if summary != self._told and self._link.publish(
             self._topics.status, self._status(state, "; ".join(faults)), qos=1, retain=True
@@ -445,6 +513,13 @@ class Daemon:
             "tokens_per_second": self._desk.speed or None,
         }
         return _json(document)
+
+
+def _folder_bytes(folder: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir())
+    except OSError:  # the load will say why
+        return 0
 
 
 def mqtt_options(settings: Settings) -> MqttOptions:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edged import logs
 from edged.cli.common import FAILED, ConfigOption, HostOption, ModelOption, PortOption, end, settings_or_exit
 from edged.daemon import Daemon, DaemonError
+from edged.health.supervisor import Supervisor
+from edged.settings import load
 
 
 def run(
@@ -19,17 +23,27 @@ def run(
     mqtt_port: PortOption = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where jobs and results lie; else state_dir.")] = None,
 ) -> None:
-    """Serve jobs from MQTT until SIGTERM, which drains; a second one stops at once."""
-    settings = settings_or_exit(
-        config,
-        model={"path": model_path},
-        mqtt={"host": mqtt_host, "port": mqtt_port},
-        state_dir=state_dir,  # type: ignore[arg-type]
-    )
+    """Serve jobs from MQTT until SIGTERM, which drains; a second one stops at once. SIGHUP takes new settings."""
+    flags: dict[str, Any] = {
+        "model": {"path": model_path},
+        "mqtt": {"host": mqtt_host, "port": mqtt_port},
+        "state_dir": state_dir,
+    }
+    settings = settings_or_exit(config, **flags)
     logs.configure(settings.log.level, settings.log.format)
+    supervisor = Supervisor()
     try:
-        daemon = Daemon(settings)
+        daemon = Daemon(settings, supervisor=supervisor, check_settings=lambda: _check(config, flags))
     except DaemonError as error:
+        supervisor.status(str(error))
         end(FAILED, str(error))
-    daemon.stop_on_signals()
-    daemon.run()
+    daemon.heed_signals()
+    if daemon.run():
+        # A reload: the same process, so systemd sees no end, and everything anew, so every setting counts.
+        os.environ.update(supervisor.environment)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _check(config: Path | None, flags: dict[str, Any]) -> None:
+    """Raises SettingsError where these settings would not do."""
+    load(config, flags)

@@ -157,6 +157,12 @@ class Link:
         """Whether the connection stands with all its subscriptions."""
         return (self._jobs if which == "jobs" else self._control).usable
 
+    def stood_still(self) -> float:
+        """Seconds since the slower of the two connections' loops last turned, as it does several times a keep-alive."""
+        sessions = (self._jobs.session, self._control.session)
+        turned = [at for session in sessions if session is not None and (at := session.turned_at) is not None]
+        return time.monotonic() - min(turned) if turned else 0.0
+
     @property
     def reconnects(self) -> dict[Which, int]:
         """How often each connection came up again after its first time."""

@@ -60,6 +60,8 @@ class Session:
         self._accepted_at: float | None = None
         self._session_present = False
         self._largest_packet: int | None = None
+        self.turned_at: float | None = None
+        """When its loop last turned (CLOCK_MONOTONIC), None before and after. Any thread may read."""
         self._shared_allowed = True
         self._steps = deque(plan.steps)
         self._asked: tuple[int | None, Sequence[Subscription]] = (None, ())
@@ -145,6 +147,7 @@ class Session:
         except CredentialsError as error:
             return Ending(str(error))
         finally:
+            self.turned_at = None
             with self._lock:
                 self._ended = True
                 self._is_ready = False
@@ -165,7 +168,7 @@ class Session:
             selector.register(self._wake_receiver, selectors.EVENT_READ)
             while client.socket() is not None:
                 self._run_commands(client)
-                now = time.monotonic()
+                self.turned_at = now = time.monotonic()
                 if self._accepted_at is None and now - started >= CONNECT_SECONDS:
                     self._end_with("the broker did not answer CONNECT in time").unanswered = True
                     sock.close()

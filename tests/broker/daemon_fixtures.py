@@ -64,6 +64,7 @@ class Daemon:
         self._pace_file.write_text("")
         self._script = [str(HERE / "paced_edged.py")] if paced else ["-m", "edged"]
         self.process: subprocess.Popen[bytes] | None = None
+        self.arguments: list[str] = []
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("EDGED_")},
             "PYTHONPATH": str(HERE.parents[1]),
@@ -88,7 +89,7 @@ class Daemon:
     def start(self, ready: bool = True) -> Daemon:
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self._script, "run"], env=self.env, stdout=log, stderr=log
+                [sys.executable, *self._script, "run", *self.arguments], env=self.env, stdout=log, stderr=log
             )
         if ready:
             self.until_ready()

@@ -47,6 +47,24 @@ def test_a_hung_step_is_logged_once_and_told_in_health_and_readiness(
     assert daemon.alive_faults() == []
 
 
+def test_a_sign_of_life_is_given_only_while_every_loop_moves(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    signs: list[None] = []
+    monkeypatch.setattr(daemon._supervisor, "alive", lambda: signs.append(None))
+    daemon._turn(0.0)
+    assert len(signs) == 1
+    daemon._engine.busy_since = time.monotonic() - STUCK_SECONDS - 1
+    daemon._turn(0.0)
+    assert len(signs) == 1
+    daemon._engine.loading = True  # takes as long as it takes
+    daemon._turn(0.0)
+    assert len(signs) == 2
+    daemon._engine.busy_since, daemon._engine.loading = None, False
+    monkeypatch.setattr(daemon._link, "stood_still", lambda: STUCK_SECONDS + 1)
+    daemon._turn(0.0)
+    assert len(signs) == 2
+    assert any("connection to the broker has stood still for 12" in fault for fault in daemon.ready_faults())
+
+
 def test_a_spool_that_cannot_be_read_costs_one_event_and_not_the_daemon(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

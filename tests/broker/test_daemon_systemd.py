@@ -1,0 +1,123 @@
+"""What the daemon tells systemd, over a socket as systemd's own, and what it does when asked to reload."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import free_port
+from daemon_fixtures import PATIENCE, Daemon, Place, job, reference_job
+
+pytest_plugins = ["daemon_fixtures"]
+
+
+class Systemd:
+    """The receiving end of NOTIFY_SOCKET."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.heard: list[str] = []
+        self._changed = threading.Condition()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while message := self._socket.recv(65536).decode():
+            with self._changed:
+                self.heard += message.split("\n")
+                self._changed.notify_all()
+
+    def wait(self, beginning: str, count: int = 1) -> str:
+        """The `count`th line that begins so."""
+        until = time.monotonic() + PATIENCE
+        with self._changed:
+            while True:
+                found = [line for line in self.heard if line.startswith(beginning)]
+                if len(found) >= count:
+                    return found[count - 1]
+                assert self._changed.wait(until - time.monotonic()), f"no {beginning}; heard {self.heard}"
+
+
+def watched(daemon: Daemon, systemd: Systemd, seconds: float = 2.0) -> Daemon:
+    daemon.env |= {"NOTIFY_SOCKET": systemd.path, "WATCHDOG_USEC": str(int(seconds * 1e6))}
+    return daemon
+
+
+@pytest.fixture
+def systemd(place: Place) -> Systemd:
+    return Systemd(place.folder / "notify")
+
+
+def test_it_is_ready_without_a_broker_and_says_what_is_missing(place: Place, systemd: Systemd) -> None:
+    daemon = watched(place.daemon(MQTT__PORT=str(free_port())), systemd)
+    daemon.start(ready=False)
+    systemd.wait("READY=1")
+    extended = [line for line in systemd.heard if line.startswith("EXTEND_TIMEOUT_USEC=")]
+    assert int(extended[0].partition("=")[2]) > 60e6
+    assert "not connected" in systemd.wait("STATUS=broker 127.0.0.1:")
+    assert daemon.end() == 0
+    systemd.wait("STOPPING=1")
+
+
+def test_it_is_ready_with_a_model_that_cannot_be_served(place: Place, systemd: Systemd) -> None:
+    daemon = watched(place.daemon(MODEL__PATH=str(place.folder / "absent")), systemd)
+    daemon.start(ready=False)
+    systemd.wait("READY=1")
+    assert "model unavailable: " in systemd.wait("STATUS=model unavailable")
+    assert daemon.end() == 0
+
+
+def test_signs_of_life_come_while_it_is_idle(place: Place, systemd: Systemd) -> None:
+    watched(place.daemon(), systemd, seconds=3.0).start()
+    systemd.wait("STATUS=serving")
+    systemd.wait("WATCHDOG=1", 6)
+
+
+def test_a_reload_is_the_same_process_with_new_settings_and_loses_nothing(place: Place, systemd: Systemd) -> None:
+    daemon, client = watched(place.daemon(paced=True), systemd), place.client()
+    config = place.folder / "edged.toml"
+    config.write_text('[device]\ngroups = ["old"]\n')
+    daemon.arguments = ["--config", str(config)]
+    daemon.start()
+    systemd.wait("STATUS=serving")
+    daemon.pace("hold")
+    client.send(job("in-flight"))
+    client.event("in-flight", "started")
+    client.send(reference_job("waiting"))
+    client.event("waiting", "accepted")
+    config.write_text('[device]\ngroups = ["new"]\n')
+    daemon.send_signal(signal.SIGHUP)
+    systemd.wait("RELOADING=1")
+    systemd.wait("MONOTONIC_USEC=")
+    client.status("draining")
+    daemon.pace("")
+    assert client.result("in-flight")["state"] == "succeeded"
+    assert client.result("waiting")["state"] == "succeeded"
+    systemd.wait("READY=1", 2)
+    assert "STOPPING=1" not in systemd.heard
+    systemd.wait("WATCHDOG=1", systemd.heard.count("WATCHDOG=1") + 1)
+    daemon.until_ready()
+    client.send(reference_job("to-group"), to="edged/v1/group/new/job")
+    assert client.result("to-group")["state"] == "succeeded"
+    assert daemon.end() == 0
+
+
+def test_a_reload_with_wrong_settings_changes_nothing(place: Place, systemd: Systemd) -> None:
+    daemon, client = watched(place.daemon(), systemd), place.client()
+    config = place.folder / "edged.toml"
+    config.write_text("heartbeat_seconds = 30\n")
+    daemon.arguments = ["--config", str(config)]
+    daemon.start()
+    config.write_text("heartbeat_seconds = -1\n")
+    daemon.send_signal(signal.SIGHUP)
+    assert client.ask(reference_job("goes-on"))["state"] == "succeeded"
+    assert daemon.end() == 0
+    assert '"reload_refused"' in daemon.log()
+    assert "heartbeat_seconds = -1" in daemon.log()
+    systemd.wait("STOPPING=1")
+    assert "RELOADING=1" not in systemd.heard
