@@ -59,7 +59,7 @@ bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overh
 eval-demo: $(VENV)/.dev ## score the demo model on what it has not seen
 	@$(BIN)/python deploy/demo-model/evaluate.py
 
-demo-model: ## train the demo model anew (about half an hour on two cores)
+demo-model: ## train the demo model anew (three quarters of an hour on two cores)
 	@[ -x $(VENV)-demo-model/bin/python ] || $(PYTHON) -m venv $(VENV)-demo-model
 	@echo "installing torch, transformers and onnxruntime-genai (minutes, gigabytes) …"
 	@$(VENV)-demo-model/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/demo-model/requirements.txt
