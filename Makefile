@@ -97,6 +97,7 @@ $(VENV)-peers/.done: pyproject.toml
 
 .PHONY: mosquitto
 mosquitto:
-	@{ command -v mosquitto && command -v mosquitto_pub && command -v openssl; } >/dev/null || { \
-		echo "installing mosquitto, its clients and openssl …"; \
-		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends mosquitto mosquitto-clients openssl >/dev/null; }
+	@{ command -v mosquitto && command -v mosquitto_pub && command -v openssl && command -v promtool; } >/dev/null || { \
+		echo "installing mosquitto, its clients, openssl and prometheus (promtool) …"; \
+		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends \
+			mosquitto mosquitto-clients openssl prometheus >/dev/null; }
