@@ -31,7 +31,7 @@ broker: $(VENV)/.dev | mosquitto
 families: $(VENV)/.dev ## every family of models against onnxruntime-genai's ids, 52 prompts each (two minutes)
 	@$(BIN)/pytest -q tests/families
 
-test-system: $(VENV)/.dev ## edged.service on a booted systemd (root, systemd-nspawn; three minutes and 300 MB)
+test-system: $(VENV)/.dev ## edged.service on a booted systemd (root, systemd-nspawn; a few minutes the first time, 300 MB)
 	@{ command -v debootstrap && command -v systemd-nspawn; } >/dev/null || { \
 		echo "installing debootstrap and systemd-nspawn …"; \
 		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends debootstrap systemd-container >/dev/null; }
