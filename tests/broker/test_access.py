@@ -234,7 +234,7 @@ def test_an_expired_certificate_is_named(make_broker: Make, make_device: Make, a
 def test_plain_text_is_never_tried_where_tls_is_set(broker: Mosquitto, make_device: Make, make_proxy: Make) -> None:
     first_bytes = FirstBytes(broker.port)
     device: Device = make_device(first_bytes.port, tls=True).start()
-    assert "does not speak TLS" in device.down().reason
+    assert "TLS" in device.down().reason  # a broker may answer the handshake with nonsense, or just hang up
     assert first_bytes.seen(4) == {0x16}, "each connection must begin with a TLS handshake record"
     first_bytes.close()
 
