@@ -35,7 +35,7 @@ test-system: $(VENV)/.dev ## edged.service on a booted systemd (root, systemd-ns
 	@{ command -v debootstrap && command -v systemd-nspawn; } >/dev/null || { \
 		echo "installing debootstrap and systemd-nspawn …"; \
 		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends debootstrap systemd-container >/dev/null; }
-	@$(BIN)/pytest -q tests/system
+	@$(BIN)/pytest -q -rP tests/system
 
 bench: $(VENV)/.dev | mosquitto ## the engine beside onnxruntime alone, on a full-size package: make bench MODEL=FOLDER
 	@$(BIN)/python tests/benchmarks/engine.py $(MODEL)

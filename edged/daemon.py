@@ -105,7 +105,7 @@ class Daemon:
         self._settings = settings
         self._supervisor = supervisor or Supervisor()
         self._check_settings = check_settings
-        self._reloading = False
+        self._reloading = self._stop_asked = False
         self._announced = False
         self._clock = Clock()
         self._board: Board = detect(root)
@@ -219,10 +219,11 @@ class Daemon:
                 next_heartbeat = time.monotonic() + self._settings.heartbeat_seconds
                 self._link.publish(self._topics.health, self._health(), qos=0)
         self._drain()
-        return self._reloading
+        return self._reloading and not self._stop_asked
 
     def stop(self, now: bool = False) -> None:
-        """Drain and end run(); a second call, or `now`, stops at once."""
+        """Drain and end run(); a second call, or `now`, stops at once. One during a reload makes it a stop."""
+        self._stop_asked = True  # seen even where the inbox is not read any more
         self._inbox.put(_Stop(now))
 
     def reload(self) -> None:
@@ -295,7 +296,11 @@ class Daemon:
 
     def _take(self, event: Event | EngineEvent | _Stop | _Reload) -> None:
         if isinstance(event, _Stop):
-            self._stops += 2 if event.now else 1
+            if self._reloading and not event.now:  # what drains for a reload, drains for a stop
+                self._reloading = False
+                self._supervisor.stopping()
+            else:
+                self._stops += 2 if event.now else 1
         elif isinstance(event, _Reload):
             self._reload()
         elif isinstance(event, JobReceived):

@@ -85,7 +85,8 @@ class PrefixReuse:
                 self._rest_until = time.monotonic() + REST_SECONDS
             return
         if event.block is not None:
-            self.memory.add(event.key, event.block, event.depth)
+            pin = any(row.request.pin for row in rows if row.request.key == event.row)
+            self.memory.add(event.key, event.block, event.depth, pin=pin)
         for slot, row in enumerate(rows):
             if row.request.key == event.row and row.reading:
                 row.reading = not event.last

@@ -127,7 +127,7 @@ class Proxy:
         self.accepting = True
         self.half_open: list[socket.socket] = []
         self.ended = threading.Semaphore(0)
-        """One for each connection that its device ended and whose last bytes the broker has."""
+        """One for each connection that the broker closed, as it does when it has read all that a device sent."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -151,6 +151,9 @@ class Proxy:
             while data := source.recv(65536):
                 sink.sendall(data)
             if any(source is near for near, _ in self._pairs):
+                sink.shutdown(socket.SHUT_WR)
+                return
+            if any(source is far for _, far in self._pairs):
                 self.ended.release()
         for end in (source, sink):
             if end in self.half_open:

@@ -43,8 +43,8 @@ def test_submit_is_cancelled_by_ctrl_c(client: Client5, daemon: Daemon) -> None:
     process = daemon.background("submit", "x", "--id", "interrupted", "--max-tokens", "400")
     client.wait("stream/interrupted")
     process.send_signal(signal.SIGINT)
-    _out, err = process.communicate(timeout=20)
-    assert process.returncode == 1
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 1, (out, err)
     assert "cancelled on request" in err
     assert "Traceback" not in err
     assert client.result("interrupted")["state"] == "cancelled"

@@ -107,6 +107,21 @@ def test_a_reload_is_the_same_process_with_new_settings_and_loses_nothing(place:
     assert daemon.end() == 0
 
 
+def test_a_stop_during_a_reload_is_a_stop_and_still_drains(place: Place, systemd: Systemd) -> None:
+    daemon, client = watched(place.daemon(paced=True), systemd).start(), place.client()
+    daemon.pace("hold")
+    client.send(job("in-flight"))
+    client.event("in-flight", "started")
+    daemon.send_signal(signal.SIGHUP)
+    client.status("draining")
+    daemon.send_signal(signal.SIGTERM)
+    systemd.wait("STOPPING=1")
+    daemon.pace("")
+    assert client.result("in-flight")["state"] == "succeeded"
+    assert daemon.wait() == 0
+    assert daemon.log().count('"starting"') == 1
+
+
 def test_a_reload_with_wrong_settings_changes_nothing(place: Place, systemd: Systemd) -> None:
     daemon, client = watched(place.daemon(), systemd), place.client()
     config = place.folder / "edged.toml"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import QUIET, Device, Mosquitto, Peer, Proxy
+from conftest import PATIENCE, QUIET, Device, Mosquitto, Peer, Proxy
 
 from edged.mqtt.events import CancelReceived, JobReceived, LinkDown, LinkUp, Published
 from edged.mqtt.session import UNACKNOWLEDGED
@@ -91,6 +92,32 @@ def test_an_acknowledged_job_does_not_come_again(
     device.link.open_jobs()
     assert [device.wait_for(JobReceived).payload for _ in range(2)] == [b"3", b"4"]
     device.none_of(JobReceived)
+
+
+def test_a_loop_that_stands_still_is_noticed(broker: Mosquitto, make_device: Make, protocol: str) -> None:
+    device: Device = make_device(broker.port, protocol=protocol).up()
+    assert device.link.stood_still() < 2.0  # it turns every 1.25 s, a quarter of keep_alive, at least
+    entered, go_on = threading.Event(), threading.Event()
+
+    def stand_still(_event: object) -> None:
+        entered.set()
+        go_on.wait()
+
+    device.link._deliver = stand_still
+    device.say("online")
+    assert entered.wait(PATIENCE)
+    until(lambda: device.link.stood_still() > 3.0)
+    device.link._deliver = device.events.put
+    go_on.set()
+    until(lambda: device.link.stood_still() < 2.0)
+
+
+def until(check: Callable[[], bool]) -> None:
+    """For what no event tells of."""
+    end = time.monotonic() + PATIENCE
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_acknowledgements_leave_in_the_order_of_the_calls(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ MIB = 1 << 20
 
 def resident() -> int:
     """Bytes of this process in memory (proc_pid_statm(5))."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def test_a_large_array_takes_memory_only_where_it_is_written() -> None:

@@ -429,6 +429,17 @@ class TestReuse:
             wait_until_written(rig, 6)
         assert len(list(folder.glob("*.kv"))) == 6
 
+    def test_a_job_that_pins_what_was_on_disk_without_a_pin_pins_it_there(self, tmp_path: Path) -> None:
+        folder = tmp_path / "prefixes"
+        with running(load(MODELS / "phi3", ROOM, folder)) as rig:
+            for key in range(3):
+                rig.run(request(key, with_tail(key), 1))
+            wait_until_written(rig, 6)
+        with running(load(MODELS / "phi3", ROOM, folder)) as rig:
+            assert cached(rig.run(request(9, with_tail(9), 1, pin=True))[9]) == 192
+            wait_until_written(rig)
+        assert len(list(folder.glob("*-pinned.kv"))) == len(list(folder.glob("*.kv"))) == 6
+
     def test_a_job_that_is_not_to_be_stored_leaves_nothing_on_disk(self, tmp_path: Path) -> None:
         folder = tmp_path / "prefixes"
         with running(load(MODELS / "phi3", ROOM, folder)) as rig:
