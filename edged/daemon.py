@@ -6,9 +6,7 @@ run() owns everything else. They meet in one inbox.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import queue
 import signal
 import time
@@ -16,13 +14,12 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import onnxruntime as ort
 import structlog
 
 import edged
 from edged.demo import MODEL_FOLDER, MODEL_NAME
+from edged.documents import health_document, info_document, model_labels, status_document
 from edged.engine.engine import Engine, EngineEvent, ModelChanged
 from edged.engine.package import signature
 from edged.engine.prefix_disk import PREFIXES
@@ -35,7 +32,6 @@ from edged.health.metrics import Metrics
 from edged.health.supervisor import Supervisor
 from edged.jobs.crash import CrashLedger
 from edged.jobs.desk import Desk
-from edged.jobs.document import format_time
 from edged.jobs.prompt import pinned
 from edged.jobs.spool import Spool, SpoolError
 from edged.mqtt.events import (
@@ -66,8 +62,6 @@ _WARM_KEY = -1
 """Key of the first pinned instruction's request; the next have the numbers below. Jobs have positive ones."""
 EVENTS = 1000
 """Most events of one turn, so that a flood does not put off the commit for ever."""
-
-
 SLOWEST_CARD = 20e6
 """Bytes a second that a slow SD card still reads, and so how long a load may take."""
 LOAD_SECONDS = 120.0
@@ -119,8 +113,7 @@ class Daemon:
         self._metrics = Metrics(self._board)
         self._model_path = settings.model.path or MODEL_FOLDER
         self._model_name = None if settings.model.path else MODEL_NAME
-        self._model_state, self._model_reason = "loading", ""
-        self._serving: Serving | None = None
+        self._model = ModelChanged("loading")
         self._id_taken: str | None = None
         self._stops = 0
         self._turned_at = self._ticked_at = time.monotonic()
@@ -180,7 +173,7 @@ class Daemon:
             spool_bytes=lambda: self._spool.bytes,
             batch_rows=lambda: self._engine.batch_rows,
             kv_used_ratio=lambda: self._engine.kv_used_ratio,
-            reuse=lambda: self._serving.reuse if self._serving else None,
+            reuse=lambda: self._model.serving.reuse if self._model.serving else None,
         )
         try:
             self.http = HttpServer(
@@ -253,8 +246,8 @@ class Daemon:
         faults = self.alive_faults()
         if self._stops:
             faults.append("reloading" if self._reloading else "draining")
-        if self._model_state != "serving":
-            faults.append(f"model {self._model_state}: {self._model_reason}".removesuffix(": "))
+        if self._model.state != "serving":
+            faults.append(f"model {self._model.state}: {self._model.reason}".removesuffix(": "))
         if self._id_taken is not None:
             faults.append(f"another device uses the id {self.device!r}: give one of them another device.id")
         elif not (self._link.connected("jobs") and self._link.connected("control")):
@@ -343,7 +336,7 @@ class Daemon:
         self._tell_what_changed()
 
     def _model_changed(self, event: ModelChanged) -> None:
-        self._model_state, self._model_reason, self._serving = event.state, event.reason, event.serving
+        self._model = event
         if event.serving is not None:
             self._metrics.model_load.set(event.serving.load_seconds)
             for request in pinned(self._settings.cache.pinned, event.serving, _WARM_KEY):
@@ -417,8 +410,8 @@ class Daemon:
 
     def _tell_what_changed(self) -> None:
         """Renew the retained documents; what finds no place now is tried again at the next tick."""
-        news = (self._model_state, self._model_reason, bool(self._desk.speed))
-        if news != self._told_info and self._link.publish(self._topics.info, _json(self._info()), qos=1, retain=True):
+        news = (self._model.state, self._model.reason, bool(self._desk.speed))
+        if news != self._told_info and self._link.publish(self._topics.info, self._info(), qos=1, retain=True):
             self._told_info = news
         stuck = self._engine.busy_since if self.alive_faults() else None
         if stuck is not None and stuck != self._stuck:
@@ -427,7 +420,7 @@ class Daemon:
         faults = [fault.partition(" has taken")[0] for fault in self.ready_faults()]  # not news each second
         state = "draining" if self._stops else "online"
         self._supervisor.status("; ".join(faults) or f"serving {self._model_labels()['name']}")
-        if self._model_state != "loading" and not self._announced:
+        if self._model.state != "loading" and not self._announced:
             self._announced = True
             self._supervisor.ready()
         summary = (state, *faults)
@@ -437,87 +430,17 @@ class Daemon:
             self._told = summary
 
     def _status(self, state: str, reason: str) -> bytes:
-        document = {
-            "state": state,
-            "ready": state == "online" and not reason,
-            "reason": reason or None,
-            "model": self._model_state if self._model_state != "unavailable" else "model_unavailable",
-            "instance": self._instance,
-            "time": format_time(self._clock.wall()),
-        }
-        return _json(document)
+        return status_document(state, reason, self._model, self._instance, self._clock.wall())
 
-    def _info(self) -> dict[str, Any]:
-        settings, serving = self._settings, self._serving
-        return {
-            "device": self.device,
-            "groups": list(settings.device.groups),
-            "started": format_time(self._started_at),
-            "board": {
-                "kind": self._board.kind,
-                "model": self._board.model,
-                "l4t": self._board.l4t,
-                "cores": len(self._board.cores),
-                "memory_available_bytes": available().bytes,
-            },
-            "versions": {
-                "edged": edged.__version__,
-                "onnxruntime": ort.__version__,
-                "python": platform.python_version(),
-            },
-            "model": {"state": self._model_state, "reason": self._model_reason or None, **self._model_facts()},
-            "limits": {
-                "rows": serving.rows if serving else None,
-                "context": serving.context if serving else None,
-                "prefix_bytes": serving.reuse.memory.budget if serving else None,
-                "max_bytes": settings.jobs.max_bytes,
-                "max_queued": settings.jobs.max_queued,
-                "retention_seconds": settings.jobs.retention,
-            },
-            "tokens_per_second": self._desk.speed or None,
-        }
-
-    def _model_facts(self) -> dict[str, Any]:
-        serving = self._serving
-        if serving is None:
-            return {}
-        return {
-            "name": serving.package.name,
-            "architecture": serving.package.architecture,
-            "execution_provider": serving.session.providers[0],
-            "execution_provider_reason": serving.choice.reason,
-            "threads": serving.threads,
-            "planned_bytes": serving.plan.peak,
-            "verified": serving.verified is not None,
-            "load_seconds": round(serving.load_seconds, 3),
-        }
-
-    def _model_labels(self) -> dict[str, str]:
-        serving = self._serving
-        return {
-            "name": serving.package.name if serving else self._model_name or self._model_path.name,
-            "state": self._model_state,
-            "execution_provider": serving.session.providers[0] if serving else "",
-            "reason": serving.choice.reason if serving else self._model_reason,
-        }
+    def _info(self) -> bytes:
+        return info_document(self.device, self._settings, self._board, self._started_at, self._model, self._desk.speed)
 
     def _health(self) -> bytes:
-        board = self._board
-        document = {
-            "time": format_time(self._clock.wall()),
-            "uptime_seconds": round(time.time() - self._started_at, 1),
-            "ready": not self.ready_faults(),
-            "queued": self._desk.queued,
-            "running": self._desk.running,
-            "outbox": len(self._desk.outbox),
-            "spool_bytes": self._spool.bytes,
-            "memory_available_bytes": available().bytes,
-            "temperature_celsius": board.temperatures() or None,
-            "throttled": [reason for reason, on in board.throttled().items() if on],
-            "power_watts": board.power_watts() or None,
-            "tokens_per_second": self._desk.speed or None,
-        }
-        return _json(document)
+        ready, wall = not self.ready_faults(), self._clock.wall()
+        return health_document(self._board, self._desk, self._spool.bytes, self._started_at, ready, wall)
+
+    def _model_labels(self) -> dict[str, str]:
+        return model_labels(self._model, self._model_name or self._model_path.name)
 
 
 def _folder_bytes(folder: Path) -> int:
@@ -557,7 +480,3 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _json(document: dict[str, Any]) -> bytes:
-    return json.dumps({k: v for k, v in document.items() if v is not None}, ensure_ascii=False).encode()

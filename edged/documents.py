@@ -1,0 +1,116 @@
+"""What the daemon says of itself over MQTT: the retained status and info, and health at every heartbeat."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from typing import Any
+
+import onnxruntime as ort
+
+import edged
+from edged.engine.engine import ModelChanged
+from edged.health.board import Board
+from edged.health.memory import available
+from edged.jobs.desk import Desk
+from edged.jobs.document import format_time
+from edged.settings import Settings
+
+
+def status_document(state: str, reason: str, model: ModelChanged, instance: str, wall: float) -> bytes:
+    """Whether jobs are answered now, and if not, why. `wall`: seconds since the epoch."""
+    document = {
+        "state": state,
+        "ready": state == "online" and not reason,
+        "reason": reason or None,
+        "model": model.state if model.state != "unavailable" else "model_unavailable",
+        "instance": instance,
+        "time": format_time(wall),
+    }
+    return _json(document)
+
+
+def info_document(
+    device: str, settings: Settings, board: Board, started: float, model: ModelChanged, tokens_per_second: Any
+) -> bytes:
+    """What this device is and what may be asked of it. `started`: seconds since the epoch."""
+    serving = model.serving
+    document = {
+        "device": device,
+        "groups": list(settings.device.groups),
+        "started": format_time(started),
+        "board": {
+            "kind": board.kind,
+            "model": board.model,
+            "l4t": board.l4t,
+            "cores": len(board.cores),
+            "memory_available_bytes": available().bytes,
+        },
+        "versions": {
+            "edged": edged.__version__,
+            "onnxruntime": ort.__version__,
+            "python": platform.python_version(),
+        },
+        "model": {"state": model.state, "reason": model.reason or None, **_facts(model)},
+        "limits": {
+            "rows": serving.rows if serving else None,
+            "context": serving.context if serving else None,
+            "prefix_bytes": serving.reuse.memory.budget if serving else None,
+            "max_bytes": settings.jobs.max_bytes,
+            "max_queued": settings.jobs.max_queued,
+            "retention_seconds": settings.jobs.retention,
+        },
+        "tokens_per_second": tokens_per_second or None,
+    }
+    return _json(document)
+
+
+def health_document(board: Board, desk: Desk, spool_bytes: int, started: float, ready: bool, wall: float) -> bytes:
+    """How the device is. `started` and `wall`: seconds since the epoch."""
+    document = {
+        "time": format_time(wall),
+        "uptime_seconds": round(time.time() - started, 1),
+        "ready": ready,
+        "queued": desk.queued,
+        "running": desk.running,
+        "outbox": len(desk.outbox),
+        "spool_bytes": spool_bytes,
+        "memory_available_bytes": available().bytes,
+        "temperature_celsius": board.temperatures() or None,
+        "throttled": [reason for reason, on in board.throttled().items() if on],
+        "power_watts": board.power_watts() or None,
+        "tokens_per_second": desk.speed or None,
+    }
+    return _json(document)
+
+
+def model_labels(model: ModelChanged, name: str) -> dict[str, str]:
+    """The labels of edged_model_info; `name` stands for a model that is not loaded."""
+    serving = model.serving
+    return {
+        "name": serving.package.name if serving else name,
+        "state": model.state,
+        "execution_provider": serving.session.providers[0] if serving else "",
+        "reason": serving.choice.reason if serving else model.reason,
+    }
+
+
+def _facts(model: ModelChanged) -> dict[str, Any]:
+    serving = model.serving
+    if serving is None:
+        return {}
+    return {
+        "name": serving.package.name,
+        "architecture": serving.package.architecture,
+        "execution_provider": serving.session.providers[0],
+        "execution_provider_reason": serving.choice.reason,
+        "threads": serving.threads,
+        "planned_bytes": serving.plan.peak,
+        "verified": serving.verified is not None,
+        "load_seconds": round(serving.load_seconds, 3),
+    }
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps({k: v for k, v in document.items() if v is not None}, ensure_ascii=False).encode()
