@@ -250,11 +250,12 @@ class FirstBytes(Proxy):
         super().__init__(target)
 
     def _forward(self, source: Any, sink: Any) -> None:  # type: ignore[override]
-        if sink.getpeername()[1] == self._target and (data := source.recv(65536)):
-            with self._arrived:
-                self._first.append(data[0])
-                self._arrived.notify_all()
-            sink.sendall(data)
+        with contextlib.suppress(OSError):  # the other side may have ended before
+            if sink.getpeername()[1] == self._target and (data := source.recv(65536)):
+                with self._arrived:
+                    self._first.append(data[0])
+                    self._arrived.notify_all()
+                sink.sendall(data)
         super()._forward(source, sink)
 
     def seen(self, count: int) -> set[int]:
