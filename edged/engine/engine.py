@@ -289,8 +289,9 @@ class Engine:
         else:
             self.batch_rows = step.rows
             # All rows first: one that ends below moves another, with as much of its cache as `cached` says.
-            for row in rows:
+            for slot, row in enumerate(rows, step.first):
                 row.cached += 1
+                serving.reuse.hold(row, slot, most=1)
         self.kv_used_ratio = sum(row.cached for row in self._rows) / (serving.rows * serving.context)
         for row, row_logits in zip(rows, logits, strict=True):
             row.last_step = self._steps
@@ -331,6 +332,7 @@ class Engine:
             log.error("session_lost", reason=fault, jobs=len(self._rows))
             for row in self._rows:
                 row.cached, row.reading = 0, False
+                row.unheld.clear()
             self._parked, self._rows = self._rows, []
             self._let_go()
             self._bring_up()
@@ -363,7 +365,9 @@ class Engine:
                     ended=time.monotonic(),
                 )
             )
-            self._leave(self._rows.index(row))
+            slot = self._rows.index(row)
+            self._serving.reuse.hold(row, slot)
+            self._leave(slot)
 
     def _leave(self, slot: int) -> None:
         """Free a row; the last one moves into the gap, so that rows stay neighbours."""

@@ -223,6 +223,7 @@ class PrefixDisk:
                 sums += zlib.crc32(piece).to_bytes(4, "little")
             stored = bytearray(len(sums))
             _fill(file, memoryview(stored))
+            _forget_pages(file)
         if stored != sums or zlib.crc32(sums) != crc:
             raise RefusedError("its content is damaged")
         return block
@@ -289,6 +290,7 @@ class PrefixDisk:
                 while view:
                     view = view[file.write(view) :]
             os.fsync(file.fileno())
+            _forget_pages(file)
 
     def _header(self, data: bytes) -> tuple[bytes, int]:
         """Key, and CRC of the payload's CRCs. Raises RefusedError."""
@@ -361,6 +363,11 @@ def _fill(file: Any, view: memoryview) -> None:
         if not count:
             raise RefusedError("it is cut")
         view = view[count:]
+
+
+def _forget_pages(file: Any) -> None:
+    """Leave the page cache to the model's weights: what lies in a row or in RAM is not wanted there, too."""
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _unlink(path: Path) -> None:

@@ -63,13 +63,8 @@ class PrefixReuse:
         """Hold the blocks that a prefill step has completed; `before`: tokens the row had cached until then."""
         keys = self._keys(row)
         first, last = before // BLOCK_TOKENS, min(row.cached // BLOCK_TOKENS, len(keys))
-        request = row.request
         for depth in range(first, last):
-            if not self.memory.has_room(depth, self._cache.block_bytes(BLOCK_TOKENS)):
-                break
-            if keys[depth] not in self.memory:
-                block = self._cache.read(slot, depth * BLOCK_TOKENS, BLOCK_TOKENS)
-                self.memory.add(keys[depth], block, depth, request.store, request.pin)
+            self._hold(row, slot, depth, row.request.store)
         if last > first:
             self.memory.touch(keys[:last])
 
@@ -84,15 +79,22 @@ class PrefixReuse:
             if event.rest:
                 self._rest_until = time.monotonic() + REST_SECONDS
             return
-        if event.block is not None:
-            pin = any(row.request.pin for row in rows if row.request.key == event.row)
-            self.memory.add(event.key, event.block, event.depth, pin=pin)
         for slot, row in enumerate(rows):
             if row.request.key == event.row and row.reading:
                 row.reading = not event.last
                 # The row's keys may be others by now, of the other rope table.
                 if event.block is not None and self._keys(row)[event.depth : event.depth + 1] == [event.key]:
                     self._take(row, slot, event.depth, [event.block])
+                    row.unheld.append(event.depth)
+
+    def hold(self, row: Row, slot: int, most: int | None = None) -> None:
+        """Hold what a row took from disk in RAM too, up to `most` blocks.
+
+        Called after the row has its first token, which would have to wait for the memory that this takes.
+        """
+        for depth in row.unheld[:most]:
+            self._hold(row, slot, depth, store=True)  # whoever it is for, it lies on disk
+        del row.unheld[:most]
 
     def write_back(self) -> None:
         """While the engine is idle: give the disk the next block that is worth it, one at a time."""
@@ -103,6 +105,12 @@ class PrefixReuse:
             key, block, pinned = found
             self._writing = key
             self.disk.write(key, block, pinned)
+
+    def _hold(self, row: Row, slot: int, depth: int, store: bool) -> None:
+        key = self._keys(row)[depth]
+        if key not in self.memory and self.memory.has_room(depth, self._cache.block_bytes(BLOCK_TOKENS)):
+            block = self._cache.read(slot, depth * BLOCK_TOKENS, BLOCK_TOKENS)
+            self.memory.add(key, block, depth, store, row.request.pin)
 
     def _keys(self, row: Row) -> list[bytes]:
         if row.keys is None or row.keys[0] != row.long_rope:

@@ -71,6 +71,8 @@ class Row:
     disk_asked: bool = False
     reading: bool = False
     """Its prefix is being read from disk: nothing to compute yet."""
+    unheld: list[int] = field(default_factory=list)
+    """Its blocks that came from disk and that the cache in RAM does not hold yet, by number."""
     alone: bool = False
     """A step that it shared failed: it runs by itself until it is known not to be the cause."""
 
@@ -110,6 +112,7 @@ def settle_rope(row: Row, switch: int | None) -> None:
     """Forget a row's cache when it has crossed the LongRoPE switch: its keys were turned by the other table."""
     if switch is not None and row.long_rope != (len(row.tokens) > switch):
         row.long_rope, row.cached = not row.long_rope, 0
+        row.unheld.clear()
 
 
 def swaps(rows: Sequence[Row]) -> list[tuple[int, int]]:

@@ -28,7 +28,7 @@ from engine_rig import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edged.engine.engine import Finished, Started
+from edged.engine.engine import Finished, Piece, Started
 from edged.engine.prefix import BLOCK_TOKENS, PrefixCache, block_keys, usable_blocks
 from edged.engine.prefix_disk import Changed, DiskEvent, PrefixDisk, erase
 
@@ -464,6 +464,25 @@ class TestReuse:
             rig.engine.submit(request(1, with_tail(0), 4))
             rig.ends(1)
             assert cached(rig.run(request(2, with_tail(0), 4))[2]) == 192
+
+    @pytest.mark.parametrize("tokens", [1, 3, 16])
+    def test_what_came_from_disk_lies_in_ram_after_the_answer_and_not_before_its_first_token(
+        self, tmp_path: Path, tokens: int
+    ) -> None:
+        folder = tmp_path / "prefixes"
+        with running(load(MODELS / "phi3", ROOM, folder)) as rig:
+            rig.run(request(0, with_tail(0), 1, pin=True))
+            wait_until_written(rig, 6)
+        one = load(MODELS / "phi3", ROOM, folder)
+        held: list[int] = []
+        with running(one) as rig:
+            rig.hook = lambda event: held.append(len(one.reuse.memory)) if isinstance(event, Piece) else None
+            answer = rig.run(request(1, with_tail(0), tokens, stream=True))[1]
+            assert cached(answer) == 192
+            assert held[0] == 0
+            shutil.rmtree(folder)
+            again = rig.run(request(2, with_tail(0), tokens))[2]
+            assert (cached(again), ids(again)) == (192, ids(answer))
 
     def test_rows_that_come_and_go_with_shared_prefixes_get_the_same_ids(self, tmp_path: Path) -> None:
         chance = random.Random(3)
