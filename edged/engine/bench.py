@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edged.engine.engine import Ended, Engine, EngineEvent, Finished
 from edged.engine.package import Package
+from edged.engine.sampler import Sampling
 from edged.engine.scheduler import Request
 from edged.engine.serving import Serving
 from edged.engine.session import ModelSession
@@ -161,10 +162,10 @@ class Bench:
         self.stopwatch.hook = others
         return list(self.stopwatch.steps)
 
-    def submit(self, prompt: Sequence[int], tokens: int) -> int:
-        """Send a job whose answer has `tokens` tokens; returns its key."""
+    def submit(self, prompt: Sequence[int], tokens: int, sampling: Sampling | None = None) -> int:
+        """Send a job whose answer has `tokens` tokens, greedy unless told otherwise; returns its key."""
         self._key += 1
-        self._engine.submit(Request(self._key, tuple(prompt), tokens, ignore_eos=True))
+        self._engine.submit(Request(self._key, tuple(prompt), tokens, sampling or Sampling(), ignore_eos=True))
         return self._key
 
     def cancel(self, keys: Sequence[int]) -> None:

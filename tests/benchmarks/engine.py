@@ -23,6 +23,7 @@ import onnxruntime
 import psutil
 from bare import Bare
 from figures import Figure, forget_pages, gib, show
+from identity import identity
 from prefixes import prefix_figures
 from turns import take_turns
 
@@ -184,6 +185,7 @@ def speed_figures(package: Path) -> Iterator[Figure]:
         yield prefill(bench, bare)
         for rows, least in ((1, 0.97), (8, 0.95)):
             yield from decode(bench, bare, rows, least)
+        yield identity(bench, rows=8)
 
 
 def prefill(bench: Bench, bare: Bare) -> Figure:
