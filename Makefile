@@ -86,13 +86,16 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
-# llama.cpp is built here, for this very CPU; its multimodal part is not needed.
+# llama.cpp is built here, for this very CPU, without its multimodal part, and without AMX: no board has that, and on a
+# server that does its kernel for AMX ended in a segmentation fault (llama-cpp-python 0.3.36).
+NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 $(VENV)-peers/.done: pyproject.toml
 	@command -v g++ >/dev/null || { echo "installing g++ …"; $(APT) update -qq && $(APT) install -qq -y --no-install-recommends g++ >/dev/null; }
 	@[ -x $(VENV)-peers/bin/python ] || $(PYTHON) -m venv $(VENV)-peers
 	@echo "installing onnxruntime-genai and building llama.cpp (ten minutes or more) …"
-	@CMAKE_ARGS=-DLLAVA_BUILD=OFF $(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check \
-		-e '.[cpu]' psutil gguf 'onnxruntime-genai>=0.18' --no-binary llama-cpp-python llama-cpp-python
+	@case $$(uname -m) in x86_64) export CFLAGS='$(NO_AMX)' CXXFLAGS='$(NO_AMX)';; esac; \
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check \
+		-e '.[cpu]' psutil gguf 'onnxruntime-genai>=0.18' --no-cache-dir --no-binary llama-cpp-python llama-cpp-python
 	@touch $@
 
 .PHONY: mosquitto

@@ -6,13 +6,11 @@ after the job is on disk, PUBACK after that, the result published after it is on
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
@@ -22,23 +20,24 @@ from edged.engine.scheduler import Request, rank
 from edged.engine.serving import Serving
 from edged.health.clock import Clock
 from edged.health.metrics import Metrics
+from edged.jobs.admission import Admission, Batch
 from edged.jobs.crash import CrashLedger
 from edged.jobs.document import (
     Code,
     Job,
     JobError,
     State,
-    Submission,
     format_time,
     invalid_id,
-    read_submission,
     result_document,
 )
-from edged.jobs.expiry import Moment, age, seconds_left
+from edged.jobs.expiry import JobTimes
 from edged.jobs.outbox import Notice, Outbox, Publisher
 from edged.jobs.prompt import prepare
+from edged.jobs.queue import JobQueue
+from edged.jobs.recovery import recover
 from edged.jobs.results import Course, speed, success
-from edged.jobs.spool import Delivery, Known, Queued, Spool, SpoolError
+from edged.jobs.spool import Delivery, Queued, Spool, SpoolError
 from edged.mqtt.events import CancelReceived, JobReceived, Published, PublishRefused, Receipt
 from edged.mqtt.topics import Topics, is_id
 
@@ -46,7 +45,6 @@ log = structlog.get_logger(__name__)
 
 BATCH = 256
 """Most arrivals in one commit, so that results and cancels never wait long behind a flood."""
-MAX_CRASHES = 3
 CANCEL_MEMORY_SECONDS = 600.0
 CANCEL_MEMORY = 10_000
 CONFIRMATION_DELAY = 1.0
@@ -102,16 +100,6 @@ class _Ending:
     document: bytes
 
 
-@dataclass
-class _Admission:
-    """What came of one flush's arrivals, told to the world after the commit."""
-
-    accepted: list[Queued] = field(default_factory=list)
-    deliveries: list[Delivery] = field(default_factory=list)
-    effects: list[Callable[[], None]] = field(default_factory=list)
-    batch: dict[str, Known] = field(default_factory=dict)
-
-
 class Desk:
     """Takes arrivals and engine events, keeps the queue, and answers."""
 
@@ -140,40 +128,48 @@ class Desk:
         self._clock = clock
         self._metrics = metrics
         self._max_queued = max_queued
-        self._max_bytes = max_bytes
         self._retention = retention
-        self._allow_pin = allow_pin
         self._arrivals: deque[JobReceived] = deque()
         self._endings: deque[_Ending] = deque()
-        self._waiting: dict[int, Queued] = {}
-        self._order: list[tuple[float, int]] = []
-        self._ids: dict[str, int] = {}
-        self._timed: dict[int, Queued] = {}
+        self._times = JobTimes(clock, spool.last_boottime)
+        self._queue = JobQueue(lambda queued: rank(queued.priority, self._times.received(queued)))
         self._active: dict[int, _Active] = {}
         self._cancelled: OrderedDict[str, float] = OrderedDict()
         self._serving: Serving | None = None
-        self._model_reason: str | None = None
         self._unwritten_since: float | None = None
         # A process that was killed may have left erased rows in the write-ahead log.
         self._scrub_by: float | None = time.monotonic()
-        self._last_boottimes: dict[str, float] = {}
         self._more_to_start = False
         self._next_prune = 0.0
-        self._start_moment = Moment.now(clock)
         self._draining = False
         self.fault: str | None = None
         """Why the spool cannot be written now; nothing is accepted and nothing lost meanwhile."""
         self.speed: dict[str, float] = {}
         """Tokens per second of the last answer, prefill and decode."""
-        self._recover()
         self.outbox = Outbox(spool, link, topics)
+        self._admission = Admission(
+            device=device,
+            topics=topics,
+            spool=spool,
+            outbox=self.outbox,
+            tell=self._tell,
+            clock=clock,
+            metrics=metrics,
+            max_bytes=max_bytes,
+            allow_pin=allow_pin,
+        )
+        again, never = recover(spool, ledger.last_end)
+        for queued in again:
+            self._queue.put(queued)
+        for queued, reason in never:
+            self._end_waiting(queued, State.FAILED, Code.CRASH_LOOP, reason)
 
     # What others ask
 
     @property
     def queued(self) -> int:
         """Jobs on board that wait for a row."""
-        return len(self._waiting)
+        return len(self._queue)
 
     @property
     def running(self) -> int:
@@ -183,7 +179,7 @@ class Desk:
     @property
     def full(self) -> bool:
         """Whether further jobs are left at the broker."""
-        return len(self._waiting) + len(self._active) >= self._max_queued
+        return len(self._queue) + len(self._active) >= self._max_queued
 
     @property
     def hurried(self) -> bool:
@@ -196,7 +192,7 @@ class Desk:
     def busy(self) -> bool:
         """Whether time matters: something is on its way, or waits for something better than the next heartbeat."""
         return bool(
-            self._waiting or self._active or self._endings or self._arrivals or self.fault or self.outbox.unsettled
+            len(self._queue) or self._active or self._endings or self._arrivals or self.fault or self.outbox.unsettled
         )
 
     @property
@@ -236,14 +232,15 @@ class Desk:
         """News from the engine."""
         if isinstance(event, engine_events.ModelChanged):
             self._serving = event.serving
-            self._model_reason = event.reason if event.state == "unavailable" else None
+            self._admission.serving = event.serving
+            self._admission.unavailable = event.reason if event.state == "unavailable" else None
             return
         active = self._active.get(event.key)
         if active is None:
             return
         if isinstance(event, engine_events.Started):
             active.started = True
-            active.waited = max(0.0, age(active.queued, self._now(), self._last_boottime))
+            active.waited = max(0.0, self._times.age(active.queued))
             self._tell(active.queued.id, "retrying" if active.queued.starts else "started")
         elif isinstance(event, engine_events.Piece):
             piece = {"seq": active.pieces, "text": event.text}
@@ -276,10 +273,10 @@ class Desk:
 
     def tick(self) -> None:
         """Once a second: end what has expired, prune, tidy. Raises SpoolError."""
-        if self._timed:
-            now = self._now()
-            for job in list(self._timed.values()):
-                left = seconds_left(job, now, self._last_boottime)
+        if timed := self._queue.timed:
+            now = self._times.now()
+            for job in timed:
+                left = self._times.left(job, now)
                 if left is not None and left <= 0:
                     self._expire(job)
         monotonic = time.monotonic()
@@ -317,26 +314,27 @@ class Desk:
     # Acceptance
 
     def _commit(self) -> None:
-        admission = _Admission()
+        batch = Batch()
+        deliveries: list[Delivery] = []
         taken: list[JobReceived] = []
         endings = list(self._endings)
         with self._spool.transaction():
             if self.fault is not None:
                 self._spool.touch()
-            now = self._now()
+            now = self._times.now()
             for ending in endings:
                 seq = ending.queued.seq
                 if self._spool.add_result(
                     seq, ending.state.value, ending.document, now.wall, now.boottime, now.boot_id
                 ):
                     # Here, before a repeat among the arrivals adds a waiter that is told of separately.
-                    admission.deliveries += self._deliveries(ending.queued)
-            room = self._max_queued - len(self._waiting) - len(self._active)
+                    deliveries += self._deliveries(ending.queued)
+            room = self._max_queued - len(self._queue) - len(self._active)
             for arrival in self._arrivals:
-                if len(taken) == BATCH or len(admission.accepted) >= room:
+                if len(taken) == BATCH or len(batch.accepted) >= room:
                     break
                 taken.append(arrival)
-                self._admit(arrival, admission, now)
+                self._admission.admit(arrival, batch, now)
             self._write_confirmations()
         # On disk. From here on nothing can fail but the process.
         self._unwritten_since = None
@@ -344,176 +342,20 @@ class Desk:
         for ending in endings:
             self._endings.popleft()
             self._metrics.jobs.labels(ending.state.value).inc()
-        self.outbox.add(admission.deliveries)
+        self.outbox.add(deliveries)
         for _ in taken:
             self._arrivals.popleft()
-        for queued in admission.accepted:
-            self._enqueue(queued)
-        for effect in admission.effects:
+        for queued in batch.accepted:
+            self._queue.put(queued)
+        for effect in batch.effects:
             effect()
         for arrival in taken:
             self._link.acknowledge(arrival.receipt)
-        for queued in admission.accepted:
+        for queued in batch.accepted:
             if self._cancelled.pop(queued.id, 0.0) > time.monotonic():
                 self._end_waiting(queued, State.CANCELLED, Code.CANCELLED, "cancelled before it arrived")
 
-    def _admit(self, arrival: JobReceived, admission: _Admission, now: Moment) -> None:
-        """Write one arrival down. What it tells, log included, waits for the commit: that may have to be repeated."""
-        topic = arrival.topic
-        if arrival.retained:
-            admission.effects.append(lambda: log.warning("retained_job_ignored", topic=topic))
-            return
-        if arrival.expiry_seconds == 0:
-            admission.effects.append(lambda: log.info("expired_job_ignored", topic=topic))
-            return
-        reply, correlation = arrival.response_topic, arrival.correlation
-        refusal = self._topics.reply_refusal(reply) if reply is not None else None
-        if refusal is not None:
-            reply = correlation = None
-        try:
-            submission = _read(arrival.payload, self._max_bytes, reply, correlation)
-            if refusal is not None:
-                raise JobError(Code.INVALID_JOB, refusal, submission.id)
-            known = self._known(submission.id, admission)
-            if known is None:
-                self._check_possible(submission)
-        except JobError as error:
-            if error.id is not None and self._known(error.id, admission) is not None:
-                # Never on result/<id>: that belongs to the job that has the id.
-                self._conflict(error.id, reply, correlation, admission, f"; besides, {error}")
-            else:
-                self._reject(error, reply, correlation, admission)
-            return
-        if known is None:
-            self._add(submission, arrival, admission, now)
-        elif known.digest != submission.digest:
-            self._conflict(submission.id, reply, correlation, admission)
-        else:
-            self._repeat(submission.id, known, reply, correlation, admission)
-
-    def _known(self, id: str, admission: _Admission) -> Known | None:
-        return admission.batch.get(id) or self._spool.find(id)
-
-    def _check_possible(self, submission: Submission) -> None:
-        """Refuse at once what cannot run here. While the model loads, a job waits."""
-        if submission.job.cache is not None and submission.job.cache.pin and not self._allow_pin:
-            raise JobError(
-                Code.UNSUPPORTED,
-                "this device lets no job pin its prefix: leave cache out, or set cache.allow_pin on the device",
-                submission.id,
-            )
-        if self._model_reason is not None:
-            raise JobError(
-                Code.MODEL_UNAVAILABLE,
-                f"this device cannot serve its model now: {self._model_reason}; the job was not taken, send it again "
-                "once the device's status says serving",
-                submission.id,
-            )
-        wanted = submission.job.model
-        if self._serving is not None and wanted is not None and wanted != self._serving.package.name:
-            raise JobError(
-                Code.MODEL_MISMATCH,
-                f"the job wants model {wanted!r}, this device serves {self._serving.package.name!r}",
-                submission.id,
-            )
-
-    def _add(self, submission: Submission, arrival: JobReceived, admission: _Admission, now: Moment) -> None:
-        job = submission.job
-        limits = [limit for limit in (job.ttl, arrival.expiry_seconds) if limit is not None]
-        queued = self._spool.add_job(
-            submission.id,
-            submission.digest,
-            submission.canonical,
-            priority=job.priority,
-            store=job.store,
-            received=now.wall,
-            boottime=now.boottime,
-            boot_id=now.boot_id,
-            synchronised=now.synchronised,
-            ttl=min(limits, default=None),
-            deadline=job.deadline_time,
-            reply_topic=arrival.response_topic,
-            correlation=arrival.correlation if arrival.response_topic else None,
-        )
-        admission.batch[queued.id] = Known(queued.seq, submission.digest, None, True)
-        admission.accepted.append(queued)
-        admission.effects.append(lambda: self._tell(queued.id, "accepted"))
-
-    def _repeat(
-        self, id: str, known: Known, reply: str | None, correlation: bytes | None, admission: _Admission
-    ) -> None:
-        """The same job again: say so, and answer (again) where it asks."""
-        ended = known.state is not None
-        places: list[tuple[str | None, bytes | None]] = [(None, None)] if ended else []
-        if reply is not None and (ended or self._spool.first_waiter(known.seq) != (reply, correlation)):
-            places.append((reply, correlation))
-        if known.kept or not ended:
-            for topic, data in places:
-                waiter = self._spool.add_waiter(known.seq, topic, data)
-                if ended and waiter is not None:
-                    delivery = Delivery(known.seq, id, topic, data, waiter)
-                    admission.effects.append(lambda d=delivery: self.outbox.add([d]))  # type: ignore[misc]
-        # Of a job with store: false nothing is left to answer with once its result was delivered.
-        gone = {"kept": False} if ended and not known.kept else {}
-        admission.effects.append(lambda: self._tell(id, "accepted", repeat=True, **gone))
-
-    def _conflict(
-        self, id: str, reply: str | None, correlation: bytes | None, admission: _Admission, more: str = ""
-    ) -> None:
-        message = f"this id belongs to another job with other content: choose a new id{more}"
-        document = result_document(id, self._device, State.REJECTED, error=(Code.ID_CONFLICT, message))
-
-        def tell() -> None:
-            self._tell(id, "id_conflict", error={"code": Code.ID_CONFLICT.value, "message": message})
-            if reply is not None:
-                self.outbox.notify(Notice(reply, document, correlation))
-            log.warning("job_conflict", job=id)
-
-        admission.effects.append(tell)
-
-    def _reject(self, error: JobError, reply: str | None, correlation: bytes | None, admission: _Admission) -> None:
-        """Answer without taking the job: nothing is stored, and its id stays free."""
-        id = error.id or invalid_id()
-        document = result_document(
-            id,
-            self._device,
-            State.REJECTED,
-            model=self._serving.package.name if self._serving else None,
-            error=(error.code, str(error)),
-            finished=format_time(self._clock.wall()),
-        )
-
-        def tell() -> None:
-            self.outbox.notify(Notice(self._topics.result(id), document))
-            if reply is not None:
-                self.outbox.notify(Notice(reply, document, correlation))
-            self._metrics.jobs.labels(State.REJECTED.value).inc()
-            log.info("job_rejected", job=id, code=error.code.value)
-
-        admission.effects.append(tell)
-
     # Running
-
-    def _enqueue(self, queued: Queued) -> None:
-        self._waiting[queued.seq] = queued
-        self._ids[queued.id] = queued.seq
-        if len(self._order) > 2 * len(self._waiting) + 1000:  # mostly of jobs that were cancelled
-            self._order = [(self._rank(waiting), waiting.seq) for waiting in self._waiting.values()]
-            heapq.heapify(self._order)
-        else:
-            heapq.heappush(self._order, (self._rank(queued), queued.seq))
-        if queued.ttl is not None or queued.deadline is not None:
-            self._timed[queued.seq] = queued
-
-    def _received(self, queued: Queued) -> float:
-        """When a job came, in seconds of this boot's CLOCK_BOOTTIME; below zero before the boot."""
-        start = self._start_moment
-        if queued.boot_id == start.boot_id:
-            return queued.boottime
-        return start.boottime - age(queued, start, self._last_boottime)
-
-    def _rank(self, queued: Queued) -> float:
-        return rank(queued.priority, self._received(queued))
 
     def _hand_over(self) -> None:
         """Keep the engine's rows filled and one job ready behind them, the most urgent first."""
@@ -522,11 +364,8 @@ class Desk:
         if serving is None or self._draining:
             return
         until = time.monotonic() + START_SECONDS
-        while self._order:
-            queued = self._waiting.get(self._order[0][1])
-            if queued is None:
-                heapq.heappop(self._order)
-                continue
+        while (first := self._queue.first()) is not None:
+            urgency, queued = first
             if self._active and (queued.suspect or any(a.queued.suspect for a in self._active.values())):
                 return  # a suspect runs alone
             if time.monotonic() >= until:
@@ -536,25 +375,24 @@ class Desk:
             if len(mine) > serving.rows:
                 ready = [active for active in mine if not active.started]
                 least = max(ready, key=lambda active: active.rank, default=None)
-                if least is None or least.rank <= self._order[0][0]:
+                if least is None or least.rank <= urgency:
                     return
                 least.recalled = True  # it comes back as Ended and waits again
                 self._engine.cancel(least.queued.seq)
-            left = seconds_left(queued, self._now(), self._last_boottime)
+            left = self._times.left(queued, self._times.now())
             if left is not None and left <= 0:
                 self._expire(queued)
                 continue
             document = self._spool.document(queued.seq)
-            heapq.heappop(self._order)  # after the read, which may fail
-            del self._waiting[queued.seq]
-            if document is None:
-                self._leave(queued)  # forgotten meanwhile
+            if document is None:  # forgotten meanwhile
+                self._queue.remove(queued)
             else:
+                self._queue.take(queued)
                 self._start(queued, Job.model_validate(json.loads(document)), serving)
 
     def _start(self, queued: Queued, job: Job, serving: Serving) -> None:
         try:
-            request = prepare(job, queued.seq, queued.id, serving, self._received(queued))
+            request = prepare(job, queued.seq, queued.id, serving, self._times.received(queued))
         except JobError as error:
             failed = error.code is Code.INTERNAL
             self._end(queued, State.FAILED if failed else State.REJECTED, error.code, str(error), job.metadata)
@@ -568,7 +406,7 @@ class Desk:
         self._engine.submit(request)
 
     def _finished(self, active: _Active, event: engine_events.Finished) -> None:
-        now = self._now()
+        now = self._times.now()
         metrics = self._metrics
         queued = active.queued
         course = Course(
@@ -606,14 +444,14 @@ class Desk:
             state, code, message = State.FAILED, Code.INTERNAL, event.failure
         else:  # taken back from the engine before it had a row
             del self._active[active.queued.seq]
-            self._enqueue(active.queued)
+            self._queue.put(active.queued)
             return
         del self._active[active.queued.seq]
         self._end(active.queued, state, code, message, active.job.metadata, active.started)
 
     def _close(self, active: _Active, ending: _Ending) -> None:
         del self._active[active.queued.seq]
-        self._leave(active.queued)
+        self._queue.remove(active.queued)
         self._endings.append(ending)
 
     def _end(
@@ -626,7 +464,7 @@ class Desk:
         started: bool = False,
     ) -> None:
         """End a job that has no answer."""
-        self._leave(queued)
+        self._queue.remove(queued)
         now = self._clock.wall()
         document = result_document(
             queued.id,
@@ -641,12 +479,6 @@ class Desk:
         )
         log.info("job_ended", job=queued.id, state=state.value, code=code.value)
         self._endings.append(_Ending(queued, state, document))
-
-    def _leave(self, queued: Queued) -> None:
-        self._waiting.pop(queued.seq, None)
-        self._timed.pop(queued.seq, None)
-        if self._ids.get(queued.id) == queued.seq:  # else it was forgotten, and its id taken by another
-            del self._ids[queued.id]
 
     def _end_waiting(self, queued: Queued, state: State, code: Code, message: str) -> None:
         try:
@@ -677,8 +509,8 @@ class Desk:
             document = result_document(unusable, self._device, State.REJECTED, error=error)
             self.outbox.notify(Notice(self._topics.result(unusable), document))
             return
-        seq = self._ids.get(id)
-        if seq is not None and (seq in self._waiting or seq in self._active):
+        seq = self._queue.find(id)
+        if seq is not None:
             self._stop(seq, State.CANCELLED, Code.CANCELLED, "cancelled on request")
         elif self._spool.find(id) is None:
             self._cancelled[id] = time.monotonic() + CANCEL_MEMORY_SECONDS
@@ -691,8 +523,10 @@ class Desk:
     def _stop(self, seq: int, state: State, code: Code, message: str) -> None:
         """End a job that waits at once, one that runs at its next step."""
         active = self._active.get(seq)
-        if active is None:
-            self._end_waiting(self._waiting[seq], state, code, message)
+        if (waiting := self._queue.waiting(seq)) is not None:
+            self._end_waiting(waiting, state, code, message)
+        elif active is None:  # given up, as the process ends
+            return
         elif not active.started:  # ready in the engine, which may be in a long step; what it says of it is ignored
             del self._active[seq]
             self._engine.cancel(seq)
@@ -732,42 +566,13 @@ class Desk:
             self._scrub_by = time.monotonic() + SCRUB_SECONDS
 
     def _prune(self) -> None:
-        now = self._now()
+        now = self._times.now()
         with self._spool.transaction():
             removed = self._spool.prune(self._retention, now.wall, now.boottime, now.boot_id, BATCH)
         if removed:
             self._scrub_later()
         if removed == BATCH:
             self._next_prune = 0.0
-
-    # Recovery
-
-    def _recover(self) -> None:
-        """Queue what has no result, and account for what the last process was running when it ended."""
-        end = self._ledger.last_end
-        unfinished = {queued.seq: queued for queued in self._spool.queued()}
-        running = [seq for seq in end.running if seq in unfinished]
-        if end.crash is not None:
-            log.error("crashed_before", reason=end.crash, jobs=[unfinished[seq].id for seq in running])
-        if running:
-            alone = len(running) == 1
-            with self._spool.transaction():
-                for seq in running:
-                    self._spool.note_interrupted(
-                        seq,
-                        crashed_alone=end.crash is not None and alone,
-                        suspect=end.crash is not None and not alone,
-                    )
-            unfinished = {queued.seq: queued for queued in self._spool.queued()}
-        for queued in unfinished.values():
-            if queued.crashes >= MAX_CRASHES:
-                last = f", last by {end.crash}" if end.crash is not None else ""
-                reason = f"the daemon crashed {queued.crashes} times while it ran this job alone{last}"
-                self._end_waiting(queued, State.FAILED, Code.CRASH_LOOP, reason)
-            else:
-                self._enqueue(queued)
-        if unfinished:
-            log.info("jobs_recovered", queued=len(unfinished), interrupted=len(running))
 
     # Small things
 
@@ -780,26 +585,6 @@ class Desk:
             **fields,
         }
         self.outbox.notify(Notice(self._topics.event(id), _json(document)))
-
-    def _now(self) -> Moment:
-        return Moment.now(self._clock)
-
-    def _last_boottime(self, boot_id: str) -> float:
-        """Of an earlier boot, so it does not change; asked for every job with a ttl, once a second."""
-        if boot_id not in self._last_boottimes:
-            self._last_boottimes[boot_id] = self._spool.last_boottime(boot_id)
-        return self._last_boottimes[boot_id]
-
-
-def _read(payload: bytes, limit: int, reply: str | None, correlation: bytes | None) -> Submission:
-    try:
-        return read_submission(payload, limit, reply, correlation)
-    except JobError:
-        raise
-    except Exception as error:  # the broker would send it again after every start
-        kind = type(error).__name__  # its text may hold the prompt
-        log.error("job_unreadable", error=kind)
-        raise JobError(Code.INTERNAL, f"reading the job failed: {kind}") from None
 
 
 def _json(document: object) -> bytes:

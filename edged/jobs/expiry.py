@@ -1,7 +1,8 @@
-"""When a job's time is over, on boards whose clock may be wrong. Pure."""
+"""When a job's time is over, on boards whose clock may be wrong."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,3 +49,32 @@ def seconds_left(job: Queued, now: Moment, last_boottime: Callable[[str], float]
     if job.deadline is not None and now.synchronised:
         left.append(job.deadline - now.wall)
     return min(left, default=None)
+
+
+class JobTimes:
+    """The ages of jobs by the clocks of this board."""
+
+    def __init__(self, clock: Clock, last_boottime: Callable[[str], float]) -> None:
+        """`last_boottime`: as for age()."""
+        self._clock = clock
+        # Of an earlier boot, so it does not change; asked for every job with a ttl, once a second.
+        self._last_boottime = functools.cache(last_boottime)
+        self._start = self.now()
+
+    def now(self) -> Moment:
+        """All clocks."""
+        return Moment.now(self._clock)
+
+    def age(self, job: Queued) -> float:
+        """Seconds since receipt as far as they are known."""
+        return age(job, self.now(), self._last_boottime)
+
+    def left(self, job: Queued, now: Moment) -> float | None:
+        """Seconds until the job expires; None if it never does."""
+        return seconds_left(job, now, self._last_boottime)
+
+    def received(self, job: Queued) -> float:
+        """When a job came, in seconds of this boot's CLOCK_BOOTTIME; below zero before the boot."""
+        if job.boot_id == self._start.boot_id:
+            return job.boottime
+        return self._start.boottime - age(job, self._start, self._last_boottime)

@@ -306,7 +306,7 @@ def test_cancelled_jobs_leave_no_heap_behind(world: World) -> None:
             for m in range(n - 99, n + 1):
                 world.cancelled(f"j{m}")
     world.desk.flush()
-    assert len(world.desk._order) < 1300
+    assert len(world.desk._queue._order) < 1300
 
 
 def test_unkeepable_messages_do_not_fill_the_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
