@@ -159,11 +159,14 @@ def _model(settings: Settings, board: Board) -> Iterator[Finding]:
 
 def _broker(settings: Settings, board: Board) -> Iterator[Finding]:
     from edged.daemon import mqtt_options
-    from edged.mqtt.sender import Sender
+    from edged.mqtt.probe import reach
 
     place = f"{settings.mqtt.host}:{settings.mqtt.effective_port}"
-    with Sender(mqtt_options(settings), "doctor", None) as sender:
-        reason = sender.wait_connected(10.0)
+    try:
+        device = settings.device.id or device_id(board)
+    except DeviceIdError:
+        return  # said above
+    reason = reach(mqtt_options(settings), device, 10.0)
     if reason is None:
         yield Finding("broker", "ok", f"{place} answers")
     else:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edged.health.clock import Clock
 from edged.mqtt.options import MqttOptions
 
 # MQTT 5 §2.4; paho gives the return codes of 3.1.1 the same numbers.
@@ -17,14 +19,28 @@ _BAD_CLIENT_ID = 0x85
 _BAD_USER_OR_PASSWORD = 0x86
 _NOT_AUTHORIZED = 0x87
 
+# OpenSSL's X509_V_ERR_….
+_NOT_YET_VALID, _EXPIRED = 9, 10
+_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+_OTHER_NAME = (62, 64)
+# What a broker says of the client's certificate, by OpenSSL's names of the TLS alerts (RFC 8446 §6.2).
+_CLIENT_CERTIFICATE = {
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the certificate {} has expired by the broker's clock",
+    "TLSV1_ALERT_UNKNOWN_CA": "the certificate {} is from an authority that the broker does not know",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the certificate {} is not valid, or not valid yet by the broker's clock",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "the certificate {} has been revoked",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the broker does not accept the certificate {}",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants a client certificate, and mqtt.cert_file is not set",
+}
+
 
 def of_connect(error: Exception, options: MqttOptions) -> str:
     """What kept the TCP or TLS connection from being made."""
     place = f"{options.host}:{options.port}"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the broker's certificate is not trusted: {error.verify_message}"
+        return _of_certificate(error, options, Clock())
     if isinstance(error, ssl.SSLError):
-        return f"no TLS with {place}: {_of_tls(error)}"
+        return f"no TLS with {place}: {_of_tls(error, options)}"
     if isinstance(error, socket.gaierror):
         return f"the name {options.host} cannot be resolved: {error.strerror}"
     if isinstance(error, ConnectionRefusedError):
@@ -38,9 +54,28 @@ def of_connect(error: Exception, options: MqttOptions) -> str:
     return f"{options.host} is not a usable host name: {error}"
 
 
-def _of_tls(error: ssl.SSLError) -> str:
+def _of_certificate(error: ssl.SSLCertVerificationError, options: MqttOptions, clock: Clock) -> str:
+    """What is wrong with the broker's certificate; where it is a matter of time, whether our clock may be to blame."""
+    code, message = error.verify_code, error.verify_message
+    if code in (_NOT_YET_VALID, _EXPIRED):
+        what = "the broker's certificate " + ("has expired" if code == _EXPIRED else "is not valid yet")
+        if clock.synchronised():
+            return what
+        today = time.strftime("%Y-%m-%d", time.gmtime(clock.wall()))
+        return f"the clock is not synchronised and says {today}, and by it {what}: set the clock right first"
+    if code in _UNKNOWN_AUTHORITY:
+        ours = f"not among those in {options.ca_file}" if options.ca_file else "unknown to this system (mqtt.ca_file)"
+        return f"the broker's certificate is not trusted: {message}; its authority is {ours}"
+    if code in _OTHER_NAME:
+        return f"the broker's certificate is for another name than mqtt.host: {message}"
+    return f"the broker's certificate is not trusted: {message}"
+
+
+def _of_tls(error: ssl.SSLError, options: MqttOptions) -> str:
     """OpenSSL's reason, in words."""
     reason = error.reason or ""
+    if reason in _CLIENT_CERTIFICATE:
+        return _CLIENT_CERTIFICATE[reason].format(options.cert_file)
     if reason in ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING") or isinstance(error, ssl.SSLEOFError):
         return "the other side does not speak TLS on this port"
     return reason.replace("_", " ").lower() or str(error)
@@ -68,9 +103,9 @@ def of_disconnect(code: ReasonCode, from_broker: bool) -> str:
     return f"the broker closed the connection: {_name(code)}"
 
 
-def of_tls_read(error: ssl.SSLError) -> str:
+def of_tls_read(error: ssl.SSLError, options: MqttOptions) -> str:
     """An alert after the handshake: with TLS 1.3 the broker judges the client's certificate only then."""
-    return f"the broker refused the TLS connection: {_of_tls(error)}"
+    return f"the broker refused the TLS connection: {_of_tls(error, options)}"
 
 
 def of_puback(code: ReasonCode, topic: str) -> str:

@@ -91,14 +91,6 @@ class Sender:
                 if last or update.document.get("kept") is False:
                     return
 
-    def wait_connected(self, timeout: float) -> str | None:
-        """None once connected; else, at the first failure or after `timeout` seconds, why not."""
-        try:
-            link = self._inbox.get(timeout=timeout).document
-        except queue.Empty:
-            return f"no answer within {timeout:g} s"
-        return None if link.get("up") else str(link.get("reason"))
-
     def _publish(self, channel: str, payload: bytes) -> bool:
         publication = Publication(
             f"{self._target}/{channel}", payload, qos=1, retain=False, token=None, correlation=None

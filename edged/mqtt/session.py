@@ -289,7 +289,7 @@ class Session:
             ending.accepted = True
             ending.stood_seconds = time.monotonic() - self._accepted_at
         elif isinstance(error, ssl.SSLError):
-            ending.reason = reasons.of_tls_read(error)
+            ending.reason = reasons.of_tls_read(error, self._plan.options)
             ending.silent = False
         elif ending.silent:
             ending.reason = "the broker closed the connection at CONNECT without an answer"
