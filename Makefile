@@ -100,7 +100,7 @@ $(VENV)-peers/.done: pyproject.toml
 
 .PHONY: mosquitto
 mosquitto:
-	@{ command -v mosquitto && command -v mosquitto_pub && command -v openssl && command -v promtool; } >/dev/null || { \
-		echo "installing mosquitto, its clients, openssl and prometheus (promtool) …"; \
+	@{ command -v mosquitto && command -v mosquitto_pub && command -v openssl && command -v promtool && command -v curl; } >/dev/null || { \
+		echo "installing mosquitto, its clients, openssl, curl and prometheus (promtool) …"; \
 		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends \
-			mosquitto mosquitto-clients openssl prometheus >/dev/null; }
+			mosquitto mosquitto-clients openssl curl prometheus >/dev/null; }

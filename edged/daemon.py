@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import ssl
 import time
 import uuid
 from collections.abc import Callable
@@ -49,6 +50,7 @@ from edged.mqtt.link import Link
 from edged.mqtt.options import MqttOptions
 from edged.mqtt.topics import Topics
 from edged.settings import Settings, SettingsError
+from edged.tls import CredentialsError, server_context
 
 log = structlog.get_logger(__name__)
 
@@ -175,15 +177,18 @@ class Daemon:
             kv_used_ratio=lambda: self._engine.kv_used_ratio,
             reuse=lambda: self._model.serving.reuse if self._model.serving else None,
         )
+        http = settings.http
         try:
             self.http = HttpServer(
-                settings.http.host, settings.http.port, self._metrics.text, self.alive_faults, self.ready_faults
+                http.host, http.port, self._metrics.text, self.alive_faults, self.ready_faults, http_context(settings)
             )
+        except CredentialsError as error:
+            self._spool.close()
+            raise DaemonError(str(error)) from None
         except OSError as error:
             self._spool.close()
             raise DaemonError(
-                f"http.port = {settings.http.port} on {settings.http.host} cannot be had: "
-                f"{(error.strerror or str(error)).lower()}"
+                f"http.port = {http.port} on {http.host} cannot be had: {(error.strerror or str(error)).lower()}"
             ) from None
 
     def run(self) -> bool:
@@ -467,6 +472,14 @@ def mqtt_options(settings: Settings) -> MqttOptions:
         keep_alive=mqtt.keep_alive,
         root=mqtt.root,
     )
+
+
+def http_context(settings: Settings) -> ssl.SSLContext | None:
+    """What the HTTP endpoint is served with; None: plain text. Raises CredentialsError."""
+    http = settings.http
+    if http.cert_file is None or http.key_file is None:
+        return None
+    return server_context(http.cert_file, http.key_file, http.client_ca_file)
 
 
 def _lock(path: Path) -> int:

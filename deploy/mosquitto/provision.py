@@ -7,7 +7,7 @@ overwritten: a run that was cut short is simply repeated. To renew a certificate
 command again.
 
     provision.py init --host mqtt.example        authority, the broker's key and roles, the administrator's key
-    provision.py device pi-7 --groups hall-3     a device, with its groups
+    provision.py device pi-7 --groups hall-3     a device, with its groups; --http pi-7.lan: and keys for its metrics
     provision.py sender gateway                  who sends jobs and reads answers
     provision.py observer dashboard              who reads everything and writes nothing
     provision.py revoke pi-7                     takes the rights away and ends what the broker keeps for it
@@ -129,20 +129,23 @@ def make_authority(folder: Path, days: int) -> None:
         part.rename(folder / "ca.pem")
 
 
-def make_certificate(folder: Path, path: Path, name: str, days: int, usage: str, names: str = "") -> None:
-    """A key beside `path` and a certificate at it, signed by the authority in `folder`; what is there is kept."""
+def make_certificate(folder: Path, path: Path, name: str, days: int, served_at: str = "") -> None:
+    """A key beside `path` and a certificate at it, signed by the authority in `folder`; what is there is kept.
+
+    For a client, or for the server that is reached as `served_at`, and as localhost.
+    """
     key = path.with_suffix(".key")
     make_key(key)
     if path.exists():
         return
     with tempfile.TemporaryDirectory() as place:
         request, extensions = Path(place, "request"), Path(place, "extensions")
-        lines = [
-            f"extendedKeyUsage={usage}",
-            "basicConstraints=critical,CA:false",
-            "keyUsage=critical,digitalSignature",
-        ]
-        extensions.write_text("\n".join([*lines, *([f"subjectAltName={names}"] if names else [])]) + "\n")
+        usage = "serverAuth" if served_at else "clientAuth"
+        lines = [f"extendedKeyUsage={usage}", "basicConstraints=critical,CA:false"]
+        if served_at:
+            kind = "IP" if re.fullmatch(r"[0-9.]+|[0-9a-fA-F:]*:[0-9a-fA-F:]*", served_at) else "DNS"
+            lines.append(f"subjectAltName={kind}:{served_at},DNS:localhost,IP:127.0.0.1")
+        extensions.write_text("\n".join(lines) + "\n")
         openssl("req", "-new", "-key", key, "-subj", f"/CN={name}", "-out", request)
         part = path.with_suffix(".part")
         openssl("x509", "-req", "-in", request, "-CA", folder / "ca.pem", "-CAkey", folder / "ca.key",
@@ -237,10 +240,8 @@ def init(options: argparse.Namespace) -> None:
     if (fleet.host, fleet.root) != (options.host, options.root):
         raise ProvisionError(f"{folder} is for the broker {fleet.host} and {fleet.root}: give another --folder")
     make_authority(folder, CA_DAYS)
-    kind = "IP" if re.fullmatch(r"[0-9.]+|[0-9a-fA-F:]*:[0-9a-fA-F:]*", fleet.host) else "DNS"
-    names = f"{kind}:{fleet.host},DNS:localhost,IP:127.0.0.1"
-    make_certificate(folder, broker / "server.pem", "edged broker", options.days or SERVER_DAYS, "serverAuth", names)
-    make_certificate(folder, folder / "admin.pem", ADMIN, options.days or CLIENT_DAYS, "clientAuth")
+    make_certificate(folder, broker / "server.pem", "edged broker", options.days or SERVER_DAYS, fleet.host)
+    make_certificate(folder, folder / "admin.pem", ADMIN, options.days or CLIENT_DAYS)
     write_new(broker / "ca.pem", (folder / "ca.pem").read_text())
     write_new(broker / "dynamic-security.json", json.dumps(first_configuration(fleet.root), indent=2) + "\n")
     plugin = "/usr/lib/$(uname -m)-linux-gnu/mosquitto_dynamic_security.so"
@@ -272,7 +273,10 @@ def add(options: argparse.Namespace) -> None:
     write_new(own / "ca.pem", (fleet.folder / "ca.pem").read_text())
     certificate = own / f"{kind}.pem"
     if password is None:
-        make_certificate(fleet.folder, certificate, name, options.days or CLIENT_DAYS, "clientAuth")
+        make_certificate(fleet.folder, certificate, name, options.days or CLIENT_DAYS)
+    served_at = getattr(options, "http", None)
+    if served_at:
+        make_certificate(fleet.folder, own / "http.pem", name, options.days or SERVER_DAYS, served_at)
     register(fleet, kind, name, groups, password)
     if set(known_groups(own)) - set(groups):
         end_sessions(fleet, name)
@@ -331,38 +335,42 @@ def settings(fleet: Fleet, kind: str, name: str, groups: tuple[str, ...], passwo
         lines += [f'username = "{name}"', f'password_file = "{secret}/mqtt-password"']
     else:
         lines += [f'cert_file = "{public}/{kind}.pem"', f'key_file = "{secret}/{kind}.key"']
+    if kind == "device" and (fleet.folder / kind / name / "http.pem").exists():
+        lines += ["", "[http]", 'host = "0.0.0.0"', f'cert_file = "{public}/http.pem"']
+        lines += [f'key_file = "{secret}/http.key"', f'client_ca_file = "{public}/ca.pem"']
     return "\n".join(lines) + "\n"
 
 
 def instructions(fleet: Fleet, kind: str, own: Path, password: bool) -> str:
-    certificate = own / f"{kind}.pem"
-    text = "" if password else f"The certificate is valid until {valid_until(certificate)}.\n"
-    if kind != "device":
-        use = "edged submit --config edged.toml --device DEVICE 'hello'"
-        if kind == "observer":
-            who = (
-                f"-p {PASSWORDS} -u {own.name} -P …"
-                if password
-                else f"-p {CERTIFICATES} --cert {kind}.pem --key {kind}.key"
-            )
-            use = f"mosquitto_sub -V 5 -v -h {fleet.host} --cafile ca.pem {who} -t '{fleet.root}/#'"
-        more = ", with the password in a file mqtt-password" if password else ""
-        return f"{text}Give {own}/ to its owner{more}. There, in that folder: {use}"
-    public = f"{own}/ca.pem" if password else f"{own}/ca.pem {certificate}"
-    secret = "mqtt-password (type it there)" if password else f"{own}/device.key"
-    credential = "mqtt-password" if password else "device.key"
-    keep = f"install -m 0600 {own}/device.key /etc/edged-secrets/" if not password else \
-        "(umask 077; cat >/etc/edged-secrets/mqtt-password)"  # fmt: skip
-    return f"""{text}\
-On the board, as root (copy {own}/ there; {secret} is the secret):
-  install -m 0644 {public} {own}/edged.toml /etc/edged/
-  install -d -m 0700 /etc/edged-secrets /etc/systemd/system/edged.service.d
-  {keep}
-  printf '[Service]\\nLoadCredential={credential}:/etc/edged-secrets/{credential}\\n' \\
-    >/etc/systemd/system/edged.service.d/credentials.conf
-  systemctl daemon-reload && systemctl restart edged
-edged.toml:
-""" + "".join(f"  {line}\n" for line in (own / "edged.toml").read_text().splitlines())
+    valid = "" if password else f"The certificate is valid until {valid_until(own / f'{kind}.pem')}.\n"
+    if kind == "device":
+        return valid + for_a_board(own, password)
+    use = "edged submit --config edged.toml --device DEVICE 'hello'"
+    if kind == "observer":
+        who = f"-p {CERTIFICATES} --cert observer.pem --key observer.key"
+        if password:  # an argument would be seen by everyone
+            who = f"-p {PASSWORDS} -u {own.name}` and -P in ~/.config/mosquitto_sub: `"
+        use = f"mosquitto_sub -V 5 -v -h {fleet.host} --cafile ca.pem {who} -t '{fleet.root}/#'"
+    more = ", with the password in a file mqtt-password" if password else ""
+    return f"{valid}Give {own}/ to its owner{more}. There, in that folder: `{use}`"
+
+
+def for_a_board(own: Path, password: bool) -> str:
+    keys = [path.name for path in sorted(own.glob("*.key"))]
+    secrets = [*keys, "mqtt-password"] if password else keys
+    keep = [f"install -m 0600 {key} /etc/edged-secrets/" for key in keys]
+    keep += ["(umask 077; cat >/etc/edged-secrets/mqtt-password)   # type it, then Ctrl-D"] if password else []
+    load = "".join(f"LoadCredential={name}:/etc/edged-secrets/{name}\\n" for name in secrets)
+    lines = [
+        "install -b -m 0644 edged.toml *.pem /etc/edged/",
+        "install -d -m 0700 /etc/edged-secrets && install -d /etc/systemd/system/edged.service.d",
+        *keep,
+        f"printf '[Service]\\n{load}' >/etc/systemd/system/edged.service.d/credentials.conf",
+        "systemctl daemon-reload && systemctl restart edged",
+        "",
+        *("# " + line for line in ["edged.toml:", *(own / "edged.toml").read_text().splitlines()]),
+    ]
+    return "\n".join([f"On the board, as root, in a copy of {own}/:", *(f"  {line}".rstrip() for line in lines)])
 
 
 def revoke(options: argparse.Namespace) -> None:
@@ -429,6 +437,7 @@ def parse() -> argparse.Namespace:
         one.add_argument("--password", action="store_true", help="a password, which is asked for, in place of a key")
         if kind == "device":
             one.add_argument("--groups", type=identifier, nargs="*", default=[], help="all groups of the device")
+            one.add_argument("--http", type=host, metavar="NAME", help="serve metrics to the network, at this name")
         one.set_defaults(do=add, kind=kind)
     for command in (start, *(commands.choices[kind] for kind in KINDS)):
         usual = f"{SERVER_DAYS} (broker), {CLIENT_DAYS} (others)"

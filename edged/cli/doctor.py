@@ -176,11 +176,18 @@ def _broker(settings: Settings, board: Board) -> Iterator[Finding]:
 
 
 def _http(settings: Settings, board: Board) -> Iterator[Finding]:
+    from edged.daemon import http_context
+    from edged.tls import CredentialsError
+
     http = settings.http
-    if http.host not in ("127.0.0.1", "::1", "localhost"):
-        yield Finding(
-            "http", "warn", f"metrics are open to the network on {http.host}:{http.port}", "keep http.host on 127.0.0.1"
-        )
+    try:
+        http_context(settings)
+    except CredentialsError as error:
+        yield Finding("http", "fail", str(error), "mend the file, or unset http.cert_file")
+        return
+    if not http.is_loopback and http.client_ca_file is None:
+        what = f"metrics are open to everyone who reaches {http.host}:{http.port}"
+        yield Finding("http", "warn", what, "set http.client_ca_file, or keep http.host on 127.0.0.1")
         return
     with socket.socket() as probe:
         busy = http.port != 0 and probe.connect_ex((http.host, http.port)) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -25,18 +27,39 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 class _QuietServer(ThreadingWSGIServer):
+    context: ssl.SSLContext | None = None
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        if self.context is not None:
+            # The handshake comes with the first read, in the client's own thread and within its time.
+            connection = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hung up or said nothing; the traceback would fill the log."""
+        """A client that hung up, said nothing or has no right certificate; the traceback would fill the log."""
 
 
 class HttpServer:
     """Serves on its own threads until stop()."""
 
-    def __init__(self, host: str, port: int, metrics: Callable[[], bytes], alive: Faults, ready: Faults) -> None:
-        """Listen on `host`:`port` (0: any free one). Raises OSError when the address cannot be had."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        metrics: Callable[[], bytes],
+        alive: Faults,
+        ready: Faults,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        """Listen on `host`:`port` (0: any free one), with TLS where there is a `context`.
+
+        Raises OSError when the address cannot be had.
+        """
         self._metrics = metrics
         self._probes = {"/healthz": alive, "/readyz": ready}
         self._server = make_server(host, port, self._answer, _QuietServer, handler_class=_QuietHandler)
+        self._server.context = context
         self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
 

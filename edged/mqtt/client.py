@@ -16,7 +16,7 @@ from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edged.mqtt.plan import Plan, Subscription
-from edged.mqtt.tls import make_context, read_password
+from edged.tls import client_context, read_password
 
 CONNECT_SECONDS = 10.0
 """For the TCP connection, for the TLS handshake and for CONNACK, each."""
@@ -101,7 +101,7 @@ def make_client(plan: Plan, window: int) -> PahoClient:
     if plan.options.username is not None:
         client.username_pw_set(plan.options.username, read_password(plan.options))
     if plan.options.tls:
-        client.tls_set_context(make_context(plan.options))
+        client.tls_set_context(client_context(plan.options))
     if plan.will is not None:
         client.will_set(plan.will.topic, plan.will.payload, qos=1, retain=True)
     # With this set, paho leaves all writing to our loop instead of writing within publish() and ack().

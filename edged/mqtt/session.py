@@ -21,7 +21,7 @@ from edged.mqtt import reasons
 from edged.mqtt.client import CONNECT_SECONDS, PahoClient, connect, make_client, subscribe
 from edged.mqtt.events import Receipt
 from edged.mqtt.plan import Ending, Incoming, Listener, Plan, Publication, Subscription
-from edged.mqtt.tls import CredentialsError
+from edged.tls import CredentialsError
 
 WINDOW = 32
 """QoS 1 publications handed to the broker and not yet acknowledged."""

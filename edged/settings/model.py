@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -269,10 +270,47 @@ class JobsSettings(_Section):
 
 
 class HttpSettings(_Section):
-    """Where metrics and health are served."""
+    """Where metrics and health are served, and to whom."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="The address of metrics and health.")
     port: int = Field(default=9765, ge=0, le=65535, description="The TCP port for them; 0: any free one.")
+    cert_file: Path | None = Field(
+        default=None,
+        description="PEM file of the certificate for TLS; unset: plain text.",
+        examples=["/etc/edged/http.pem"],
+    )
+    key_file: Path | None = Field(
+        default=None,
+        description="PEM file of the key that belongs to http.cert_file.",
+        examples=["/run/credentials/edged.service/http.key"],
+    )
+    client_ca_file: Path | None = Field(
+        default=None,
+        description="PEM file of the authorities from which a client needs a certificate; unset: it needs none.",
+        examples=["/etc/edged/ca.pem"],
+    )
+    plain_text: bool = Field(
+        default=False, description="Whether it may be served beyond this machine without TLS, for all to read."
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> HttpSettings:
+        if bool(self.cert_file) != bool(self.key_file):
+            missing, present = ("key_file", "cert_file") if self.cert_file else ("cert_file", "key_file")
+            raise _conflict(missing, f"must be set together with http.{present}")
+        if self.client_ca_file and not self.cert_file:
+            raise _conflict("cert_file", "must be set where http.client_ca_file is")
+        if not self.cert_file and not self.plain_text and not self.is_loopback:
+            raise _conflict("cert_file", f"must be set where http.host is {self.host}, or http.plain_text be true")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can ask."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
 
 class LogSettings(_Section):

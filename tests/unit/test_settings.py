@@ -148,10 +148,19 @@ def test_the_file_and_the_bound_are_named_for(toml: Any, text: str, expected: st
         ('[mqtt]\ntls = true\nkey_file = "/k"', "mqtt.cert_file is not set: must be set together"),
         ('[mqtt]\ncert_file = "/c"\nkey_file = "/k"', "mqtt.tls = false (from default): must be true"),
         ('[mqtt]\nca_file = "/c"', "mqtt.tls = false (from default): must be true where mqtt.ca_file is set"),
+        ('[http]\ncert_file = "/c"', "http.key_file is not set: must be set together with http.cert_file"),
+        ('[http]\nclient_ca_file = "/c"', "http.cert_file is not set: must be set where http.client_ca_file is"),
+        ('[http]\nhost = "0.0.0.0"', "must be set where http.host is 0.0.0.0, or http.plain_text be true"),
+        ('[http]\nhost = "board.lan"', "must be set where http.host is board.lan, or http.plain_text be true"),
     ],
 )
 def test_keys_that_do_not_fit_together_are_named(toml: Any, text: str, expected: str) -> None:
     assert expected in fault(toml(text))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_loopback_needs_no_tls(toml: Any, host: str) -> None:
+    assert load(toml(f'[http]\nhost = "{host}"')).settings.http.is_loopback
 
 
 def test_several_wrong_values_are_counted_on_one_line(toml: Any) -> None:

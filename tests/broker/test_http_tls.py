@@ -1,0 +1,204 @@
+"""Metrics and health over TLS: curl with the right certificates and with wrong ones, at the real daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import free_port
+from daemon_fixtures import Daemon, eventually
+from fleet_fixtures import Fleet
+
+from edged.settings import load
+
+pytest_plugins = ["fleet_fixtures"]
+Curl = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def board(fleet: Fleet) -> Iterator[Daemon]:
+    """Device b with keys for its metrics, as the script makes them, beyond loopback too."""
+    fleet.must("device", "b", "--groups", "fleet", "--http", "127.0.0.1")
+    own = fleet.keys / "device/b"
+    files = {
+        "http__cert_file": own / "http.pem",
+        "http__key_file": own / "http.key",
+        "http__client_ca_file": own / "ca.pem",
+    }
+    folder = fleet.folder / "board"
+    folder.mkdir()
+    settings = {**fleet.settings("device", "b"), "http__host": "0.0.0.0", **{k: str(v) for k, v in files.items()}}
+    daemon = Daemon(folder, fleet.port, "b", **settings).start(ready=False)
+    yield daemon
+    daemon.kill()
+    log = daemon.log()
+    assert "Traceback" not in log, log
+
+
+@pytest.fixture
+def curl(fleet: Fleet, board: Daemon) -> Curl:
+    def ask(path: str, *options: str | Path, scheme: str = "https", name: str = "127.0.0.1") -> tuple[int, str]:
+        line = ["curl", "-sS", "--max-time", "10", "--resolve", f"{name}:{board.http}:127.0.0.1", *map(str, options)]
+        url = f"{scheme}://{name}:{board.http}{path}"
+        done = subprocess.run([*line, url], capture_output=True, text=True, timeout=20)
+        return done.returncode, done.stdout or done.stderr
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", board.http)) == 0
+
+    eventually(listens, "nobody listens")
+    return ask
+
+
+def identity(fleet: Fleet, kind: str, name: str) -> list[str | Path]:
+    files = fleet.files(kind, name)
+    return ["--cacert", files["ca_file"], "--cert", files["cert_file"], "--key", files["key_file"]]
+
+
+def test_who_has_a_certificate_of_the_fleet_is_answered(fleet: Fleet, curl: Curl) -> None:
+    code, body = curl("/metrics", *identity(fleet, "observer", "dashboard"))
+    assert code == 0, body
+    assert "edged_build_info{" in body
+    assert curl("/readyz", *identity(fleet, "observer", "dashboard"))[1].startswith('{"ok": ')
+
+
+def test_the_script_writes_these_settings(fleet: Fleet, board: Daemon) -> None:
+    http = load(fleet.keys / "device/b/edged.toml", {}).settings.http
+    assert (http.host, str(http.cert_file), str(http.client_ca_file)) == (
+        "0.0.0.0",
+        "/etc/edged/http.pem",
+        "/etc/edged/ca.pem",
+    )
+    assert str(http.key_file) == "/run/credentials/edged.service/http.key"
+
+
+def test_who_has_none_or_a_foreign_one_is_not(fleet: Fleet, curl: Curl, tmp_path: Path) -> None:
+    code, text = curl("/metrics", "--cacert", fleet.keys / "ca.pem")
+    assert code != 0, text
+    assert "alert" in text
+    line = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
+    subprocess.run([*line, "-subj", "/CN=dashboard", *files], check=True, capture_output=True)
+    code, text = curl(
+        "/metrics", "--cacert", fleet.keys / "ca.pem", "--cert", tmp_path / "cert", "--key", tmp_path / "key"
+    )
+    assert code != 0, text
+    assert "unknown ca" in text
+
+
+def test_a_client_that_checks_sees_whether_it_is_the_board(fleet: Fleet, curl: Curl) -> None:
+    ours = identity(fleet, "observer", "dashboard")
+    code, text = curl("/metrics", *ours[2:])  # by the authorities of this system
+    assert (code, "certificate" in text) == (60, True)
+    code, text = curl("/metrics", *ours, name="elsewhere.example")
+    assert (code, "elsewhere.example" in text) == (60, True)
+
+
+def test_plain_text_and_old_tls_are_not_spoken(fleet: Fleet, board: Daemon, curl: Curl) -> None:
+    code, text = curl("/metrics", scheme="http")
+    assert code != 0, text
+    assert "edged" not in text
+    code, text = curl(
+        "/metrics", *identity(fleet, "observer", "dashboard"), "--tls-max", "1.1", "--ciphers", "ALL:@SECLEVEL=0"
+    )
+    assert code != 0, text
+    assert "protocol version" in text
+
+
+def test_a_client_that_never_shakes_hands_keeps_nobody_waiting(fleet: Fleet, board: Daemon, curl: Curl) -> None:
+    with socket.create_connection(("127.0.0.1", board.http), 5), socket.create_connection(("127.0.0.1", board.http), 5):
+        assert curl("/healthz", *identity(fleet, "observer", "dashboard"))[0] == 0
+
+
+def test_files_that_will_not_do_are_named_in_one_line(fleet: Fleet, board: Daemon, tmp_path: Path) -> None:
+    own = fleet.keys / "device/b"
+    damaged = tmp_path / "damaged.pem"
+    damaged.write_text("no certificate")
+    for name, path, says in (
+        ("CERT_FILE", tmp_path / "nowhere.pem", "No such file or directory"),
+        ("CERT_FILE", own / "device.pem", "the key does not belong to the certificate"),
+        ("CLIENT_CA_FILE", damaged, f"cannot use {damaged} as trusted certificates"),
+    ):
+        daemon = Daemon(tmp_path, fleet.port, "b")
+        daemon.env |= {key: value for key, value in board.env.items() if key.startswith("EDGED_HTTP__")}
+        daemon.env[f"EDGED_HTTP__{name}"] = str(path)
+        done = daemon.command("run")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert says in done.stderr
+    assert says in daemon.command("doctor").stdout
+
+
+def test_beyond_loopback_without_tls_only_when_told_so(fleet: Fleet, tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, fleet.port, "b", http__host="0.0.0.0")
+    done = daemon.command("run")
+    assert done.returncode == 78
+    assert done.stderr.count("\n") == 1
+    assert "http.cert_file" in done.stderr
+    assert "http.plain_text" in done.stderr
+    daemon.env["EDGED_HTTP__PLAIN_TEXT"] = "true"
+    assert daemon.command("config").returncode == 0
+    assert "metrics are open to everyone" in daemon.command("doctor").stdout
+
+
+PROMETHEUS = Path(__file__).parents[2] / "deploy/prometheus"
+
+
+def test_prometheus_scrapes_it_with_the_configuration_that_is_shipped(
+    fleet: Fleet, board: Daemon, curl: Curl, tmp_path: Path
+) -> None:
+    own = fleet.files("observer", "dashboard")["ca_file"].parent
+    text = (PROMETHEUS / "prometheus.yml").read_text()
+    for shipped, here in (
+        ("/etc/prometheus/edged/", f"{own}/"),
+        ("pi-7.lan:9765", f"127.0.0.1:{board.http}"),
+        ("scrape_interval: 30s", "scrape_interval: 1s"),
+        ("  - alerts.yml", f"  - {PROMETHEUS}/alerts.yml"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, here)
+    config = tmp_path / "prometheus.yml"
+    config.write_text(text)
+    subprocess.run(["promtool", "check", "config", config], check=True, capture_output=True)
+    port = free_port()
+    process = subprocess.Popen(
+        ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path}/data",
+         f"--web.listen-address=127.0.0.1:{port}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def scraped() -> bool:
+        with contextlib.suppress(OSError):
+            query = f"http://127.0.0.1:{port}/api/v1/query?query=edged_mqtt_connected"
+            with urllib.request.urlopen(query, timeout=5) as answer:
+                return len(json.load(answer)["data"]["result"]) == 2
+        return False
+
+    try:
+        eventually(scraped, "nothing was scraped")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_alerts_and_the_agents_configuration_are_what_promtool_takes() -> None:
+    for line in (
+        ["test", "rules", "alerts_test.yml"],
+        ["check", "rules", "alerts.yml"],
+        ["check", "config", "--syntax-only", "--agent", "agent.yml"],
+    ):
+        done = subprocess.run(["promtool", *line], cwd=PROMETHEUS, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_are_of_metrics_that_there_are() -> None:
+    listed = (PROMETHEUS.parents[1] / "docs/contract.md").read_text()
+    for name in set(re.findall(r"edged_\w+", (PROMETHEUS / "alerts.yml").read_text())):
+        assert f"`{name}" in listed
