@@ -84,7 +84,9 @@ def test_readme_names_every_command() -> None:
     assert set(re.findall(r"^\| `edged (\w+(?: \w+)*)", readme, flags=re.M)) == commands
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/contract.md", "docs/operating.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/contract.md", "docs/operating.md", "docs/security.md", "docs/architecture.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
