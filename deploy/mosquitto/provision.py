@@ -20,6 +20,7 @@ import getpass
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -216,13 +217,14 @@ class Fleet:
         except FileNotFoundError:
             raise ProvisionError(f"{folder} holds no fleet yet: provision.py init --host NAME") from None
         self.folder, self.host, self.root = folder, str(known["host"]), str(known["root"])
-        host, _, port = (broker or self.host).partition(":")
-        self.place = f"{host}:{port or CERTIFICATES}"
+        self.reach, self.port = broker or self.host, str(CERTIFICATES)
+        if broker and broker.count(":") == 1:
+            self.reach, self.port = broker.split(":")
+        self.place = f"{self.reach}:{self.port}"
 
     def connection(self, client: str, who: Path) -> list[str]:
-        host, _, port = self.place.partition(":")
         keys = ["--cafile", str(self.folder / "ca.pem"), "--cert", f"{who}.pem", "--key", f"{who}.key"]
-        return [client, "-h", host, "-p", port, *keys]
+        return [client, "-h", self.reach, "-p", self.port, *keys]
 
     def kind_of(self, name: str) -> str | None:
         return next((kind for kind in KINDS if (self.folder / kind / name).exists()), None)
@@ -242,7 +244,7 @@ def init(options: argparse.Namespace) -> None:
     make_authority(folder, CA_DAYS)
     make_certificate(folder, broker / "server.pem", "edged broker", options.days or SERVER_DAYS, fleet.host)
     make_certificate(folder, folder / "admin.pem", ADMIN, options.days or CLIENT_DAYS)
-    write_new(broker / "ca.pem", (folder / "ca.pem").read_text())
+    shutil.copy(folder / "ca.pem", broker)
     write_new(broker / "dynamic-security.json", json.dumps(first_configuration(fleet.root), indent=2) + "\n")
     plugin = "/usr/lib/$(uname -m)-linux-gnu/mosquitto_dynamic_security.so"
     print(f"""\
@@ -270,7 +272,7 @@ def add(options: argparse.Namespace) -> None:
     own = fleet.folder / kind / name
     password = read_password() if options.password else None
     own.mkdir(parents=True, exist_ok=True)
-    write_new(own / "ca.pem", (fleet.folder / "ca.pem").read_text())
+    shutil.copy(fleet.folder / "ca.pem", own)
     certificate = own / f"{kind}.pem"
     if password is None:
         make_certificate(fleet.folder, certificate, name, options.days or CLIENT_DAYS)
@@ -379,10 +381,13 @@ def revoke(options: argparse.Namespace) -> None:
     if name == ADMIN:
         raise ProvisionError("the administrator cannot be revoked")
     commands = [{"command": "deleteClient", "username": name}, {"command": "deleteRole", "rolename": f"device-{name}"}]
-    errors = [error for error in control(fleet, commands) if "not found" not in error]
+    refusals = control(fleet, commands)
+    errors = [error for error in refusals if "not found" not in error]
     if errors:
         raise ProvisionError(f"the broker at {fleet.place} refuses: {'; '.join(errors)}")
     end_sessions(fleet, name)
+    if any(error.startswith("deleteClient") for error in refusals):
+        raise ProvisionError(f"the broker knew no {name}")
     kind = fleet.kind_of(name)
     where = f" Its files are in {fleet.folder / kind / name}." if kind else ""
     print(f"{name} may do nothing any more, and the broker keeps nothing for it.{where}\n"

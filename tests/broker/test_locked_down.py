@@ -47,7 +47,8 @@ def test_every_file_is_for_its_owner_alone_and_is_kept_by_a_second_run(fleet: Fl
             ["openssl", "x509", "-in", fleet.keys / name, "-noout", "-enddate"], capture_output=True, text=True
         )
         assert f"until {end.stdout.strip().removeprefix('notAfter=')}" in text
-    assert str(fleet.keys / "device/a/edged.toml") in text
+    assert f"in a copy of {fleet.keys}/device/a/:" in text
+    assert "install -m 0600 device.key /etc/edged-secrets/" in text
 
 
 def test_a_certificate_is_renewed_by_deleting_it_and_its_key_stays(fleet: Fleet, make_device: Make) -> None:
@@ -67,6 +68,8 @@ def test_a_certificate_is_renewed_by_deleting_it_and_its_key_stays(fleet: Fleet,
         (("device", "admin"), "admin is the name of the administrator already"),
         (("device", "no/slash"), "'no/slash' must be 1 to 64 characters"),
         (("device", "short", "--password"), "at least 12 characters"),
+        (("revoke", "nobody"), "the broker knew no nobody"),
+        (("revoke", "admin"), "cannot be revoked"),
         (("--broker", "127.0.0.1:1", "device", "c"), "127.0.0.1:1 does not answer: Error: Connection refused"),
     ],
 )
