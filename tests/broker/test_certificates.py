@@ -91,7 +91,7 @@ def named_everywhere(daemon: Daemon, words: str) -> None:
     """The daemon's log and /readyz, doctor and submit say it."""
     daemon.start(ready=False)
     doctor = daemon.background("doctor", "--json")
-    submit = daemon.background("submit", "hello", "--device", "a", "--timeout", "1")
+    submit = daemon.background("submit", "hello", "--device", "a", "--timeout", "3")
     assert words in daemon.until_fault("not connected: ")
     entries = [json.loads(line) for line in daemon.log().splitlines()]
     assert any(words in entry["reason"] for entry in entries if entry["event"] == "mqtt_connection_failed")
