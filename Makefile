@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker families test-system test-runtimes bench bench-peers bench-jobs eval-demo demo-model clean
+.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs eval-demo demo-model clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,13 @@ broker: $(VENV)/.dev | mosquitto
 
 families: $(VENV)/.dev ## every family of models against onnxruntime-genai's ids, 52 prompts each (two minutes)
 	@$(BIN)/pytest -q tests/families
+
+test-pull: $(VENV)/.dev ## edged model pull from a real nginx: cuts, damage, full disks (root for the disks; two minutes)
+	@{ command -v nginx && command -v openssl && command -v mkfs.ext4; } >/dev/null || { \
+		echo "installing nginx and openssl …"; \
+		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends nginx-light openssl e2fsprogs >/dev/null; \
+		[ ! -d /run/systemd/system ] || $(SUDO) systemctl disable --quiet --now nginx; }
+	@$(BIN)/pytest -q tests/pull
 
 test-system: $(VENV)/.dev ## edged.service on a booted systemd (root, systemd-nspawn; a few minutes the first time, 300 MB)
 	@{ command -v debootstrap && command -v systemd-nspawn; } >/dev/null || { \

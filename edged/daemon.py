@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 
 import edged
-from edged.demo import MODEL_FOLDER, MODEL_NAME
+from edged.demo import MODEL_FOLDER
 from edged.documents import health_document, info_document, model_labels, status_document
 from edged.engine.engine import Engine, EngineEvent, ModelChanged
 from edged.engine.package import signature
@@ -35,6 +35,7 @@ from edged.jobs.crash import CrashLedger
 from edged.jobs.desk import Desk
 from edged.jobs.prompt import pinned
 from edged.jobs.spool import Spool, SpoolError
+from edged.models.store import served
 from edged.mqtt.events import (
     CancelReceived,
     DeviceIdFree,
@@ -113,8 +114,7 @@ class Daemon:
         self._started_at = time.time()
         self._inbox: queue.SimpleQueue[Event | EngineEvent | _Stop | _Reload] = queue.SimpleQueue()
         self._metrics = Metrics(self._board)
-        self._model_path = settings.model.path or MODEL_FOLDER
-        self._model_name = None if settings.model.path else MODEL_NAME
+        self._model_path, self._model_name = served(settings)
         self._model = ModelChanged("loading")
         self._id_taken: str | None = None
         self._stops = 0
@@ -204,8 +204,8 @@ class Daemon:
             broker=f"{self._settings.mqtt.host}:{self._settings.mqtt.effective_port}",
             http=f"{self._settings.http.host}:{self.http.port}",
         )
-        if self._settings.model.path is None:
-            log.warning("model_is_demo", hint="model.path is not set: the built-in demo model answers")
+        if self._model_path == MODEL_FOLDER:
+            log.warning("model_is_demo", hint="no package is chosen (edged model use, or model.path)")
         self.http.start()
         self._engine.start()
         self._link.start()
@@ -445,7 +445,7 @@ class Daemon:
         return health_document(self._board, self._desk, self._spool.bytes, self._started_at, ready, wall)
 
     def _model_labels(self) -> dict[str, str]:
-        return model_labels(self._model, self._model_name or self._model_path.name)
+        return model_labels(self._model, self._model_name or self._model_path.resolve().name)
 
 
 def _folder_bytes(folder: Path) -> int:

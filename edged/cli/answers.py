@@ -20,11 +20,11 @@ from edged.cli.common import (
     ConfigOption,
     JsonOption,
     ModelOption,
+    check_folder,
     end,
     job_document,
     settings_or_exit,
 )
-from edged.demo import MODEL_FOLDER, MODEL_NAME
 from edged.engine import engine as events
 from edged.engine.package import PackageError
 from edged.engine.serving import bring_up
@@ -33,6 +33,7 @@ from edged.health.memory import available
 from edged.jobs.document import JobError, read_submission
 from edged.jobs.prompt import prepare
 from edged.jobs.results import Course, success
+from edged.models.store import served
 
 _JOB_BYTES = 1 << 20
 
@@ -48,13 +49,14 @@ def generate(
     """Answer one question here and now; with --json print the result document."""
     document = job_document(prompt, job, max_tokens=max_tokens)
     document.setdefault("id", "generate")
+    check_folder("--model-path", model_path)
     settings = settings_or_exit(config, model={"path": model_path})
     logs.configure("error", "auto")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     received, began = time.time(), time.monotonic()
     try:
         submission = read_submission(json.dumps(document).encode(), _JOB_BYTES)
-        path, name = (settings.model.path, None) if settings.model.path else (MODEL_FOLDER, MODEL_NAME)
+        path, name = served(settings)
         serving = bring_up(settings, detect(), available, path=path, name=name)
         request = prepare(submission.job, 0, submission.id, serving)
     except JobError as error:

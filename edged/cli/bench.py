@@ -15,14 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from edged import logs
-from edged.cli.common import BAD_USE, FAILED, BadUseError, ConfigOption, JsonOption, end, settings_or_exit
-from edged.demo import MODEL_FOLDER, MODEL_NAME
+from edged.cli.common import BAD_USE, FAILED, BadUseError, ConfigOption, JsonOption, check_folder, end, settings_or_exit
 from edged.engine.bench import JOINING, BenchError, Figures, forget_peak, measure
 from edged.engine.package import PackageError, open_package
 from edged.engine.serving import Serving, TooLargeError, bring_up, thread_count
 from edged.health.bandwidth import read_bandwidth
 from edged.health.board import Board, detect
-from edged.health.memory import available
+from edged.health.memory import available, size
+from edged.models.store import served
 
 _MOST_ROWS = 64
 
@@ -41,9 +41,10 @@ def bench(
     counts = _rows(rows)
     if prompt < 2 or tokens < 1:
         raise BadUseError(f"--prompt must be at least 2 and --tokens at least 1, are {prompt} and {tokens}")
+    check_folder("--model", model)
     settings = settings_or_exit(config, model={"path": model, "rows": max(counts)})
     logs.configure("error", "auto")
-    path, name = (settings.model.path, None) if settings.model.path else (MODEL_FOLDER, MODEL_NAME)
+    path, name = served(settings)
     board = detect()
     try:
         longest = open_package(path).context_length
@@ -136,9 +137,9 @@ def _show(document: dict[str, Any]) -> None:
         f"answers of {document['answer_tokens']}"
     )
     line(
-        f"loaded in {document['load_seconds']:.1f} s; memory: {_size(memory['planned_bytes'])} planned, "
-        f"{_size(memory['resident_bytes'])} resident, {_size(memory['peak_bytes'])} at the peak; package "
-        f"{_size(memory['package_bytes'])}, cache {memory['kv_bytes_per_token'] / 1024:.1f} KiB per row and token"
+        f"loaded in {document['load_seconds']:.1f} s; memory: {size(memory['planned_bytes'])} planned, "
+        f"{size(memory['resident_bytes'])} resident, {size(memory['peak_bytes'])} at the peak; package "
+        f"{size(memory['package_bytes'])}, cache {memory['kv_bytes_per_token'] / 1024:.1f} KiB per row and token"
     )
     console.print(table)
     line("TTFT: until the last of the rows has its first token; warm: for prompts seen before except their last token")
@@ -150,7 +151,3 @@ def _show(document: dict[str, Any]) -> None:
 
 def _or_none(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _size(number: int) -> str:
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

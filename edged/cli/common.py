@@ -42,6 +42,12 @@ def end(code: int, message: str) -> NoReturn:
     raise typer.Exit(code)
 
 
+def check_folder(flag: str, path: Path | None) -> None:
+    """Raises BadUseError where a folder was given by a flag and is none."""
+    if path is not None and not path.is_dir():
+        raise BadUseError(f"{flag} {path} is not a folder: give the one that holds genai_config.json")
+
+
 def job_document(prompt: str | None, job: str | None, **fields: Any) -> dict[str, Any]:
     """A job document from a prompt (a chat of one message) or from `job`, a file's name or `-`; `fields` not None win.
 

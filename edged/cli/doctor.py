@@ -137,10 +137,11 @@ def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
 def _model(settings: Settings, board: Board) -> Iterator[Finding]:
     from edged.engine.package import PackageError
     from edged.engine.serving import bring_up
+    from edged.models.store import served
 
-    path = settings.model.path or MODEL_FOLDER
+    path, name = served(settings)
     try:
-        serving = bring_up(settings, board, available, path=path)
+        serving = bring_up(settings, board, available, path, name)
     except PackageError as error:
         yield Finding("model", "fail", str(error), "mend the package or set model.path")
         return
@@ -153,8 +154,9 @@ def _model(settings: Settings, board: Board) -> Iterator[Finding]:
         yield Finding("model", "warn", "it has no known answers: a damaged copy would not be noticed", mend)
     else:
         yield Finding("model", "ok", f"{serving.verified.compared} tokens of its known answers are right")
-    if settings.model.path is None:
-        yield Finding("model", "warn", "it is the built-in demo model", "set model.path to a package of your own")
+    if path == MODEL_FOLDER:
+        mend = "edged model pull and use one of your own, or set model.path"
+        yield Finding("model", "warn", "it is the built-in demo model", mend)
 
 
 def _broker(settings: Settings, board: Board) -> Iterator[Finding]:

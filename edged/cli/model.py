@@ -1,4 +1,4 @@
-"""`edged model`: what can be done with a model package."""
+"""`edged model`: packages on this device, where they come from, and whether they answer as they should."""
 
 from __future__ import annotations
 
@@ -9,16 +9,142 @@ from typing import Annotated
 import typer
 
 from edged import logs
-from edged.cli.common import FAILED, ConfigOption, JsonOption, end, settings_or_exit
-from edged.demo import MODEL_FOLDER, MODEL_NAME
+from edged.cli.common import BAD_USE, FAILED, BadUseError, ConfigOption, JsonOption, check_folder, end, settings_or_exit
+from edged.cli.progress import progress
+from edged.demo import MODEL_FOLDER
 from edged.engine.package import PackageError
 from edged.engine.serving import bring_up
 from edged.health.board import detect
-from edged.health.memory import available
+from edged.health.memory import available, size
+from edged.models.fetch import FetchError
+from edged.models.pull import PullError, choose
+from edged.models.pull import pull as bring
 from edged.models.record import record as make_known_answers
-from edged.models.verify import FILE, read_known_answers
+from edged.models.sources import NAME, NAME_ALLOWED, RESERVED, SourceError, open_source
+from edged.models.store import StoreError, act_as_owner, served, store_of
+from edged.models.verify import FILE, Verified, read_known_answers
 
-app = typer.Typer(name="model", help="Check model packages.", no_args_is_help=True)
+NameArgument = Annotated[str, typer.Argument(help="The package's name, as edged model list shows it.")]
+
+app = typer.Typer(name="model", help="Take model packages on board, choose one, check them.", no_args_is_help=True)
+
+
+@app.command()
+def pull(
+    source: Annotated[
+        str, typer.Argument(help="hf:OWNER/REPO/folder@revision, the URL of a SHA256SUMS file, or a folder.")
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="What the package is called here and in jobs; else as at its source.")
+    ] = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Take a package on board; after a cut the same command goes on where it was."""
+    settings = settings_or_exit(config)
+    logs.configure("error", "auto")
+    store = store_of(settings)
+    try:
+        listing = open_source(source)  # as the caller, who may read what the daemon's user may not
+        name = listing.name if name is None else name
+        if not NAME.fullmatch(name) or name in RESERVED:
+            raise BadUseError(f"{name!r} cannot be a package's name: give --name, {NAME_ALLOWED}")
+        act_as_owner(settings.state_dir)
+        with progress(listing.bytes, silent=json_) as told:
+            pulled = bring(listing, name, settings, detect(), store, told)
+    except SourceError as error:
+        end(BAD_USE if error.bad_use else FAILED, str(error))
+    except (PackageError, PullError, FetchError, StoreError) as error:
+        end(FAILED, str(error))
+    except KeyboardInterrupt:
+        end(FAILED, "stopped; the same command goes on where it was")
+    if json_:
+        document = {
+            "name": name,
+            "path": str(pulled.folder),
+            "bytes": listing.bytes,
+            "fetched_bytes": pulled.fetched,
+            "left_out": list(listing.left_out),
+            "remark": pulled.remark,
+            **pulled.origin.model_dump(),
+        }
+        typer.echo(json.dumps(document, ensure_ascii=False))
+        return
+    if pulled.unchanged:
+        typer.echo(f"{name} is here already, just as {pulled.origin.source} has it")
+        return
+    if listing.left_out:
+        typer.echo(f"left out, as no part of a package: {', '.join(listing.left_out)}")
+    typer.echo(f"{name}: {size(listing.bytes)} in {pulled.folder}; {pulled.remark or _answers(pulled.verified)}")
+    typer.echo(_take_up(name) if store.current == name else f"edged model use {name} lets edged serve it")
+
+
+@app.command(name="list")
+def list_packages(config: ConfigOption = None, json_: JsonOption = False) -> None:
+    """Show the packages on this device; * is before the one that edged serves when it loads next."""
+    settings = settings_or_exit(config)
+    folder, _ = served(settings)
+    try:
+        packages = store_of(settings).all()
+    except StoreError as error:
+        end(FAILED, str(error))
+    used = [not stored.unfinished and stored.folder.resolve() == folder.resolve() for stored in packages]
+    if json_:
+        rows = [
+            {
+                "name": stored.name,
+                "used": is_used,
+                "unfinished": stored.unfinished,
+                "bytes": stored.bytes,
+                "type": stored.architecture,
+                "source": stored.origin.source if stored.origin else None,
+                "pulled_at": stored.origin.pulled_at if stored.origin else None,
+                "verified_at": stored.origin.verified_at if stored.origin else None,
+            }
+            for stored, is_used in zip(packages, used, strict=True)
+        ]
+        typer.echo(json.dumps({"served": str(folder), "packages": rows}, ensure_ascii=False, indent=2))
+        return
+    for stored, is_used in zip(packages, used, strict=True):
+        origin = stored.origin
+        state = f"verified {origin.verified_at}" if origin and origin.verified_at else "not verified"
+        state = "unfinished: pull it again, or remove it" if stored.unfinished else state
+        line = f"{stored.name:<24} {size(stored.bytes):>9}  {stored.architecture:<8} {state}"
+        typer.echo(f"{'*' if is_used else ' '} {line}{f'  {origin.source}' if origin else ''}")
+    if not any(used):
+        what = "the built-in demo model" if folder == MODEL_FOLDER else f"{folder}, which is not among these"
+        typer.echo(f"edged serves {what}")
+
+
+@app.command()
+def use(name: NameArgument, config: ConfigOption = None) -> None:
+    """Check a package, and let edged serve it from its next load on."""
+    settings = settings_or_exit(config)
+    logs.configure("error", "auto")
+    if settings.model.path is not None:
+        raise BadUseError(f"model.path = {settings.model.path} is set and wins: take it out of the settings first")
+    store = store_of(settings)
+    try:
+        act_as_owner(settings.state_dir)
+        before, verified = choose(name, settings, detect(), store)
+    except StoreError as error:
+        end(BAD_USE if error.bad_use else FAILED, str(error))
+    except PackageError as error:
+        end(FAILED, f"{name} is not taken, and nothing is changed: {error}")
+    typer.echo(f"{name}: {_answers(verified)}")
+    typer.echo(_take_up(name) + (f"; back: edged model use {before}" if before not in (None, name) else ""))
+
+
+@app.command()
+def remove(name: NameArgument, config: ConfigOption = None) -> None:
+    """Remove a package that is not in use, and what a pull has brought of it."""
+    settings = settings_or_exit(config)
+    try:
+        act_as_owner(settings.state_dir)
+        freed = store_of(settings).remove(name, served(settings)[0])
+    except StoreError as error:
+        end(BAD_USE if error.bad_use else FAILED, str(error))
+    typer.echo(f"removed {name}, {size(freed)}")
 
 
 @app.command()
@@ -33,9 +159,10 @@ def verify(
     json_: JsonOption = False,
 ) -> None:
     """Check that a package answers as recorded; exit code 1 where it does not, or where nothing is recorded."""
+    check_folder("--model", model)
     settings = settings_or_exit(config, model={"path": model, "rows": 1})
     logs.configure("error", "auto")
-    path, name = (settings.model.path, None) if settings.model.path else (MODEL_FOLDER, MODEL_NAME)
+    path, name = served(settings)
     try:
         if record:
             make_known_answers(settings, detect(), available, path, name)
@@ -66,3 +193,13 @@ def verify(
         f"in {verified.seconds:.2f} s of {serving.load_seconds:.2f} s to load"
     )
     typer.echo(f"recorded with edged {made.edged}, onnxruntime {made.onnxruntime}{genai}")
+
+
+def _answers(verified: Verified | None) -> str:
+    if verified is None:
+        return "it runs, and has no known answers to compare (edged model verify --record makes them)"
+    return f"{verified.compared} tokens of its known answers are right"
+
+
+def _take_up(name: str) -> str:
+    return f"edged serves {name} from its next start or reload on: systemctl reload edged"

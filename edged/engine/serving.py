@@ -91,31 +91,13 @@ def bring_up(
     started = time.monotonic()
     wanted = settings.model
     package = open_package(path, name)
-    context = wanted.context or package.context_length
-    if context > package.context_length:
-        raise PackageError(
-            f"model.context = {context} is more than the package's context of {package.context_length} tokens"
-        )
-    if package.kv_dtype not in NUMPY_DTYPES:
-        raise PackageError(f"a KV cache of {package.kv_dtype} is not served: build the package with float32 or float16")
-    chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk)
     known = read_known_answers(package) if verify else None
     try:
         choice = choose(wanted.execution_provider, board, ort.get_available_providers(), package.made_for)
-        planned = plan(
-            weights=int(package.weight_bytes * LOADED_RATIO),
-            load_overhead=0,
-            kv_bytes_per_token=package.kv_bytes_per_token,
-            rows=_rows(wanted.rows, package, choice),
-            context=max(context, package.sliding_window),
-            working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows or 8)),
-            available=available(),
-            prefixes=0 if choice.on_device else settings.cache.ram_bytes,
-        )
-    except MemoryPlanError as error:
-        raise TooLargeError(str(error)) from None
     except ProviderError as error:
         raise PackageError(str(error)) from None
+    planned = plan_memory(settings, package, choice, available)
+    context, chunk = wanted.context or package.context_length, chunk_limit(package.vocabulary, wanted.prefill_chunk)
     threads = thread_count(settings, board)
     tokenizer = Tokenizer(package)
     try:
@@ -165,6 +147,35 @@ def bring_up(
     )
     _tell_verified(serving)
     return serving
+
+
+def plan_memory(settings: Settings, package: Package, choice: Choice, available: Callable[[], Available]) -> Plan:
+    """What the package takes with these settings.
+
+    Raises PackageError where the settings ask for what it does not have, TooLargeError where it does not fit.
+    """
+    wanted = settings.model
+    context = wanted.context or package.context_length
+    if context > package.context_length:
+        raise PackageError(
+            f"model.context = {context} is more than the package's context of {package.context_length} tokens"
+        )
+    if package.kv_dtype not in NUMPY_DTYPES:
+        raise PackageError(f"a KV cache of {package.kv_dtype} is not served: build the package with float32 or float16")
+    chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk)
+    try:
+        return plan(
+            weights=int(package.weight_bytes * LOADED_RATIO),
+            load_overhead=0,
+            kv_bytes_per_token=package.kv_bytes_per_token,
+            rows=_rows(wanted.rows, package, choice),
+            context=max(context, package.sliding_window),
+            working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows or 8)),
+            available=available(),
+            prefixes=0 if choice.on_device else settings.cache.ram_bytes,
+        )
+    except MemoryPlanError as error:
+        raise TooLargeError(str(error)) from None
 
 
 def _rows(wanted: int | None, package: Package, choice: Choice) -> int | None:

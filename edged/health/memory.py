@@ -126,11 +126,11 @@ def plan(
         advice = f"model.rows = {fit[0]} would fit"
     else:
         advice = f"model.rows = {fit[0]} with model.context = {fit[1]} would fit"
-    shared = f", prefixes {_size(wanted.prefixes)}" if wanted.prefixes else ""
+    shared = f", prefixes {size(wanted.prefixes)}" if wanted.prefixes else ""
     message = (
-        f"the model needs {_size(wanted.peak)} (weights {_size(weights)}, cache {_size(wanted.cache)} for "
-        f"{wanted.rows} x {context} tokens{shared}, working {_size(working)}, loading {_size(load_overhead)}) and "
-        f"{_size(usable)} are usable of {_size(available.bytes)} available (limited by "
+        f"the model needs {size(wanted.peak)} (weights {size(weights)}, cache {size(wanted.cache)} for "
+        f"{wanted.rows} x {context} tokens{shared}, working {size(working)}, loading {size(load_overhead)}) and "
+        f"{size(usable)} are usable of {size(available.bytes)} available (limited by "
         f"{available.limited_by}): {advice}"
     )
     raise MemoryPlanError(message, *(fit or (None, None)))
@@ -164,5 +164,6 @@ def _number(path: Path, key: str | None = None) -> int | None:
     return None
 
 
-def _size(number: int) -> str:
+def size(number: int) -> str:
+    """Bytes as a person reads them."""
     return f"{number / 1024**3:.2f} GiB" if number >= 1024**3 else f"{number / MIB:.0f} MiB"

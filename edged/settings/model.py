@@ -180,7 +180,7 @@ class ModelSettings(_Section):
 
     path: Path | None = Field(
         default=None,
-        description="The model package, a folder with genai_config.json; unset: the built-in demo model.",
+        description="The model package's folder; unset: what `edged model use` chose, else the built-in demo model.",
         examples=["/var/lib/edged/models/phi-3-mini"],
     )
     execution_provider: Annotated[

@@ -157,6 +157,7 @@ def test_generate_ends_with_a_code_and_one_line(daemon: Daemon, shared: Place) -
         (["--job", "-"], '{"prompt": "x", "store": 1}', 2),
         (["--job", "-"], json.dumps(job("g", 512)), 2),
         (["x", "--model-path", str(shared.folder)], "", 1),
+        (["x", "--model-path", str(shared.folder / "gone")], "", 2),
     ):
         cases.append((daemon.background("generate", *arguments, stdin=text), text, code))
     check(cases)

@@ -79,7 +79,7 @@ def test_readme_names_every_command() -> None:
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
     for group in app.registered_groups:
         assert group.typer_instance is not None
-        named = (c.callback.__name__ for c in group.typer_instance.registered_commands if c.callback)
+        named = (c.name or c.callback.__name__ for c in group.typer_instance.registered_commands if c.callback)
         commands |= {f"{group.typer_instance.info.name} {command}" for command in named}
     assert set(re.findall(r"^\| `edged (\w+(?: \w+)*)", readme, flags=re.M)) == commands
 

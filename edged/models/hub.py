@@ -1,0 +1,61 @@
+"""Packages on the hub: huggingface_hub lists them and knows endpoint, token and cache; edged fetches the bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from edged.engine.session import one_line
+from edged.models.sources import Digest, Listing, SourceError, SourceFile, listing
+from edged.models.web import Remote
+
+_SOURCE = re.compile(r"hf:([\w.-]+)/([\w.-]+)((?:/[^/@]+)*)/?(?:@([\w./-]+))?", re.ASCII)
+
+
+def open_hub(source: str) -> Listing:
+    """What `hf:OWNER/REPO/path/in/repo@revision` holds, at the commit that the revision (default: main) is now.
+
+    Honours HF_ENDPOINT, HF_HOME (token and cache), HF_TOKEN and the library's other variables. Raises SourceError.
+    """
+    match = _SOURCE.fullmatch(source)
+    if match is None:
+        raise SourceError(f"{source}: write hf:OWNER/REPO/folder@revision, with a tag or a commit", bad_use=True)
+    owner, name, path, revision = match[1], match[2], match[3].strip("/"), match[4] or "main"
+    try:
+        from huggingface_hub import HfApi, errors, get_token, hf_hub_url, try_to_load_from_cache
+        from huggingface_hub.hf_api import RepoFile
+    except ModuleNotFoundError:
+        raise SourceError("hf: needs huggingface_hub: pip install 'edged[hub]'", bad_use=True) from None
+    repository, api, token = f"{owner}/{name}", HfApi(), get_token()
+    try:
+        commit = api.model_info(repository, revision=revision).sha
+        tree = api.list_repo_tree(repository, path or None, revision=commit, recursive=True)
+        entries = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    except errors.GatedRepoError:
+        raise SourceError(f"{repository} wants its terms accepted on the hub, and HF_TOKEN set") from None
+    except errors.RepositoryNotFoundError:
+        raise SourceError(f"the hub has no {repository}; a private one needs HF_TOKEN") from None
+    except errors.RevisionNotFoundError:
+        raise SourceError(f"{repository} has no revision {revision}") from None
+    except errors.EntryNotFoundError:
+        raise SourceError(f"{repository} has no folder {path or '/'} at {revision}") from None
+    except Exception as error:  # of whichever HTTP library this huggingface_hub uses
+        raise SourceError(f"the hub at {api.endpoint} does not answer: {one_line(error)}") from None
+
+    def make(inside: str) -> SourceFile:
+        entry = entries[f"{path}/{inside}" if path else inside]
+        # Large files have their SHA-256, small ones the hash that git gave them.
+        digest = Digest("sha256", entry.lfs.sha256) if entry.lfs else Digest("git-sha1", entry.blob_id)
+        size = entry.lfs.size if entry.lfs else entry.size
+        cached = try_to_load_from_cache(repository, entry.path, revision=commit)
+        if isinstance(cached, str):
+            return SourceFile(inside, size, digest, Path(cached).open("rb"))
+        url = hf_hub_url(repository, entry.path, revision=commit)
+        return SourceFile(inside, size, digest, Remote(url, {"Authorization": f"Bearer {token}"} if token else {}))
+
+    def paths() -> Iterator[str]:
+        return (entry[len(path) :].lstrip("/") for entry in entries)
+
+    plain = f"hf:{repository}{'/' if path else ''}{path}@{commit}"
+    return listing(plain, name, ((inside, make) for inside in paths()))

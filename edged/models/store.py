@@ -1,0 +1,296 @@
+"""The packages on this device: where they lie, which one is used, and how one comes and goes without a gap.
+
+    models/NAME     -> .packages/<content>/NAME   what pull put in place (a plain folder where a person did)
+    models/current  -> NAME                       what `edged model use` chose
+    models/.pulls/NAME                            what a pull has brought so far
+
+A new version is a whole folder before the link turns to it in one step; the old one goes afterwards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edged.demo import MODEL_FOLDER, MODEL_NAME
+from edged.engine.package import PackageError, read_json
+from edged.models.sources import NAME
+from edged.settings import Settings
+
+ORIGIN = "origin.json"
+_CURRENT = "current"
+_MOST_ORIGIN_BYTES = 1 << 16
+
+
+class StoreError(Exception):
+    """What was asked of the store cannot be done; one line. `bad_use`: it was asked wrongly."""
+
+    def __init__(self, message: str, bad_use: bool = False) -> None:
+        super().__init__(message)
+        self.bad_use = bad_use
+
+
+class Origin(BaseModel):
+    """The document in a pulled package's origin.json; times are RFC 3339 in UTC."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    source: str
+    content: str
+    pulled_at: str
+    verified_at: str | None = None
+    """When it last answered as recorded at a pull or a use; None: it has no known answers, or was not asked."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A package on this device, or with `unfinished` what a pull has brought of one."""
+
+    name: str
+    folder: Path
+    bytes: int
+    architecture: str
+    origin: Origin | None
+    unfinished: bool = False
+
+
+def store_of(settings: Settings) -> Store:
+    """The store of these settings' state_dir."""
+    return Store(settings.state_dir / "models")
+
+
+def served(settings: Settings) -> tuple[Path, str | None]:
+    """The folder of the package that is served, and its name where that is not the folder's.
+
+    model.path, else what `edged model use` chose, else the built-in demo model.
+    """
+    if settings.model.path is not None:
+        return settings.model.path, None
+    chosen = store_of(settings).folder / _CURRENT
+    return (chosen, None) if os.path.lexists(chosen) else (MODEL_FOLDER, MODEL_NAME)
+
+
+def act_as_owner(state_dir: Path) -> None:
+    """Go on as the user who owns state_dir, if root calls: what is made there must be the daemon's own.
+
+    Raises StoreError where that user cannot read the Python that runs this.
+    """
+    if os.geteuid() != 0:
+        return
+    existing = next(path for path in (state_dir, *state_dir.absolute().parents) if path.exists())
+    status = existing.stat()
+    if status.st_uid != 0:
+        os.setgroups([])
+        os.setgid(status.st_gid)
+        os.setuid(status.st_uid)
+        if not os.access(os.__file__, os.R_OK):
+            raise StoreError(
+                f"{sys.prefix} cannot be read by the owner of {state_dir} (uid {status.st_uid}): give access"
+            )
+
+
+class Store:
+    """The folder `models` of a state_dir."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def current(self) -> str | None:
+        """The name that `edged model use` chose."""
+        try:
+            return os.readlink(self.folder / _CURRENT)
+        except OSError:
+            return None
+
+    def find(self, name: str) -> Stored | None:
+        """The package of this name. Raises StoreError where the store cannot be read."""
+        folder = self.folder / name
+        try:
+            if not NAME.fullmatch(name) or name == _CURRENT or not folder.is_dir():
+                return None
+            return self._stored(name, folder)
+        except OSError as error:
+            raise _cannot("read", folder, error) from None
+
+    def all(self) -> list[Stored]:
+        """Every package, and every unfinished pull after them, by name. Raises StoreError."""
+        try:
+            names = sorted(path.name for path in self.folder.iterdir())
+            pulls = sorted(path.name for path in self._pulls.iterdir()) if self._pulls.is_dir() else []
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _cannot("read", self.folder, error) from None
+        found = [stored for name in names if (stored := self.find(name)) is not None]
+        return found + [self._stored(name, self._pulls / name, unfinished=True) for name in pulls]
+
+    def staging(self, name: str) -> Path:
+        """Where a pull collects the files of `name`; it stays for the next try."""
+        return self._pulls / name
+
+    @contextmanager
+    def pulling(self) -> Iterator[None]:
+        """Hold the store for one pull. Raises StoreError where another one is at work, or nothing can be written."""
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                stack.enter_context(_locked(self.folder / ".pull.lock", wait=False))
+            except BlockingIOError:
+                raise StoreError("another edged model pull is at work here: wait until it has ended") from None
+            except OSError as error:
+                raise _cannot("write", self.folder, error) from None
+            yield
+
+    def place(self, name: str, origin: Origin) -> Path:
+        """Put what was staged in place under its name, in one step, and drop the version before."""
+        staging, new = self.staging(name), self._packages / origin.content / name
+        write_origin(staging, origin)
+        for place in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
+            _sync(place)
+        with _locked(self.folder / ".lock"):
+            self.check_free(name)
+            shutil.rmtree(new, ignore_errors=True)  # of a pull that died here
+            new.parent.mkdir(parents=True, exist_ok=True)
+            staging.rename(new)
+            _sync(new.parent)
+            _sync(self._packages)
+            self._turn(self.folder / name, new.relative_to(self.folder))
+            self._drop_versions(name, but=new)
+        return self.folder / name
+
+    def check_free(self, name: str) -> None:
+        """Raises StoreError where a folder has this name that no pull put there."""
+        path = self.folder / name
+        if path.exists() and not path.is_symlink():
+            raise StoreError(f"{path} was put there by hand: remove it first, or give --name")
+
+    def use(self, name: str) -> str | None:
+        """Make `name` the one that is served from the next load on; returns the one before. Raises StoreError."""
+        try:
+            with _locked(self.folder / ".lock"):
+                if self.find(name) is None:
+                    raise self.unknown(name)
+                before = self.current
+                self._turn(self.folder / _CURRENT, Path(name))
+                return before
+        except OSError as error:
+            raise _cannot("write", self.folder, error) from None
+
+    def remove(self, name: str, served: Path) -> int:
+        """Remove a package and what a pull has brought of it, and return the bytes that came free.
+
+        Raises StoreError: it is unknown, or it is `served` or chosen.
+        """
+        stored = self.find(name)
+        unfinished = self.staging(name) if NAME.fullmatch(name) else None
+        if stored is None and not (unfinished and unfinished.is_dir()):
+            raise self.unknown(name)
+        with self.pulling(), _locked(self.folder / ".lock"):
+            if stored and (self.current == name or served.resolve() == stored.folder.resolve()):
+                raise StoreError(f"{name} is in use: edged model use another one first, or mend model.path")
+            freed = (stored.bytes if stored else 0) + _bytes(self.staging(name))
+            try:
+                shutil.rmtree(self.staging(name), ignore_errors=True)
+                if (self.folder / name).is_symlink():
+                    (self.folder / name).unlink()
+                elif stored:
+                    shutil.rmtree(stored.folder)
+                self._drop_versions(name)
+            except OSError as error:
+                raise _cannot("write", self.folder, error) from None
+            return freed
+
+    def unknown(self, name: str) -> StoreError:
+        """The error for a name that is not here."""
+        names = ", ".join(stored.name for stored in self.all() if not stored.unfinished)
+        return StoreError(f"there is no package {name!r} in {self.folder}; it has {names or 'none'}", bad_use=True)
+
+    @property
+    def _packages(self) -> Path:
+        return self.folder / ".packages"
+
+    @property
+    def _pulls(self) -> Path:
+        return self.folder / ".pulls"
+
+    def _stored(self, name: str, folder: Path, unfinished: bool = False) -> Stored:
+        try:
+            architecture = str(read_json(folder, "genai_config.json")["model"]["type"])[:64]
+        except (PackageError, KeyError, TypeError):
+            architecture = "unknown"
+        return Stored(name, folder, _bytes(folder), architecture, read_origin(folder), unfinished)
+
+    def _turn(self, link: Path, target: Path) -> None:
+        """Let a link point elsewhere, in one step that outlives a power cut."""
+        new = self.folder / f".{link.name}.new"
+        new.unlink(missing_ok=True)
+        new.symlink_to(target)
+        new.replace(link)
+        _sync(self.folder)
+
+    def _drop_versions(self, name: str, but: Path | None = None) -> None:
+        for version in self._packages.glob(f"*/{name}"):
+            if version != but:
+                shutil.rmtree(version)
+                with suppress(OSError):  # another name's copy lies there
+                    version.parent.rmdir()
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """Where the package in `folder` came from, None where nobody wrote it down."""
+    try:
+        path = folder / ORIGIN
+        if path.stat().st_size > _MOST_ORIGIN_BYTES:
+            return None
+        return Origin.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def write_origin(folder: Path, origin: Origin) -> None:
+    """Write origin.json, whole or not at all."""
+    new = folder / f".{ORIGIN}.new"
+    with new.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(origin.model_dump(), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(folder / ORIGIN)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _cannot(do: str, path: Path, error: OSError) -> StoreError:
+    reason = (error.strerror or str(error)).lower()
+    hint = ": run it as root, or as the user that runs edged" if isinstance(error, PermissionError) else ""
+    return StoreError(f"cannot {do} {path}: {reason}{hint}")
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold `path` for this process. Raises BlockingIOError where another one does and this one must not `wait`."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)

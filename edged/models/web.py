@@ -1,0 +1,84 @@
+"""HTTP by the standard library: the system's authorities and proxies, no other scheme, errors of one line."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.message import Message
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import edged
+
+TIMEOUT = 30.0
+"""Seconds without a byte after which a connection counts as cut."""
+_PASSING = {408, 425, 429}
+_HIDDEN = {"authorization", "cookie"}
+
+
+class WebError(Exception):
+    """A request failed; one line. `passing`: another try may succeed."""
+
+    def __init__(self, message: str, passing: bool) -> None:
+        super().__init__(" ".join(message.split()))
+        self.passing = passing
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A URL and the headers it is asked with; credentials among them stay with this host."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    # Python 3.10 does not know 308.
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> urllib.request.Request | None:
+        asked, given = req.type, urlsplit(newurl).scheme
+        if given not in ("https", asked) or given not in ("http", "https"):
+            raise WebError(f"the server redirects from {asked} to {given}, which is not followed", passing=False)
+        code = 307 if code == 308 else code
+        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
+
+
+def open_url(remote: Remote, method: str = "GET", more: Mapping[str, str] | None = None) -> Any:
+    """The open answer, http.client.HTTPResponse, of status 2xx. Raises WebError; reading may raise OSError."""
+    request = urllib.request.Request(remote.url, method=method, headers={"User-Agent": f"edged/{edged.__version__}"})
+    for name, value in {**remote.headers, **(more or {})}.items():
+        # urllib would show a redirect's target what is meant for this host alone.
+        add = request.add_unredirected_header if name.lower() in _HIDDEN else request.add_header
+        add(name, value)
+    handlers = (_Redirects(), urllib.request.HTTPSHandler(context=ssl.create_default_context()))
+    try:
+        return urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        with error:
+            passing = error.code in _PASSING or error.code >= 500
+            raise WebError(f"the server answers {error.code} {error.reason}", passing) from None
+    except urllib.error.URLError as error:
+        raise _explain(error.reason) from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _explain(error) from None
+
+
+def _explain(error: object) -> WebError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return WebError(
+            f"the server's certificate is not trusted: {error.verify_message} (the system's authorities are asked: "
+            "update-ca-certificates adds one; is the clock right?)",
+            passing=False,
+        )
+    if isinstance(error, TimeoutError):
+        return WebError(f"no answer in {TIMEOUT:.0f} s", passing=True)
+    if isinstance(error, OSError):
+        return WebError((error.strerror or str(error) or type(error).__name__).lower(), passing=True)
+    return WebError(f"not an answer in HTTP: {type(error).__name__} {error}", passing=isinstance(error, Exception))

@@ -1,0 +1,60 @@
+"""Which package the daemon serves: what `edged model use` chose, taken up by a reload, and back."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+from daemon_fixtures import MODELS, REFERENCE, Place, eventually, reference_job
+
+from edged.models.pull import held_by_daemon
+
+pytest_plugins = ["daemon_fixtures"]
+
+
+def test_a_package_is_pulled_used_taken_up_by_a_reload_and_turned_back(place: Place) -> None:
+    daemon, client = place.daemon(MODEL__PATH=""), place.client()
+
+    def serves(name: str) -> None:
+        daemon.until_ready()
+        answer = client.ask(
+            {"id": f"to-{name}-{len(client.messages)}", "messages": [{"role": "user", "content": "hello"}]}
+        )
+        assert (answer["state"], answer["model"]) == ("succeeded", name)
+
+    daemon.start()
+    serves("edged-demo")
+    for name in ("phi3", "llama3"):
+        assert daemon.command("model", "pull", str(MODELS / name)).returncode == 0
+        done = daemon.command("model", "use", name)
+        assert "systemctl reload edged" in done.stdout, done.stderr
+    serves("edged-demo")  # nothing changes by itself
+    assert held_by_daemon(daemon.state_dir) > 20 << 20  # what it would give back for another model
+    before = daemon.log().count('"starting"')
+    daemon.send_signal(signal.SIGHUP)
+    eventually(lambda: daemon.log().count('"starting"') > before)
+    serves("llama3")
+    assert daemon.command("model", "use", "phi3").returncode == 0
+    daemon.send_signal(signal.SIGHUP)
+    eventually(lambda: daemon.log().count('"starting"') > before + 1)
+    serves("phi3")
+    client.send(reference_job("exact"))
+    assert client.result("exact")["token_ids"] == REFERENCE[0]["output_ids"]
+    listed = json.loads(daemon.command("model", "list", "--json").stdout)["packages"]
+    assert {row["name"]: row["used"] for row in listed} == {"llama3": False, "phi3": True}
+    assert daemon.end() == 0
+    assert held_by_daemon(daemon.state_dir) == 0
+
+
+def test_a_chosen_package_that_breaks_is_served_once_another_is_chosen(place: Place) -> None:
+    daemon, client = place.daemon(MODEL__PATH=""), place.client()
+    for name in ("phi3", "llama3"):
+        assert daemon.command("model", "pull", str(MODELS / name)).returncode == 0
+    assert daemon.command("model", "use", "phi3").returncode == 0
+    (daemon.state_dir / "models/phi3/model.onnx.data").write_bytes(b"cut")
+    daemon.start(ready=False)
+    daemon.until_fault("model.onnx.data is cut")
+    assert daemon.command("model", "use", "llama3").returncode == 0
+    daemon.until_ready()  # it looks at the folder every two seconds
+    assert client.ask(reference_job("x"))["model"] == "llama3"
+    assert daemon.end() == 0
