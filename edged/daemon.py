@@ -370,7 +370,7 @@ class Daemon:
                 self._settings,
                 self._board,
                 available,
-                path=self._model_path,
+                path=self._model_path.resolve(),  # all of one version, whatever a pull does meanwhile
                 name=self._model_name,
                 prefix_folder=self._settings.state_dir / PREFIXES,
             )

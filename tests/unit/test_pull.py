@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_rig import copy_package
-from pull_rig import Board, Server, publish, same_files, serving, write_sums
+from pull_rig import PATIENCE, Board, Server, publish, same_files, serving, write_sums
 from test_verify import flip_block
 
 from edged.health.memory import Available
@@ -80,6 +82,34 @@ def test_a_new_version_takes_the_place_of_the_old_one(board: Board, tmp_path: Pa
     board.succeed("pull", stick)
     assert (board.models / "phi3" / "README.md").read_text() == "second edition"
     assert len(list(board.models.glob(".packages/*/phi3"))) == 1
+
+
+def test_what_a_pull_left_that_died_at_the_last_step_is_in_nobodys_way(board: Board, tmp_path: Path) -> None:
+    stick = publish(tmp_path)
+    content = json.loads(board.succeed("pull", stick, "--json"))["content"]
+    (board.models / "phi3").unlink()  # as if the link had not been turned
+    assert json.loads(board.succeed("list", "--json"))["packages"] == []
+    board.succeed("pull", stick)
+    assert same_files(stick, board.models / "phi3")
+    (board.models / ".packages" / content / "phi3").rename(board.models / ".packages/phi3")
+    assert (board.models / "phi3").is_symlink()  # and leads nowhere
+    board.succeed("pull", stick)
+    assert same_files(stick, board.models / "phi3")
+
+
+def test_on_a_terminal_a_bar_is_drawn_and_nothing_of_it_stays(board: Board, tmp_path: Path) -> None:
+    terminal, inside = pty.openpty()
+    environment = {**board.environment, "TERM": "xterm", "COLUMNS": "100"}
+    command = board.command("pull", publish(tmp_path))
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=inside, text=True)
+    os.close(inside)
+    out, drawn = process.communicate(timeout=PATIENCE)[0], os.read(terminal, 1 << 20).decode()
+    os.close(terminal)
+    assert process.returncode == 0
+    assert "kB" in drawn
+    assert "/s" in drawn
+    assert drawn.endswith("\x1b[2K")
+    assert out.startswith("phi3: ")
 
 
 def test_the_old_one_stays_where_the_new_one_answers_otherwise(board: Board, tmp_path: Path) -> None:
