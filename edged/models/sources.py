@@ -104,7 +104,7 @@ def open_source(source: str) -> Listing:
 
 def listing(source: str, name: str, files: Iterator[tuple[str, Callable[[str], SourceFile]]]) -> Listing:
     """A Listing of those files that a package may hold. Raises SourceError: a path leaves it, or they are too many."""
-    taken: dict[str, SourceFile] = {}
+    taken: dict[str, Callable[[str], SourceFile]] = {}
     left_out = []
     for path, make in files:
         plain = _inside(path)
@@ -115,10 +115,10 @@ def listing(source: str, name: str, files: Iterator[tuple[str, Callable[[str], S
         elif len(taken) == MOST_FILES:
             raise SourceError(f"{source} has more than {MOST_FILES} files: that is no package")
         else:
-            taken[plain] = make(plain)
+            taken[plain] = make
     if "genai_config.json" not in taken:
         raise SourceError(f"{source} has no genai_config.json: it must be the folder of one package")
-    return Listing(source, name, tuple(taken.values()), tuple(sorted(left_out)))
+    return Listing(source, name, tuple(make(path) for path, make in taken.items()), tuple(sorted(left_out)))
 
 
 def _inside(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import ssl
 import urllib.error
@@ -50,6 +51,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
 
+@functools.cache  # reading the system's authorities takes longer than a small file
+def _opener() -> urllib.request.OpenerDirector:
+    https = urllib.request.HTTPSHandler(context=ssl.create_default_context())
+    return urllib.request.build_opener(_Redirects(), https)
+
+
 def open_url(remote: Remote, method: str = "GET", more: Mapping[str, str] | None = None) -> Any:
     """The open answer, http.client.HTTPResponse, of status 2xx. Raises WebError; reading may raise OSError."""
     request = urllib.request.Request(remote.url, method=method, headers={"User-Agent": f"edged/{edged.__version__}"})
@@ -57,9 +64,8 @@ def open_url(remote: Remote, method: str = "GET", more: Mapping[str, str] | None
         # urllib would show a redirect's target what is meant for this host alone.
         add = request.add_unredirected_header if name.lower() in _HIDDEN else request.add_header
         add(name, value)
-    handlers = (_Redirects(), urllib.request.HTTPSHandler(context=ssl.create_default_context()))
     try:
-        return urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT)
+        return _opener().open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
             passing = error.code in _PASSING or error.code >= 500

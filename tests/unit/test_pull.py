@@ -407,8 +407,6 @@ def test_a_list_that_is_no_list(board: Board, server: Server) -> None:
     (package / "SHA256SUMS").write_bytes(b"\xff" * 100)
     assert "is not text" in board.refused("pull", f"{server.url}/phi3/SHA256SUMS")
     (package / "SHA256SUMS").write_text("".join(f"{'0' * 64}  {number}.json\n" for number in range(300)))
-    for number in range(300):
-        (package / f"{number}.json").touch()
     assert "more than 256 files" in board.refused("pull", f"{server.url}/phi3/SHA256SUMS")
     (package / "SHA256SUMS").write_text("0" * (2 << 20))
     assert "larger than 1024 KiB" in board.refused("pull", f"{server.url}/phi3/SHA256SUMS")
