@@ -269,7 +269,7 @@ class Daemon:
 
     def _turn(self, timeout: float) -> None:
         """Take what has come, all of it in one commit, and let time pass."""
-        wait = 0.0 if self._desk.hurried else timeout
+        wait = max(0.0, min(timeout, self._desk.due_in))
         for _ in range(EVENTS):
             try:
                 event = self._inbox.get(timeout=wait)

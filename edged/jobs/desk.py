@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ CANCEL_MEMORY_SECONDS = 600.0
 CANCEL_MEMORY = 10_000
 CONFIRMATION_DELAY = 1.0
 """Confirmations of the broker are written down with the next commit, or alone after this many seconds."""
+GATHER_SECONDS = 0.05
+"""A commit waits this long for company where more is under way: a commit costs the card far more than a job in it."""
 PRUNE_SECONDS = 3600.0
 """Between two prunings, less where retention is short."""
 SCRUB_SECONDS = 60.0
@@ -137,6 +140,7 @@ class Desk:
         self._cancelled: OrderedDict[str, float] = OrderedDict()
         self._serving: Serving | None = None
         self._unwritten_since: float | None = None
+        self._gathering_since: float | None = None
         # A process that was killed may have left erased rows in the write-ahead log.
         self._scrub_by: float | None = time.monotonic()
         self._more_to_start = False
@@ -182,11 +186,15 @@ class Desk:
         return len(self._queue) + len(self._active) >= self._max_queued
 
     @property
-    def hurried(self) -> bool:
-        """Whether another flush() is due at once, though nothing new comes in."""
+    def due_in(self) -> float:
+        """Seconds until another flush() is due, though nothing new comes in."""
         if self.fault is not None:
-            return False
-        return bool(self._endings or (self._arrivals and not self.full) or self._more_to_start)
+            return math.inf
+        if self._more_to_start:
+            return 0.0
+        if self._endings or (self._arrivals and not self.full):
+            return self._gather_left()
+        return math.inf
 
     @property
     def busy(self) -> bool:
@@ -256,7 +264,7 @@ class Desk:
 
     def flush(self) -> None:
         """Write everything that waits in one commit, then tell of it, then give the engine its next jobs."""
-        if self._arrivals or self._endings or self._confirmations_due() or self.fault is not None:
+        if self._commit_due():
             try:
                 self._commit()
             except SpoolError as error:
@@ -313,6 +321,20 @@ class Desk:
 
     # Acceptance
 
+    def _commit_due(self) -> bool:
+        if self.fault is not None or self._confirmations_due():
+            return True
+        return bool(self._arrivals or self._endings) and self._gather_left() <= 0.0
+
+    def _gather_left(self) -> float:
+        """Seconds that a commit still waits for company. One that would hold all there is does not wait."""
+        if self._draining or not (self._active or len(self._arrivals) > 1):
+            return 0.0
+        now = time.monotonic()
+        if self._gathering_since is None:
+            self._gathering_since = now
+        return self._gathering_since + GATHER_SECONDS - now
+
     def _commit(self) -> None:
         batch = Batch()
         deliveries: list[Delivery] = []
@@ -337,7 +359,7 @@ class Desk:
                 self._admission.admit(arrival, batch, now)
             self._write_confirmations()
         # On disk. From here on nothing can fail but the process.
-        self._unwritten_since = None
+        self._unwritten_since = self._gathering_since = None
         self.outbox.written_down()
         for ending in endings:
             self._endings.popleft()

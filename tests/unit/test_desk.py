@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,6 +133,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
             key, (1,), job.max_tokens, priority=job.priority, received=received
         ),
     )
+    monkeypatch.setattr(desk_module, "GATHER_SECONDS", 0.0)
     return World(tmp_path)
 
 
@@ -173,10 +176,34 @@ def test_nothing_is_told_of_a_commit_that_failed_and_all_of_it_once_it_works(
 def test_more_arrivals_than_one_commit_takes_do_not_wait_for_the_next_event(world: World) -> None:
     world.arrive(*[b"bad"] * (desk_module.BATCH + 5))
     world.desk.flush()
-    assert world.desk.hurried
+    assert world.desk.due_in <= 0.0
     world.desk.flush()
-    assert not world.desk.hurried
+    assert world.desk.due_in == math.inf
     assert sum(said[0] == "puback" for said in world.said) == desk_module.BATCH + 5
+
+
+def test_commits_wait_for_company_and_a_job_alone_does_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    now = [time.monotonic()]
+    monkeypatch.setattr(desk_module, "time", clock)
+    monkeypatch.setattr(desk_module, "GATHER_SECONDS", 0.05)
+    world.serve(rows=2).arrive(job("a"))
+    world.desk.flush()
+    assert world.kinds("a") == ["accepted"]  # nothing else is under way
+    world.desk.engine_event(Started(1))
+    world.arrive(job("b"))
+    world.desk.flush()
+    assert world.kinds("b") == []
+    assert 0.0 < world.desk.due_in < 0.051
+    now[0] += 0.04
+    world.arrive(job("c"))
+    world.desk.flush()
+    assert (world.kinds("b"), world.kinds("c")) == ([], [])
+    now[0] += 0.011  # counted from the first of them
+    assert world.desk.due_in <= 0.0
+    world.desk.flush()
+    assert (world.kinds("b"), world.kinds("c")) == (["accepted"], ["accepted"])
+    assert world.desk.due_in == math.inf
 
 
 def test_a_job_that_ends_when_it_is_handed_over_is_answered_at_once(world: World, monkeypatch: Any) -> None:
@@ -186,7 +213,7 @@ def test_a_job_that_ends_when_it_is_handed_over_is_answered_at_once(world: World
     monkeypatch.setattr(desk_module, "prepare", refuse)
     world.serve().arrive(job("a"), job("b"))
     world.desk.flush()
-    assert world.desk.hurried
+    assert world.desk.due_in <= 0.0
     world.desk.flush()
     assert [world.kinds(id) for id in ("a", "b")] == [["accepted", "result"]] * 2
     assert "secret-word" not in str(world.said)
