@@ -34,7 +34,8 @@ from edged.health.supervisor import Supervisor
 from edged.jobs.crash import CrashLedger
 from edged.jobs.desk import Desk
 from edged.jobs.prompt import pinned
-from edged.jobs.spool import Spool, SpoolError
+from edged.jobs.salvage import mark_damaged, open_spool
+from edged.jobs.spool import SpoolError
 from edged.models.store import served
 from edged.mqtt.events import (
     CancelReceived,
@@ -128,7 +129,7 @@ class Daemon:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _lock(folder / "lock")
-            self._spool = Spool(folder / "spool.db")
+            self._spool = open_spool(folder / "spool.db")
             ledger = CrashLedger(folder, self._clock.boot_id())
         except BlockingIOError:
             raise DaemonError(f"another edged runs on {folder}: stop it, or give this one its own state_dir") from None
@@ -173,6 +174,7 @@ class Daemon:
             running=lambda: self._desk.running,
             outbox=lambda: len(self._desk.outbox),
             spool_bytes=lambda: self._spool.bytes,
+            damaged_spools=lambda: len(self._spool.set_aside),
             batch_rows=lambda: self._engine.batch_rows,
             kv_used_ratio=lambda: self._engine.kv_used_ratio,
             reuse=lambda: self._model.serving.reuse if self._model.serving else None,
@@ -288,6 +290,8 @@ class Daemon:
                 self._desk.tick()
         except SpoolError as error:
             log.error("spool_fault", reason=str(error))
+        if self._spool.damage is not None and not self._stops:
+            self._recover_spool(self._spool.damage)
         self._turned_at = time.monotonic()
         if not self.alive_faults():
             self._supervisor.alive()
@@ -361,6 +365,14 @@ class Daemon:
         self._supervisor.reloading()
         self._reloading = True
         self._stops += 1
+
+    def _recover_spool(self, damage: str) -> None:
+        """Start anew at once: a start recovers what can be read, and nothing can be written down before."""
+        log.error("spool_damaged", reason=damage, hint="edged starts anew and recovers what can be read")
+        mark_damaged(self._spool.path, damage)
+        self._supervisor.reloading()
+        self._reloading = True
+        self._stops = 2
 
     def _load(self) -> Serving:
         # onnxruntime 1.23 holds the GIL meanwhile: nobody can give a sign of life.

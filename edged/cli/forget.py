@@ -10,7 +10,7 @@ import typer
 
 from edged.cli.common import FAILED, BadUseError, ConfigOption, end, settings_or_exit
 from edged.engine.prefix_disk import PREFIXES, erase
-from edged.jobs.spool import Spool, SpoolError
+from edged.jobs.spool import Spool, discard
 
 
 def forget(
@@ -40,11 +40,15 @@ def forget(
                         spool.remove(known.seq)
                         erased += 1
             spool.scrub()
-    except SpoolError as error:
+            damaged = spool.set_aside
+            for file in damaged:  # which jobs are in them cannot be told
+                discard(file)
+    except OSError as error:  # SpoolError among them
         end(FAILED, str(error))
-    if not erased and not everything:
+    if not (erased or damaged or everything):
         end(FAILED, f"no job {id!r} is stored in {path}")
     # Which job's words a prefix holds is not known, so all go: they are only there to save time.
     prefixes = erase(settings.state_dir / PREFIXES)
     more = f" and {prefixes} block{'' if prefixes == 1 else 's'} of the prefix cache" if prefixes else ""
+    more += f" and {len(damaged)} damaged spool{'' if len(damaged) == 1 else 's'}" if damaged else ""
     typer.echo(f"erased {erased} job{'' if erased == 1 else 's'}{more}")

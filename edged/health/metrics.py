@@ -81,6 +81,9 @@ class Metrics:
             registry=registry,
         )
         self.spool_bytes = Gauge("edged_spool_bytes", "Size of the spool on disk", registry=registry)
+        self.damaged_spools = Gauge(
+            "edged_spool_damaged_files", "Damaged spools that were set aside and are still there", registry=registry
+        )
         Info("edged_build", "The version of edged", registry=registry).info({"version": __version__})
         ProcessCollector(registry=registry)
         registry.register(_BoardCollector(board))
@@ -94,6 +97,7 @@ class Metrics:
         running: Callable[[], int],
         outbox: Callable[[], int],
         spool_bytes: Callable[[], int],
+        damaged_spools: Callable[[], int],
         batch_rows: Callable[[], int],
         kv_used_ratio: Callable[[], float],
         reuse: Callable[[], PrefixReuse | None],
@@ -103,6 +107,7 @@ class Metrics:
         self.running.set_function(running)
         self.outbox.set_function(outbox)
         self.spool_bytes.set_function(spool_bytes)
+        self.damaged_spools.set_function(damaged_spools)
         self.batch_rows.set_function(batch_rows)
         self.kv_used_ratio.set_function(kv_used_ratio)
         self._prefixes.reuse = reuse

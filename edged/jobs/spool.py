@@ -2,19 +2,40 @@
 
 WAL with synchronous=FULL: what a commit returned from is on disk. Rows are appended, hardly ever rewritten, and freed
 space is zeroed (secure_delete). One thread at a time uses it. The caller groups writes with `transaction()`.
+
+The schema grows by steps that only add: tables, and columns whose default is right for a row of an older edged.
+So an older edged goes on with a newer file, unless a step says that it must not.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
+PAGE_BYTES = 512
+"""A commit writes whole pages: with small ones hardly more than what is new. A file keeps what it was made with."""
+WAL_BYTES = 1 << 20
+"""Size of the write-ahead log at which it is copied into the file and begun anew."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What leads from one version of the schema to the next."""
+
+    sql: str
+    """Statements, each on lines of its own and ended by a semicolon."""
+    oldest: int = 0
+    """The oldest version whose code may use a file after this step; given only where adding did not do."""
+
+
+STEPS: tuple[Step, ...] = (
+    Step("""
 CREATE TABLE job (
     seq INTEGER PRIMARY KEY,   -- order of receipt
     id TEXT NOT NULL,
@@ -48,11 +69,17 @@ CREATE TABLE attempt (
     crashes INTEGER NOT NULL,  -- of these, crashes of the process's own making while it ran alone
     suspect INTEGER NOT NULL   -- ran beside others in such a crash: runs alone from now on
 );
-"""
+"""),
+)
+"""STEPS[n] leads from version n to n + 1. A step that was released is not changed any more."""
 
 
 class SpoolError(OSError):
     """The spool cannot be opened, read or written now; the message says why on one line."""
+
+
+class SpoolDamagedError(SpoolError):
+    """What the file holds is broken: no waiting helps, edged.jobs.salvage does."""
 
 
 @dataclass(frozen=True)
@@ -100,30 +127,50 @@ class Spool:
     """Jobs and results on disk."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the spool. Raises SpoolError: no permission, read-only, full, damaged, from a newer edged."""
+        """Open or make the spool, and bring an older file's schema up to date.
+
+        Raises SpoolError: no permission, read-only, full, of a newer edged that leaves this one out. Raises
+        SpoolDamagedError.
+        """
         self.path = path
+        self.damage: str | None = None
+        """Why this file is broken, once that was met."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.close(descriptor)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0, check_same_thread=False)
+        except (sqlite3.Error, OSError) as error:
+            raise spool_error(f"the spool {path} cannot be opened", error) from None
+        try:
+            self._db.execute(f"PRAGMA page_size={PAGE_BYTES}")  # of a new file
             self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute(f"PRAGMA wal_autocheckpoint={WAL_BYTES // PAGE_BYTES}")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA secure_delete=ON")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise SpoolError(
-                    f"{path} was written by a newer edged (schema {version}, this one knows {SCHEMA_VERSION})"
-                )
-            if version == 0:
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
             with self.transaction():  # a read-only disk is found here and not at the first job
+                self._migrate()
                 self.touch()
             # Given by hand, so that the number of a job that was removed is never given again while this process runs.
             self._next = self._db.execute("SELECT ifnull(max(seq), 0) + 1 FROM job").fetchone()[0]
-        except SpoolError:
+        except BaseException as error:
+            self._db.close()
+            if isinstance(error, sqlite3.Error):
+                raise spool_error(f"the spool {path} cannot be opened", error) from None
             raise
-        except (sqlite3.Error, OSError) as error:
-            raise SpoolError(f"the spool {path} cannot be opened: {_why(error)}") from None
+
+    def _migrate(self) -> None:
+        """Apply the steps that the file lacks; the caller has the transaction."""
+        version, oldest = _versions(self._db)
+        if oldest > len(STEPS):
+            raise SpoolError(
+                f"{self.path} was written by a newer edged: it needs one that knows schema {oldest}, "
+                f"this one knows {len(STEPS)}"
+            )
+        for step in STEPS[version:]:
+            for statement in step.sql.split(";\n"):
+                self._db.execute(statement)
+            version, oldest = version + 1, max(oldest, step.oldest)
+            self._db.execute(f"PRAGMA user_version={oldest << 16 | version}")
 
     def close(self) -> None:
         """Close the file; everything committed is on disk already."""
@@ -141,7 +188,7 @@ class Spool:
                 with contextlib.suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
-                raise SpoolError(f"the spool {self.path} cannot be written: {_why(error)}") from None
+                raise self._failure("written", error) from None
             raise
 
     def add_job(
@@ -164,7 +211,8 @@ class Spool:
         """Append a job."""
         seq, self._next = self._next, self._next + 1
         self._db.execute(
-            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO job (seq, id, digest, document, priority, store, received, boottime, boot_id, synchronised, "
+            "ttl, deadline, reply_topic, correlation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 seq,
                 id,
@@ -187,7 +235,8 @@ class Spool:
     def add_result(self, seq: int, state: str, document: bytes, finished: float, boottime: float, boot_id: str) -> bool:
         """Append a job's one result; False where the job was forgotten meanwhile."""
         cursor = self._db.execute(
-            "INSERT INTO result SELECT seq, ?, ?, ?, ?, ? FROM job WHERE seq = ?",
+            "INSERT INTO result (seq, state, document, finished, boottime, boot_id) "
+            "SELECT seq, ?, ?, ?, ?, ? FROM job WHERE seq = ?",
             (state, document, finished, boottime, boot_id, seq),
         )
         return cursor.rowcount == 1
@@ -200,7 +249,9 @@ class Spool:
         ).fetchone()
         if same:
             return None
-        return self._db.execute("INSERT INTO waiter VALUES (NULL, ?, ?, ?)", (seq, topic, correlation)).lastrowid
+        return self._db.execute(
+            "INSERT INTO waiter (seq, topic, correlation) VALUES (?, ?, ?)", (seq, topic, correlation)
+        ).lastrowid
 
     def first_waiter(self, seq: int) -> tuple[str | None, bytes | None]:
         """The Response Topic and Correlation Data that the job came with."""
@@ -213,19 +264,20 @@ class Spool:
 
     def mark_delivered(self, seq: int) -> None:
         """The broker has the result, wherever it was due at first."""
-        self._db.execute("INSERT OR IGNORE INTO delivered VALUES (?)", (seq,))
+        self._db.execute("INSERT OR IGNORE INTO delivered (seq) VALUES (?)", (seq,))
 
     def note_interrupted(self, seq: int, *, crashed_alone: bool, suspect: bool) -> None:
         """Account for a run that an end of the process cut short."""
         self._db.execute(
-            "INSERT INTO attempt SELECT seq, 1, ?, ? FROM job WHERE seq = ? ON CONFLICT (seq) DO UPDATE SET "
+            "INSERT INTO attempt (seq, starts, crashes, suspect) SELECT seq, 1, ?, ? FROM job WHERE seq = ? "
+            "ON CONFLICT (seq) DO UPDATE SET "
             "starts = starts + 1, crashes = crashes + excluded.crashes, suspect = max(suspect, excluded.suspect)",
             (int(crashed_alone), int(suspect), seq),
         )
 
     def stores(self, seq: int) -> bool:
         """Whether a job's documents may be kept once its result is delivered."""
-        row = self._read("SELECT store FROM job WHERE seq = ?", (seq,)).fetchone()
+        row = self._one("SELECT store FROM job WHERE seq = ?", (seq,))
         return row is None or bool(row[0])
 
     def erase(self, seq: int) -> None:
@@ -243,6 +295,7 @@ class Spool:
     def prune(self, age: float, wall: float, boottime: float, boot_id: str, limit: int) -> int:
         """Remove up to `limit` delivered jobs whose result is older than `age` seconds now; how many they were.
 
+        Damaged spools that were set aside so long ago go too: the same jobs are in them.
         What finished in this boot is judged by its clock: wall time may have been set right since.
         """
         rows = self._db.execute(
@@ -252,29 +305,42 @@ class Spool:
         ).fetchall()
         for (seq,) in rows:
             self.remove(seq)
+        for file in self.set_aside:
+            with contextlib.suppress(OSError):
+                if file.stat().st_mtime < wall - age:
+                    discard(file)
         return len(rows)
 
     def touch(self) -> None:
         """A write that changes nothing: whether the disk takes writes."""
-        self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        self._db.execute(f"PRAGMA user_version={version}")
 
     def find(self, id: str) -> Known | None:
         """What is known under `id`."""
-        row = self._read(
+        row = self._one(
             "SELECT job.seq, digest, state, result.document IS NOT NULL FROM job LEFT JOIN result USING (seq) "
             "WHERE id = ?",
             (id,),
-        ).fetchone()
+        )
         return Known(row[0], row[1], row[2], bool(row[3])) if row else None
 
     def document(self, seq: int) -> bytes | None:
-        """A job's canonical document, None once it was forgotten or erased."""
-        row = self._read("SELECT document FROM job WHERE seq = ?", (seq,)).fetchone()
-        return row[0] if row else None
+        """A job's canonical document, None once it was forgotten or erased.
+
+        Raises SpoolDamagedError where it is not the one that was accepted: SQLite itself checks no content.
+        """
+        row = self._one("SELECT document, digest FROM job WHERE seq = ?", (seq,))
+        if row is None or row[0] is None:
+            return None
+        if hashlib.sha256(row[0]).digest() != row[1]:
+            self.damage = f"the spool {self.path} is damaged: a job in it is not what was accepted"
+            raise SpoolDamagedError(self.damage)
+        return bytes(row[0])
 
     def result(self, seq: int) -> bytes | None:
         """A result as it was first published, None once erased."""
-        row = self._read("SELECT document FROM result WHERE seq = ?", (seq,)).fetchone()
+        row = self._one("SELECT document FROM result WHERE seq = ?", (seq,))
         return row[0] if row else None
 
     def queued(self) -> Iterator[Queued]:
@@ -319,16 +385,16 @@ class Spool:
 
     def waiters(self, seq: int) -> list[tuple[int, str | None, bytes | None]]:
         """The further waiters of a job: (number, topic, correlation)."""
-        return self._read("SELECT n, topic, correlation FROM waiter WHERE seq = ? ORDER BY n", (seq,)).fetchall()
+        return list(self._read("SELECT n, topic, correlation FROM waiter WHERE seq = ? ORDER BY n", (seq,)))
 
     def last_boottime(self, boot_id: str) -> float:
         """The latest CLOCK_BOOTTIME that the spool saw in that boot, 0 if none."""
-        row = self._read(
+        row = self._one(
             "SELECT max(ifnull((SELECT max(boottime) FROM job WHERE boot_id = ?1), 0), "
             "ifnull((SELECT max(boottime) FROM result WHERE boot_id = ?1), 0))",
             (boot_id,),
-        ).fetchone()
-        return float(row[0])
+        )
+        return float(row[0]) if row else 0.0
 
     def ids(self) -> list[str]:
         """Every id the spool knows."""
@@ -339,7 +405,8 @@ class Spool:
 
         False where another process reads just now: to be tried again. Raises SpoolError.
         """
-        return not self._read("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        busy = self._one("PRAGMA wal_checkpoint(TRUNCATE)")
+        return busy is not None and not busy[0]
 
     @property
     def bytes(self) -> int:
@@ -350,14 +417,50 @@ class Spool:
                 total += os.stat(f"{self.path}{suffix}").st_size
         return total
 
-    def _read(self, query: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
+    @property
+    def set_aside(self) -> list[Path]:
+        """Damaged spools that were set aside, the oldest first."""
+        return set_aside(self.path)
+
+    def _failure(self, verb: str, error: sqlite3.Error) -> SpoolError:
+        failure = spool_error(f"the spool {self.path} cannot be {verb}", error)
+        if isinstance(failure, SpoolDamagedError):
+            self.damage = str(failure)
+        return failure
+
+    def _one(self, query: str, values: tuple[object, ...] = ()) -> tuple[Any, ...] | None:
+        rows = list(self._read(query, values))
+        return rows[0] if rows else None
+
+    def _read(self, query: str, values: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
         try:
-            return self._db.execute(query, values)
+            yield from self._db.execute(query, values)
         except sqlite3.Error as error:
-            raise SpoolError(f"the spool {self.path} cannot be read: {_why(error)}") from None
+            raise self._failure("read", error) from None
 
 
-def _why(error: BaseException) -> str:
+def set_aside(path: Path) -> list[Path]:
+    """Damaged spools that were set aside for the spool at `path`, the oldest first, each without its log (-wal)."""
+    found = (file for file in path.parent.glob(f"{path.name}.damaged-*") if not file.name.endswith(("-wal", "-shm")))
+    return sorted(found, key=lambda file: file.name)
+
+
+def discard(damaged: Path) -> None:
+    """Remove a spool that was set aside. Raises OSError."""
+    for suffix in ("-wal", "-shm", ""):
+        Path(f"{damaged}{suffix}").unlink(missing_ok=True)
+
+
+def spool_error(what: str, error: Exception) -> SpoolError:
+    """`what` could not be done because of an error of SQLite or of the system."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return " ".join(str(error).split())
+        return SpoolError(f"{what}: {error.strerror.lower()}")
+    # SQLITE_CORRUPT and SQLITE_NOTADB; Python has a class of its own for every other code that a file can lead to.
+    kind = SpoolDamagedError if type(error) is sqlite3.DatabaseError else SpoolError
+    return kind(f"{what}: {' '.join(str(error).split())}")
+
+
+def _versions(db: sqlite3.Connection) -> tuple[int, int]:
+    """(version of the schema, oldest version that may use the file), both in SQLite's one number for such use."""
+    number = db.execute("PRAGMA user_version").fetchone()[0]
+    return number & 0xFFFF, number >> 16

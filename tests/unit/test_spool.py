@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +12,12 @@ from typing import Any
 
 import pytest
 
-from edged.jobs.spool import SCHEMA_VERSION, Delivery, Known, Queued, Spool, SpoolError
+from edged.jobs import spool as spool_module
+from edged.jobs.spool import PAGE_BYTES, STEPS, Delivery, Known, Queued, Spool, SpoolDamagedError, SpoolError, Step
+
+SPOOLS = Path(__file__).parents[1] / "fixtures/spools"
+"""One of every version of the schema, made by the code of its time."""
+ERASED = b'{"id": "erased", "prompt": "What is it?"}'
 
 
 @pytest.fixture
@@ -33,7 +41,7 @@ def add(spool: Spool, id: str, document: bytes = b"{}", **fields: Any) -> Queued
         "correlation": None,
     }
     with spool.transaction():
-        return spool.add_job(id, b"digest", document, **given | fields)
+        return spool.add_job(id, hashlib.sha256(document).digest(), document, **given | fields)
 
 
 def end(spool: Spool, queued: Queued, document: bytes = b"result", finished: float = 200.0, **fields: Any) -> bool:
@@ -94,12 +102,12 @@ def test_the_number_of_a_removed_job_is_not_given_again(spool: Spool) -> None:
 
 def test_what_is_known_of_an_id(spool: Spool) -> None:
     queued = add(spool, "a")
-    assert spool.find("a") == Known(queued.seq, b"digest", None, False)
+    assert spool.find("a") == Known(queued.seq, hashlib.sha256(b"{}").digest(), None, False)
     end(spool, queued)
-    assert spool.find("a") == Known(queued.seq, b"digest", "succeeded", True)
+    assert spool.find("a") == Known(queued.seq, hashlib.sha256(b"{}").digest(), "succeeded", True)
     with spool.transaction():
         spool.erase(queued.seq)
-    assert spool.find("a") == Known(queued.seq, b"digest", "succeeded", False)
+    assert spool.find("a") == Known(queued.seq, hashlib.sha256(b"{}").digest(), "succeeded", False)
     assert (spool.result(queued.seq), spool.document(queued.seq)) == (None, None)
 
 
@@ -213,14 +221,100 @@ def test_commits_are_durable_and_freed_space_is_zeroed(spool: Spool) -> None:
 @pytest.mark.parametrize("content", [b"not a database, but long enough to be one" * 50, b"\0" * 5000])
 def test_a_damaged_file_is_said_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "spool.db").write_bytes(content)
-    with pytest.raises(SpoolError, match=r"^the spool \S+ cannot be opened: [^\n]+$"):
+    with pytest.raises(SpoolDamagedError, match=r"^the spool \S+ cannot be opened: [^\n]+$"):
         Spool(tmp_path / "spool.db")
 
 
-def test_a_newer_schema_is_left_alone(spool: Spool) -> None:
-    spool._db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+def test_damage_that_is_met_later_is_told_from_other_faults(spool: Spool) -> None:
+    for n in range(50):
+        add(spool, f"job-{n}", b"{}" * 100)
+    spool = reopened(spool)  # with nothing in SQLite's own memory
+    for start, length in ((PAGE_BYTES * 14, spool.path.stat().st_size - PAGE_BYTES * 14),):
+        with spool.path.open("r+b") as file:
+            file.seek(start)
+            file.write(b"\xa5" * length)
+    assert spool.damage is None
+    with pytest.raises(SpoolDamagedError, match="malformed"):
+        list(spool.queued())
+    assert spool.damage is not None
+    with pytest.raises(SpoolDamagedError, match="cannot be written"):
+        add(spool, "job-x")
+
+
+def test_a_job_whose_words_changed_is_damage(spool: Spool) -> None:
+    queued = add(spool, "a", b'{"prompt": "one"}')
+    with spool.transaction():
+        spool._db.execute("UPDATE job SET document = ?", (b'{"prompt": "two"}',))
+    with pytest.raises(SpoolDamagedError, match="not what was accepted"):
+        spool.document(queued.seq)
+    assert spool.damage is not None
+
+
+MORE = (
+    Step("ALTER TABLE job ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue';\nCREATE TABLE pot (seq INTEGER)"),
+    Step("ALTER TABLE result ADD COLUMN weight REAL"),
+)
+
+
+def test_a_spool_of_every_earlier_version_is_opened(tmp_path: Path) -> None:
+    files = sorted(SPOOLS.iterdir())
+    assert [file.name for file in files] == [f"version-{n}.db" for n in range(1, len(STEPS) + 1)]
+    for file in files:
+        spool = Spool(Path(shutil.copy(file, tmp_path)))
+        assert spool.ids() == ["waiting", "answered", "delivered", "erased"]
+        (waiting,) = spool.queued()
+        assert (waiting.id, waiting.priority, waiting.starts, waiting.crashes, waiting.suspect) == (
+            "waiting",
+            7,
+            1,
+            1,
+            True,
+        )
+        assert json.loads(spool.document(waiting.seq) or b"") == {"id": "waiting", "prompt": "What is it?"}
+        assert [(delivery.id, delivery.topic) for delivery in spool.due()] == [
+            ("answered", None),
+            ("answered", "edged/v1/reply/x"),
+            ("answered", "edged/v1/reply/more"),
+        ]
+        assert spool.find("erased") == Known(4, hashlib.sha256(ERASED).digest(), "succeeded", False)
+        add(spool, "new")
+        spool.close()
+
+
+def test_an_older_edged_goes_on_with_a_newer_file_and_a_newer_one_after_it(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(spool, "a")
+    with monkeypatch.context() as newer:
+        newer.setattr(spool_module, "STEPS", (*STEPS, *MORE))
+        spool = reopened(spool)
+        add(spool, "b")
+    spool = reopened(spool)  # the older
+    end(spool, add(spool, "c"))
+    assert spool.ids() == ["a", "b", "c"]
+    monkeypatch.setattr(spool_module, "STEPS", (*STEPS, *MORE))
+    spool = reopened(spool)
+    assert spool._db.execute("SELECT id, colour FROM job").fetchall() == [(id, "blue") for id in "abc"]
+    assert [job.id for job in spool.queued()] == ["a", "b"]
+
+
+def test_steps_are_applied_together_or_not_at_all(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(spool, "a")
     spool.close()
-    with pytest.raises(SpoolError, match="newer edged"):
+    before = spool.path.read_bytes()
+    with monkeypatch.context() as broken:
+        broken.setattr(spool_module, "STEPS", (*STEPS, *MORE, Step("CREATE TABLE pot (seq INTEGER)")))
+        with pytest.raises(SpoolError, match="pot already exists"):
+            Spool(spool.path)
+    assert spool.path.read_bytes() == before
+    assert Spool(spool.path).ids() == ["a"]
+
+
+def test_a_file_that_leaves_this_edged_out_is_left_alone(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr(spool_module, "STEPS", (*STEPS, MORE[0], Step("DROP TABLE pot", oldest=3)))
+        reopened(spool).close()
+    with pytest.raises(SpoolError, match="newer edged: it needs one that knows schema 3, this one knows 1"):
         Spool(spool.path)
 
 

@@ -1,0 +1,272 @@
+"""Opens the spool, also a damaged one: it is set aside, and a new one takes over every job and result that can be read.
+
+The new file is whole and on disk before the damaged one is touched, so a power cut in between costs nothing: the next
+start goes on where this one was. SQLite tells damage of its own structures; what a job said is checked by its digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from edged.jobs.spool import PAGE_BYTES, Spool, SpoolDamagedError, SpoolError, discard, set_aside, spool_error
+from edged.mqtt.topics import is_id
+
+log = structlog.get_logger(__name__)
+
+KEPT = 3
+"""Damaged spools that are kept for somebody to look at; the oldest go. So do those past `jobs.retention`."""
+BEYOND = 1000
+"""Numbers that are tried after the greatest that is known: the page with the last ones may be the broken one."""
+_LOG_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
+_VALID_FOR = slice(92, 96)
+"""Bytes of SQLite's header that say whether the number of pages beside them is to be believed."""
+_Row = dict[str, Any]
+
+
+def open_spool(path: Path) -> Spool:
+    """Open the spool as Spool() does, or what can be recovered of it. Raises SpoolError, of damage never."""
+    try:
+        for ready in path.parent.glob(f"{path.name}.recovered-*"):
+            _swap(path, ready)  # a salvage that something cut short
+        reason = _known_damage(path)
+    except OSError as error:
+        raise spool_error(f"the spool {path} cannot be opened", error) from None
+    if reason is None:
+        try:
+            spool = Spool(path)
+            try:
+                # What a start reads anyway. To read all there is would take a slow card minutes.
+                deque(spool.queued(), 0)
+                deque(spool.due(), 0)
+            except BaseException:
+                spool.close()
+                raise
+            return spool
+        except SpoolDamagedError as error:
+            reason = str(error)
+    try:
+        return _salvage(path, reason)
+    except (OSError, sqlite3.Error) as error:
+        if isinstance(error, SpoolError):
+            raise
+        raise spool_error(f"the spool {path} is damaged, and recovering it failed", error) from None
+
+
+def mark_damaged(path: Path, reason: str) -> None:
+    """Let the next open_spool() recover this spool, whatever it sees of the damage itself."""
+    with contextlib.suppress(OSError):  # on a full disk, say: then the damage is met again
+        _mark(path).write_text(reason)
+
+
+def _mark(path: Path) -> Path:
+    return path.with_name(f"{path.name}.damage")
+
+
+def _known_damage(path: Path) -> str | None:
+    """Damage that SQLite would pass over in silence, or that was noted by mark_damaged()."""
+    with contextlib.suppress(FileNotFoundError):
+        return _mark(path).read_text()
+    try:
+        with Path(f"{path}-wal").open("rb") as file:
+            header = file.read(32)
+    except FileNotFoundError:
+        return None
+    if not path.exists() or not path.stat().st_size:
+        # A log comes only after the file has its first page; SQLite would remove it.
+        return f"the spool {path} is empty, and its write-ahead log is not" if header else None
+    if any(header) and not header.startswith(_LOG_MAGIC):
+        return f"the write-ahead log of the spool {path} is damaged"
+    return None
+
+
+def _salvage(path: Path, reason: str) -> Spool:
+    part, copy = (path.with_name(f"{path.name}.{kind}") for kind in ("salvage", "copy"))
+    for leftover in (part, copy):
+        discard(leftover)
+    Spool(part).close()
+    with contextlib.closing(sqlite3.connect(part)) as new, new:
+        found = dict.fromkeys(("job", "result"), 0)
+        # Of an empty file SQLite would remove the log, even when it only reads.
+        for patched in (False, True) if path.stat().st_size else (True,):
+            source = _with_new_first_page(path, copy, part) if patched else path
+            with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(_reader(source)) as old:
+                old.execute("EXPLAIN SELECT * FROM job").close()  # raises where the schema cannot be read
+                found = _take_over(old, new)
+                break
+    discard(copy)
+    stamp = name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    while path.with_name(f"{path.name}.damaged-{name}").exists():  # a clock that was set back
+        name = f"{stamp}-{len(set_aside(path)) + 1}" if name == stamp else name + "x"
+    ready = path.with_name(f"{path.name}.recovered-{name}")
+    _sync(part)
+    part.rename(ready)
+    _sync(path.parent)
+    damaged = _swap(path, ready)
+    spool = Spool(path)
+    log.error(
+        "spool_recovered",
+        reason=reason,
+        set_aside=str(damaged),
+        jobs=found["job"],
+        results=found["result"],
+        hint="what could not be read runs again when its sender sends it again",
+    )
+    return spool
+
+
+def _swap(path: Path, ready: Path) -> Path:
+    """Put the damaged spool aside and the new one in its place; every step may have been made already."""
+    damaged = path.with_name(ready.name.replace(".recovered-", ".damaged-"))
+    for suffix in ("", "-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{damaged}{suffix}")
+    for leftover in (Path(f"{path}-shm"), _mark(path)):
+        leftover.unlink(missing_ok=True)
+    ready.rename(path)
+    _sync(path.parent)
+    for old in set_aside(path)[:-KEPT]:
+        discard(old)
+    return damaged
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA writable_schema=ON")  # else a file that was cut short is not read at all
+    return db
+
+
+def _with_new_first_page(path: Path, copy: Path, fresh: Path) -> Path:
+    """A copy with the first page of a fresh spool, whose tables begin at the same pages."""
+    first = bytearray(fresh.read_bytes()[:PAGE_BYTES])
+    first[_VALID_FOR] = b"\xff" * 4  # the number of pages is that of the file
+    for suffix in ("", "-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{copy}{suffix}").write_bytes(Path(f"{path}{suffix}").read_bytes())
+    with copy.open("r+b") as file:
+        file.write(first)
+    return copy
+
+
+def _take_over(old: sqlite3.Connection, new: sqlite3.Connection) -> dict[str, int]:
+    """Copy every row that can be read and is whole; how many of each table."""
+    last = max(_last(old, query) for query in _LAST) + BEYOND
+    jobs, results = {}, {}
+    for row in _rows(old, "job", last):
+        if _is_job(row):
+            jobs[row["seq"]] = row["id"], row["document"] is None
+            _insert(new, "job", row)
+    for row in _rows(old, "result", last):
+        if row["seq"] in jobs and _is_result(row, jobs[row["seq"]][0]):
+            results[row["seq"]] = True
+            _insert(new, "result", row)
+    for seq in [seq for seq, (_, erased) in jobs.items() if erased and seq not in results]:
+        new.execute("DELETE FROM job WHERE seq = ?", (seq,))  # nothing to run and nothing to answer
+        del jobs[seq]
+    checks: dict[str, Callable[[_Row], bool]] = {
+        "delivered": lambda row: row["seq"] in results,
+        "attempt": lambda row: row["seq"] in jobs and all(isinstance(value, int) for value in row.values()),
+        "waiter": lambda row: row["seq"] in jobs and isinstance(row["topic"], (str, type(None))),
+    }
+    for table, whole in checks.items():
+        for row in _rows(old, table, last, "n" if table == "waiter" else "seq"):
+            if whole(row):
+                _insert(new, table, row)
+    return {"job": len(jobs), "result": len(results)}
+
+
+_LAST = (
+    "SELECT max(seq) FROM job",
+    "SELECT max(seq) FROM job INDEXED BY job_id WHERE id > ''",
+    "SELECT max(seq) FROM result",
+    "SELECT max(seq) FROM delivered",
+    "SELECT max(n) FROM waiter",
+)
+
+
+def _last(old: sqlite3.Connection, query: str) -> int:
+    try:
+        number = old.execute(query).fetchone()[0]
+    except sqlite3.DatabaseError:
+        return 0
+    return number if isinstance(number, int) else 0
+
+
+def _rows(old: sqlite3.Connection, table: str, last: int, key: str = "seq") -> Iterator[_Row]:
+    """Every row that can be read, in the order of the key. Where a page is broken the next keys are tried singly."""
+    at, after = 0, f"SELECT * FROM {table} WHERE {key} > ? ORDER BY {key}"
+    single = f"SELECT * FROM {table} WHERE {key} = ?"
+    while True:
+        try:
+            for row in old.execute(after, (at,)):
+                if not isinstance(row[key], int) or row[key] <= at:
+                    break  # broken keys would lead in circles
+                at = row[key]
+                yield dict(row)
+            else:
+                return
+        except sqlite3.Error:
+            pass
+        while True:
+            at += 1
+            if at > last:
+                return
+            try:
+                found = old.execute(single, (at,)).fetchone()
+            except sqlite3.Error:
+                continue
+            if found is not None:
+                yield dict(found)
+                break
+
+
+def _is_job(row: _Row) -> bool:
+    document, digest = row["document"], row["digest"]
+    if not (isinstance(row["id"], str) and is_id(row["id"]) and isinstance(digest, bytes) and len(digest) == 32):
+        return False
+    if not all(isinstance(row[name], (int, float)) for name in ("priority", "store", "received", "boottime")):
+        return False
+    if not all(isinstance(row[name], (int, float, type(None))) for name in ("ttl", "deadline")):
+        return False
+    if not (isinstance(row["boot_id"], str) and isinstance(row["synchronised"], int)):
+        return False
+    return document is None or (isinstance(document, bytes) and hashlib.sha256(document).digest() == digest)
+
+
+def _is_result(row: _Row, id: str) -> bool:
+    if not (isinstance(row["state"], str) and isinstance(row["boot_id"], str)):
+        return False
+    if not all(isinstance(row[name], (int, float)) for name in ("finished", "boottime")):
+        return False
+    if row["document"] is None:
+        return True
+    try:
+        document = json.loads(row["document"])
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("id") == id and document.get("state") == row["state"]
+
+
+def _insert(new: sqlite3.Connection, table: str, row: _Row) -> None:
+    names, marks = ", ".join(row), ", ".join("?" * len(row))
+    with contextlib.suppress(sqlite3.IntegrityError):  # a row that a broken page holds once more
+        new.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(row.values()))

@@ -1,0 +1,265 @@
+"""A damaged spool is set aside, what can be read is taken over, and the start goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edged.jobs import salvage
+from edged.jobs.salvage import KEPT, mark_damaged, open_spool
+from edged.jobs.spool import PAGE_BYTES, Spool, SpoolError, set_aside
+
+JOBS, RESULTS, DELIVERED = 60, 40, 30
+
+
+def document(n: int) -> bytes:
+    return json.dumps({"id": f"job-{n}", "prompt": f"{n} " * 100}).encode()
+
+
+def result(n: int) -> bytes:
+    return json.dumps({"id": f"job-{n}", "state": "succeeded", "text": f"{n} " * 90}).encode()
+
+
+def fill(path: Path, jobs: int = JOBS) -> Spool:
+    """A spool with jobs that wait, that have a result, and whose result is delivered; some with a waiter."""
+    spool = Spool(path)
+    moment: dict[str, Any] = {"boottime": 1.0, "boot_id": "b"}
+    rest = {"priority": 5, "store": True, "received": 1.0, "synchronised": False, "ttl": None, "deadline": None}
+    for n in range(jobs):
+        with spool.transaction():
+            digest = hashlib.sha256(document(n)).digest()
+            reply: dict[str, Any] = {"reply_topic": f"edged/v1/reply/{n}", "correlation": b"c"}
+            queued = spool.add_job(f"job-{n}", digest, document(n), **moment, **rest, **reply)
+            if n < RESULTS:
+                spool.add_result(queued.seq, "succeeded", result(n), 2.0 + n, 1.0, "b")
+            if n < DELIVERED:
+                spool.mark_delivered(queued.seq)
+            if n % 10 == 0:
+                spool.add_waiter(queued.seq, f"edged/v1/reply/more-{n}", None)
+            spool.note_interrupted(queued.seq, crashed_alone=True, suspect=False)
+    return spool
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "spool.db"
+    fill(path).close()
+    return path
+
+
+def overwrite(path: Path, start: int, length: int, seed: int = 1) -> None:
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(random.Random(seed).randbytes(length))
+
+
+def check(spool: Spool) -> tuple[int, int]:
+    """Whatever was taken over is as it was; how many jobs and results these are."""
+    assert spool._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    jobs = results = 0
+    due = {delivery.id for delivery in spool.due()}
+    queued = {job.id: job for job in spool.queued()}
+    for n in range(JOBS):
+        known = spool.find(f"job-{n}")
+        if known is None:
+            continue
+        jobs += 1
+        assert spool.document(known.seq) == document(n)
+        assert spool.first_waiter(known.seq) == (f"edged/v1/reply/{n}", b"c")
+        if known.state is None:
+            assert f"job-{n}" in queued
+            continue
+        results += 1
+        assert spool.result(known.seq) == result(n)
+        if n >= DELIVERED:
+            assert f"job-{n}" in due
+    return jobs, results
+
+
+def test_a_whole_spool_is_opened_and_nothing_set_aside(path: Path) -> None:
+    before = sorted(file.name for file in path.parent.iterdir())
+    spool = open_spool(path)
+    assert check(spool) == (JOBS, RESULTS)
+    spool.close()
+    assert sorted(file.name for file in path.parent.iterdir()) == before == ["spool.db"]
+
+
+def test_garbage_in_the_header_costs_nothing(path: Path) -> None:
+    overwrite(path, 0, 100)
+    spool = open_spool(path)
+    assert check(spool) == (JOBS, RESULTS)
+    assert [job.crashes for job in spool.queued()] == [1] * (JOBS - RESULTS)
+    assert len(spool.waiters(1)) == 1
+    assert spool.set_aside[0].name.startswith("spool.db.damaged-")
+    assert spool.path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_garbage_in_a_page_costs_what_was_in_it(path: Path, seed: int) -> None:
+    """Of each page in turn but those that hold the schema and the roots of the tables."""
+    pages = path.stat().st_size // PAGE_BYTES
+    page = random.Random(seed).randrange(14, pages)
+    overwrite(path, page * PAGE_BYTES, PAGE_BYTES, seed)
+    mark_damaged(path, "seen while it ran")
+    jobs, results = check(open_spool(path))
+    assert jobs >= JOBS - 20  # an inner page of the table leads to several
+    assert results >= RESULTS - 20
+    assert (jobs, results) >= (JOBS - 20, RESULTS - 20)
+
+
+def test_damage_that_a_start_meets_is_recovered_from(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        root = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'job'").fetchone()[0]
+    overwrite(path, (root - 1) * PAGE_BYTES, PAGE_BYTES)
+    spool = open_spool(path)
+    assert len(spool.set_aside) == 1
+    assert check(spool) == (0, 0)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_file_that_was_cut_short_gives_what_is_left(path: Path, share: float) -> None:
+    os.truncate(path, int(path.stat().st_size * share))
+    jobs, results = check(open_spool(path))
+    assert jobs >= int(JOBS * share) - 10
+    assert len(set_aside(path)) == 1
+    assert results <= jobs
+
+
+def test_an_empty_file_is_a_new_spool(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    path.touch()
+    assert open_spool(path).ids() == []
+    assert set_aside(path) == []
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """What is there after a kill: most of it in the write-ahead log."""
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    spool = fill(tmp_path / "spool.db", jobs=20)
+    assert spool.scrub()
+    spool._db.execute("PRAGMA wal_autocheckpoint=0")
+    with spool.transaction():
+        spool.remove(20)
+    for suffix in ("", "-wal"):
+        shutil.copy(tmp_path / f"spool.db{suffix}", folder)
+    spool.close()
+    assert (folder / "spool.db-wal").stat().st_size > 0
+    return folder / "spool.db"
+
+
+def test_a_file_that_was_emptied_beside_its_log_is_kept(killed: Path) -> None:
+    os.truncate(killed, 0)
+    assert open_spool(killed).ids() == []
+    (damaged,) = set_aside(killed)
+    assert Path(f"{damaged}-wal").stat().st_size > 0
+
+
+def test_a_log_of_garbage_costs_what_was_only_there(killed: Path) -> None:
+    overwrite(Path(f"{killed}-wal"), 0, Path(f"{killed}-wal").stat().st_size)
+    spool = open_spool(killed)
+    assert len(spool.ids()) == 20
+    (damaged,) = spool.set_aside
+    assert Path(f"{damaged}-wal").exists()
+
+
+def test_the_log_is_read_too(killed: Path) -> None:
+    overwrite(killed, 0, 100)
+    assert len(open_spool(killed).ids()) == 19
+
+
+def test_a_result_whose_words_changed_is_not_answered_with(path: Path) -> None:
+    content = path.read_bytes()
+    at = content.index(result(7)[:40])
+    overwrite(path, at, 8)
+    mark_damaged(path, "seen while it ran")
+    spool = open_spool(path)
+    known = spool.find("job-7")
+    assert known is not None
+    assert known.state is None  # it runs again
+    assert check(spool) == (JOBS, RESULTS - 1)
+
+
+def test_an_erased_job_whose_result_is_lost_is_not_taken_over(path: Path) -> None:
+    spool = Spool(path)
+    with spool.transaction():
+        spool.erase(1)
+        spool._db.execute("DELETE FROM result WHERE seq = 1")
+    spool.close()
+    mark_damaged(path, "seen while it ran")
+    assert open_spool(path).find("job-0") is None
+
+
+@pytest.mark.parametrize("cut", ["rename", "unlink", "_sync"])
+def test_a_salvage_cut_short_anywhere_goes_on_at_the_next_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """Each step that changes a name, in turn, is the last one before the power goes."""
+    untouched = path.parent / "untouched"
+    shutil.copytree(path.parent, untouched)
+    for last in range(1, 40):
+        folder = path.parent / f"cut-{last}"
+        shutil.copytree(untouched, folder)
+        overwrite(folder / "spool.db", 0, 100)
+        (folder / "spool.db-wal").write_bytes(b"garbage" * 100)
+        calls = [0]
+
+        def power_goes(function: Callable[..., Any], calls: list[int] = calls, last: int = last) -> Callable[..., Any]:
+            def wrapped(*arguments: Any, **options: Any) -> Any:
+                calls[0] += 1
+                if calls[0] == last:
+                    raise KeyboardInterrupt
+                return function(*arguments, **options)
+
+            return wrapped
+
+        with monkeypatch.context() as patch:
+            where = salvage if cut == "_sync" else Path
+            patch.setattr(where, cut, power_goes(getattr(where, cut)))
+            try:
+                open_spool(folder / "spool.db").close()
+            except KeyboardInterrupt:
+                pass
+            else:
+                assert last > 1
+                break
+        spool = open_spool(folder / "spool.db")
+        assert check(spool) == (JOBS, RESULTS), last
+        spool.close()
+        assert not list(folder.glob("*.recovered-*"))
+    else:
+        pytest.fail("it never came to its end")
+
+
+def test_few_damaged_files_are_kept_and_pruning_removes_old_ones(path: Path) -> None:
+    for _ in range(KEPT + 2):
+        mark_damaged(path, "again")
+        spool = open_spool(path)
+        assert check(spool) == (JOBS, RESULTS)
+        spool.close()
+    spool = open_spool(path)
+    assert len(spool.set_aside) == KEPT
+    with spool.transaction():
+        spool.prune(100.0, spool.set_aside[0].stat().st_mtime + 101.0, 0.0, "b", 10)
+    assert spool.set_aside == []
+
+
+def test_what_is_no_damage_is_left_alone(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SpoolError, match="no such file or directory"):
+        open_spool(tmp_path / "nowhere/spool.db")
+    spool = Spool(path)
+    spool._db.execute(f"PRAGMA user_version={9 << 16 | 9}")
+    spool.close()
+    with pytest.raises(SpoolError, match="newer edged"):
+        open_spool(path)
+    assert set_aside(path) == []
