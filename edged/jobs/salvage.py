@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import time
 from collections import deque
@@ -19,7 +20,8 @@ from typing import Any
 
 import structlog
 
-from edged.jobs.spool import PAGE_BYTES, Spool, SpoolDamagedError, SpoolError, discard, set_aside, spool_error
+from edged.jobs.schema import SpoolDamagedError, SpoolError, spool_error
+from edged.jobs.spool import PAGE_BYTES, Spool, discard, set_aside
 from edged.mqtt.topics import is_id
 
 log = structlog.get_logger(__name__)
@@ -57,10 +59,8 @@ def open_spool(path: Path) -> Spool:
             reason = str(error)
     try:
         return _salvage(path, reason)
-    except (OSError, sqlite3.Error) as error:
-        if isinstance(error, SpoolError):
-            raise
-        raise spool_error(f"the spool {path} is damaged, and recovering it failed", error) from None
+    except (OSError, sqlite3.Error) as error:  # the disk is full, say; the damaged file is as it was
+        raise SpoolError(f"{spool_error(f'the spool {path} is damaged, and recovering it failed', error)}") from None
 
 
 def mark_damaged(path: Path, reason: str) -> None:
@@ -157,11 +157,12 @@ def _reader(path: Path) -> sqlite3.Connection:
 
 def _with_new_first_page(path: Path, copy: Path, fresh: Path) -> Path:
     """A copy with the first page of a fresh spool, whose tables begin at the same pages."""
-    first = bytearray(fresh.read_bytes()[:PAGE_BYTES])
+    with fresh.open("rb") as file:
+        first = bytearray(file.read(PAGE_BYTES))
     first[_VALID_FOR] = b"\xff" * 4  # the number of pages is that of the file
     for suffix in ("", "-wal"):
         with contextlib.suppress(FileNotFoundError):
-            Path(f"{copy}{suffix}").write_bytes(Path(f"{path}{suffix}").read_bytes())
+            shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
     with copy.open("r+b") as file:
         file.write(first)
     return copy

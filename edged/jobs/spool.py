@@ -2,9 +2,6 @@
 
 WAL with synchronous=FULL: what a commit returned from is on disk. Rows are appended, hardly ever rewritten, and freed
 space is zeroed (secure_delete). One thread at a time uses it. The caller groups writes with `transaction()`.
-
-The schema grows by steps that only add: tables, and columns whose default is right for a row of an older edged.
-So an older edged goes on with a newer file, unless a step says that it must not.
 """
 
 from __future__ import annotations
@@ -18,68 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edged.jobs.schema import SpoolDamagedError, migrate, spool_error
+from edged.jobs.schema import SpoolError as SpoolError
+
 PAGE_BYTES = 512
 """A commit writes whole pages: with small ones hardly more than what is new. A file keeps what it was made with."""
-WAL_BYTES = 1 << 20
+WAL_BYTES = 4 << 20
 """Size of the write-ahead log at which it is copied into the file and begun anew."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What leads from one version of the schema to the next."""
-
-    sql: str
-    """Statements, each on lines of its own and ended by a semicolon."""
-    oldest: int = 0
-    """The oldest version whose code may use a file after this step; given only where adding did not do."""
-
-
-STEPS: tuple[Step, ...] = (
-    Step("""
-CREATE TABLE job (
-    seq INTEGER PRIMARY KEY,   -- order of receipt
-    id TEXT NOT NULL,
-    digest BLOB NOT NULL,      -- SHA-256 of the canonical document
-    document BLOB,             -- canonical JSON; NULL once erased
-    priority INTEGER NOT NULL,
-    store INTEGER NOT NULL,
-    received REAL NOT NULL,    -- wall clock, seconds
-    boottime REAL NOT NULL,    -- CLOCK_BOOTTIME at receipt, seconds
-    boot_id TEXT NOT NULL,
-    synchronised INTEGER NOT NULL,
-    ttl REAL,                  -- seconds from receipt
-    deadline REAL,             -- wall clock, seconds
-    reply_topic TEXT,
-    correlation BLOB
-);
-CREATE UNIQUE INDEX job_id ON job (id);
-CREATE TABLE result (
-    seq INTEGER PRIMARY KEY,
-    state TEXT NOT NULL,
-    document BLOB,             -- as published; NULL once erased
-    finished REAL NOT NULL,    -- wall clock, seconds
-    boottime REAL NOT NULL,
-    boot_id TEXT NOT NULL
-);
-CREATE TABLE delivered (seq INTEGER PRIMARY KEY);
-CREATE TABLE waiter (n INTEGER PRIMARY KEY, seq INTEGER NOT NULL, topic TEXT, correlation BLOB);
-CREATE TABLE attempt (
-    seq INTEGER PRIMARY KEY,
-    starts INTEGER NOT NULL,   -- runs that an end of the process cut short
-    crashes INTEGER NOT NULL,  -- of these, crashes of the process's own making while it ran alone
-    suspect INTEGER NOT NULL   -- ran beside others in such a crash: runs alone from now on
-);
-"""),
-)
-"""STEPS[n] leads from version n to n + 1. A step that was released is not changed any more."""
-
-
-class SpoolError(OSError):
-    """The spool cannot be opened, read or written now; the message says why on one line."""
-
-
-class SpoolDamagedError(SpoolError):
-    """What the file holds is broken: no waiting helps, edged.jobs.salvage does."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +90,7 @@ class Spool:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA secure_delete=ON")
             with self.transaction():  # a read-only disk is found here and not at the first job
-                self._migrate()
+                migrate(self._db, path)
                 self.touch()
             # Given by hand, so that the number of a job that was removed is never given again while this process runs.
             self._next = self._db.execute("SELECT ifnull(max(seq), 0) + 1 FROM job").fetchone()[0]
@@ -157,20 +99,6 @@ class Spool:
             if isinstance(error, sqlite3.Error):
                 raise spool_error(f"the spool {path} cannot be opened", error) from None
             raise
-
-    def _migrate(self) -> None:
-        """Apply the steps that the file lacks; the caller has the transaction."""
-        version, oldest = _versions(self._db)
-        if oldest > len(STEPS):
-            raise SpoolError(
-                f"{self.path} was written by a newer edged: it needs one that knows schema {oldest}, "
-                f"this one knows {len(STEPS)}"
-            )
-        for step in STEPS[version:]:
-            for statement in step.sql.split(";\n"):
-                self._db.execute(statement)
-            version, oldest = version + 1, max(oldest, step.oldest)
-            self._db.execute(f"PRAGMA user_version={oldest << 16 | version}")
 
     def close(self) -> None:
         """Close the file; everything committed is on disk already."""
@@ -449,18 +377,3 @@ def discard(damaged: Path) -> None:
     """Remove a spool that was set aside. Raises OSError."""
     for suffix in ("-wal", "-shm", ""):
         Path(f"{damaged}{suffix}").unlink(missing_ok=True)
-
-
-def spool_error(what: str, error: Exception) -> SpoolError:
-    """`what` could not be done because of an error of SQLite or of the system."""
-    if isinstance(error, OSError) and error.strerror:
-        return SpoolError(f"{what}: {error.strerror.lower()}")
-    # SQLITE_CORRUPT and SQLITE_NOTADB; Python has a class of its own for every other code that a file can lead to.
-    kind = SpoolDamagedError if type(error) is sqlite3.DatabaseError else SpoolError
-    return kind(f"{what}: {' '.join(str(error).split())}")
-
-
-def _versions(db: sqlite3.Connection) -> tuple[int, int]:
-    """(version of the schema, oldest version that may use the file), both in SQLite's one number for such use."""
-    number = db.execute("PRAGMA user_version").fetchone()[0]
-    return number & 0xFFFF, number >> 16

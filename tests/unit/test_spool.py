@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from edged.jobs import spool as spool_module
-from edged.jobs.spool import PAGE_BYTES, STEPS, Delivery, Known, Queued, Spool, SpoolDamagedError, SpoolError, Step
+from edged.jobs import schema
+from edged.jobs.schema import STEPS, SpoolDamagedError, SpoolError, Step
+from edged.jobs.spool import PAGE_BYTES, Delivery, Known, Queued, Spool
 
 SPOOLS = Path(__file__).parents[1] / "fixtures/spools"
 """One of every version of the schema, made by the code of its time."""
@@ -286,13 +287,13 @@ def test_an_older_edged_goes_on_with_a_newer_file_and_a_newer_one_after_it(
 ) -> None:
     add(spool, "a")
     with monkeypatch.context() as newer:
-        newer.setattr(spool_module, "STEPS", (*STEPS, *MORE))
+        newer.setattr(schema, "STEPS", (*STEPS, *MORE))
         spool = reopened(spool)
         add(spool, "b")
     spool = reopened(spool)  # the older
     end(spool, add(spool, "c"))
     assert spool.ids() == ["a", "b", "c"]
-    monkeypatch.setattr(spool_module, "STEPS", (*STEPS, *MORE))
+    monkeypatch.setattr(schema, "STEPS", (*STEPS, *MORE))
     spool = reopened(spool)
     assert spool._db.execute("SELECT id, colour FROM job").fetchall() == [(id, "blue") for id in "abc"]
     assert [job.id for job in spool.queued()] == ["a", "b"]
@@ -303,7 +304,7 @@ def test_steps_are_applied_together_or_not_at_all(spool: Spool, monkeypatch: pyt
     spool.close()
     before = spool.path.read_bytes()
     with monkeypatch.context() as broken:
-        broken.setattr(spool_module, "STEPS", (*STEPS, *MORE, Step("CREATE TABLE pot (seq INTEGER)")))
+        broken.setattr(schema, "STEPS", (*STEPS, *MORE, Step("CREATE TABLE pot (seq INTEGER)")))
         with pytest.raises(SpoolError, match="pot already exists"):
             Spool(spool.path)
     assert spool.path.read_bytes() == before
@@ -312,7 +313,7 @@ def test_steps_are_applied_together_or_not_at_all(spool: Spool, monkeypatch: pyt
 
 def test_a_file_that_leaves_this_edged_out_is_left_alone(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(spool_module, "STEPS", (*STEPS, MORE[0], Step("DROP TABLE pot", oldest=3)))
+        newer.setattr(schema, "STEPS", (*STEPS, MORE[0], Step("DROP TABLE pot", oldest=3)))
         reopened(spool).close()
     with pytest.raises(SpoolError, match="newer edged: it needs one that knows schema 3, this one knows 1"):
         Spool(spool.path)

@@ -1,0 +1,96 @@
+"""The spool's schema, the steps by which it grows, and what can be wrong with a spool.
+
+Steps only add: tables, and columns whose default is right for a row of an older edged. So an older edged goes on with a
+newer file, unless a step says that it must not.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class SpoolError(OSError):
+    """The spool cannot be opened, read or written now; the message says why on one line."""
+
+
+class SpoolDamagedError(SpoolError):
+    """What the file holds is broken: no waiting helps, edged.jobs.salvage does."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What leads from one version of the schema to the next."""
+
+    sql: str
+    """Statements, each on lines of its own and ended by a semicolon."""
+    oldest: int = 0
+    """The oldest version whose code may use a file after this step; given only where adding did not do."""
+
+
+STEPS: tuple[Step, ...] = (
+    Step("""
+CREATE TABLE job (
+    seq INTEGER PRIMARY KEY,   -- order of receipt
+    id TEXT NOT NULL,
+    digest BLOB NOT NULL,      -- SHA-256 of the canonical document
+    document BLOB,             -- canonical JSON; NULL once erased
+    priority INTEGER NOT NULL,
+    store INTEGER NOT NULL,
+    received REAL NOT NULL,    -- wall clock, seconds
+    boottime REAL NOT NULL,    -- CLOCK_BOOTTIME at receipt, seconds
+    boot_id TEXT NOT NULL,
+    synchronised INTEGER NOT NULL,
+    ttl REAL,                  -- seconds from receipt
+    deadline REAL,             -- wall clock, seconds
+    reply_topic TEXT,
+    correlation BLOB
+);
+CREATE UNIQUE INDEX job_id ON job (id);
+CREATE TABLE result (
+    seq INTEGER PRIMARY KEY,
+    state TEXT NOT NULL,
+    document BLOB,             -- as published; NULL once erased
+    finished REAL NOT NULL,    -- wall clock, seconds
+    boottime REAL NOT NULL,
+    boot_id TEXT NOT NULL
+);
+CREATE TABLE delivered (seq INTEGER PRIMARY KEY);
+CREATE TABLE waiter (n INTEGER PRIMARY KEY, seq INTEGER NOT NULL, topic TEXT, correlation BLOB);
+CREATE TABLE attempt (
+    seq INTEGER PRIMARY KEY,
+    starts INTEGER NOT NULL,   -- runs that an end of the process cut short
+    crashes INTEGER NOT NULL,  -- of these, crashes of the process's own making while it ran alone
+    suspect INTEGER NOT NULL   -- ran beside others in such a crash: runs alone from now on
+);
+"""),
+)
+"""STEPS[n] leads from version n to n + 1. A step that was released is not changed any more."""
+
+
+def migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Apply the steps that the file lacks, in the caller's transaction. Raises SpoolError and sqlite3.Error.
+
+    SQLite keeps one number for its users: here the schema's version, and above it the oldest that may use the file.
+    """
+    number = db.execute("PRAGMA user_version").fetchone()[0]
+    version, oldest = number & 0xFFFF, number >> 16
+    if oldest > len(STEPS):
+        raise SpoolError(
+            f"{path} was written by a newer edged: it needs one that knows schema {oldest}, this one knows {len(STEPS)}"
+        )
+    for step in STEPS[version:]:
+        for statement in step.sql.split(";\n"):
+            db.execute(statement)
+        version, oldest = version + 1, max(oldest, step.oldest)
+        db.execute(f"PRAGMA user_version={oldest << 16 | version}")
+
+
+def spool_error(what: str, error: Exception) -> SpoolError:
+    """`what` could not be done because of an error of SQLite or of the system."""
+    if isinstance(error, OSError) and error.strerror:
+        return SpoolError(f"{what}: {error.strerror.lower()}")
+    # SQLITE_CORRUPT and SQLITE_NOTADB; Python has a class of its own for every other code that a file can lead to.
+    kind = SpoolDamagedError if type(error) is sqlite3.DatabaseError else SpoolError
+    return kind(f"{what}: {' '.join(str(error).split())}")
