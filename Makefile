@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs eval-demo demo-model clean
+.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs bench-card power eval-demo demo-model clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,13 @@ test-runtimes: ## the engine and known answers under older onnxruntimes and besi
 
 bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overhead, jobs/s, memory, bytes written
 	@$(BIN)/python tests/benchmarks/jobs.py
+
+bench-card: $(VENV)/.dev | mosquitto ## what a job writes to the card, counted at the block device (root; four minutes)
+	@$(BIN)/python tests/benchmarks/card.py
+
+power: $(VENV)/.dev | mosquitto ## cut the power at every fsync and at 1,000 instants between, and look what is left in the spool
+	@command -v gcc >/dev/null || { echo "installing gcc …"; $(APT) update -qq && $(APT) install -qq -y --no-install-recommends gcc libc6-dev >/dev/null; }
+	@$(BIN)/python tests/power/cut.py
 
 eval-demo: $(VENV)/.dev ## score the demo model on what it has not seen
 	@$(BIN)/python deploy/demo-model/evaluate.py

@@ -80,9 +80,9 @@ def ready(port: int) -> bool:
 class Served:
     """A mosquitto and a daemon with settings of its own, that can be killed and started again."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
-        """`settings`: environment variables less their EDGED_."""
-        self.state = folder / "state"
+    def __init__(self, folder: Path, state: Path | None = None, **settings: object) -> None:
+        """`settings`: environment variables less their EDGED_; `state` lies in `folder` unless given."""
+        self.state = state or folder / "state"
         self._port, self.http_port = free_port(), free_port()
         given = {"DEVICE__ID": DEVICE, "HTTP__PORT": self.http_port, **settings}
         self._env = {"PATH": "/usr/bin:/bin"} | {f"EDGED_{name}": str(value) for name, value in given.items()}
