@@ -20,7 +20,7 @@ from edged.jobs.schema import SpoolError as SpoolError
 
 PAGE_BYTES = 512
 """A commit writes whole pages: with small ones hardly more than what is new. A file keeps what it was made with."""
-WAL_BYTES = 4 << 20
+WAL_BYTES = 2 << 20
 """Size of the write-ahead log at which it is copied into the file and begun anew."""
 
 

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import platform
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -90,13 +91,13 @@ def served(folder: Path, state: Path) -> Iterator[tuple[Served, Client]]:
         client.close()
 
 
-def run(client: Client, jobs: int, at_once: int) -> tuple[float, list[float]]:
+def run(client: Client, jobs: int, at_once: int, **fields: object) -> tuple[float, list[float]]:
     """Send `jobs` in bursts, each when the results of the one before are here: (seconds, each burst's seconds)."""
     began, spent = time.perf_counter(), []
     for _ in range(jobs // at_once):
         sent = time.perf_counter()
         for _ in range(at_once):
-            client.send(uuid.uuid4().hex, messages=PROMPT, max_tokens=16, ignore_eos=True)
+            client.send(uuid.uuid4().hex, messages=PROMPT, max_tokens=16, ignore_eos=True, **fields)
         for _ in range(at_once):
             _, result = client.results.get(timeout=60)
             assert result["state"] == "succeeded", result
@@ -127,11 +128,13 @@ def measure(folder: Path, card: Card) -> Iterator[Figure]:
                 each <= goal,
             )
         yield Figure("the write-ahead log at its largest", f"{largest / 1024:.0f} KiB")
+        _, each, flushes = counted(card, place, client, 1, jobs=JOBS // 10, store=False)
+        yield Figure("written a job, one at a time, store: false", f"{each:.1f} KiB, {flushes:.2f} flushes")
+        _, each, flushes = counted(card, place, client, 8, jobs=JOBS // 4)
+        yield Figure("8 at once, while the log grows anew after that", f"{each:.1f} KiB, {flushes:.2f} flushes")
     kept = card.folder / "kept"
     keep(kept)
     with served(folder / "kept", kept) as (place, client):
-        _, each, flushes = counted(card, place, client, 8, jobs=JOBS // 4)
-        yield Figure("8 at once, while the log grows anew after an erasure", f"{each:.1f} KiB, {flushes:.2f} flushes")
         for size in SIZES:
             _, each, flushes = counted(card, place, client, size)
             name = f"the same with {KEPT} jobs in the spool, {named(size)}"
@@ -155,11 +158,11 @@ def named(size: int) -> str:
 
 
 def counted(
-    card: Card, place: Served, client: Client, size: int, jobs: int = JOBS
+    card: Card, place: Served, client: Client, size: int, jobs: int = JOBS, **fields: object
 ) -> tuple[tuple[float, list[float]], float, float]:
     """A run, and what it cost the card: KiB a job and flushes a job, until every confirmation is written down."""
     written, flushes = card.written(), card.flushes()
-    timed = run(client, jobs, size)
+    timed = run(client, jobs, size, **fields)
     wait_for(lambda: settled(place))
     flushes = card.flushes() - flushes
     return timed, (card.written() - written) / jobs / 1024, flushes / jobs
@@ -204,6 +207,7 @@ def _output(*command: str) -> str:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing stays mounted
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
