@@ -190,7 +190,7 @@ def measure(process: psutil.Process, client: Client) -> list[tuple[str, str]]:
             peak = max(peak, memory(process))
     written = process.io_counters().write_bytes - written
     rows.append((f"jobs/s at saturation ({BURST} at once)", f"{BURST / (last - began):.0f}"))
-    rows.append(("share of that time in which the engine had a job", f"{busy / (last - began):.0%}"))
+    rows.append(("jobs that the engine had meanwhile, on average", f"{busy / (last - began):.1f}"))
     rows.append(("bytes written a job at saturation (by the process)", f"{written / BURST / 1024:.1f} KiB"))
     rows.append(("RSS busy (with the template's process)", f"{peak / 2**20:.0f} MiB"))
     client.close()
