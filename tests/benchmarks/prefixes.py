@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from figures import Figure, forget_pages
 from jobs import Client, Served, idle_share
 
@@ -36,6 +37,7 @@ def prefix_figures(package: Path) -> Iterator[Figure]:
         yield Figure(f"first token of {PREFIX + TAIL} tokens, nothing cached", f"{cold:.2f} s")
         yield from in_ram(asker, cold)
         yield from on_disk(asker, served, cold, opened.kv_bytes_per_token)
+        wait_until_at_rest(served.process)
         idle = idle_share(served.process)
         yield Figure("CPU while idle, of one core", f"{idle:.2%}", "< 1 %", idle < 0.01)
 
@@ -104,6 +106,13 @@ def wait_until_written(served: Served) -> None:
         if now != before:
             before, since = now, time.monotonic()
         time.sleep(0.2)
+
+
+def wait_until_at_rest(process: psutil.Process) -> None:
+    """Wait until the last answer is put away: its blocks from disk go into the cache in RAM after it was sent."""
+    until = time.monotonic() + 30
+    while idle_share(process, seconds=1.0) >= 0.05 and time.monotonic() < until:
+        pass
 
 
 def disk_bytes(served: Served) -> float:
