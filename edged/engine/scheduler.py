@@ -190,6 +190,8 @@ class Pace:
     _WEIGHT = 0.2
     _FIRST_CHUNK = 16
     """Before anything was measured."""
+    _ALONE_SECONDS, _FIRST_ALONE = 30.0, 64
+    """The same where no row decodes: a cancel waits for a step's end, and one that takes minutes counts as hung."""
     _SHARE = 0.75
     """Of the time there is: the next step may take longer than the last ones."""
 
@@ -213,9 +215,7 @@ class Pace:
 
     def chunk(self, most: int, decode_steps: int) -> int:
         """Tokens of a prefill step that comes between two rounds of `decode_steps` decoding steps."""
-        if decode_steps == 0:
-            return most
         if self._prefill is None:
-            return min(most, self._FIRST_CHUNK)
-        left = self._SHARE * self.max_stall - decode_steps * self._decode
+            return min(most, self._FIRST_CHUNK if decode_steps else self._FIRST_ALONE)
+        left = self._SHARE * self.max_stall - decode_steps * self._decode if decode_steps else self._ALONE_SECONDS
         return max(LEAST_CHUNK, min(most, int(left / self._prefill)))

@@ -143,8 +143,13 @@ class TestNeighbours:
 
 
 class TestPace:
-    def test_alone_a_prompt_is_read_in_the_largest_chunks(self) -> None:
-        assert Pace(1.0).chunk(256, 0) == 256
+    def test_alone_a_prompt_is_read_in_the_largest_chunks_once_it_is_known_that_they_do_not_take_minutes(self) -> None:
+        pace = Pace(1.0)
+        assert pace.chunk(256, 0) == 64
+        pace.note(Step(0, 1, 64, 64, True), 64 * 0.01)
+        assert pace.chunk(256, 0) == 256
+        pace.note(Step(0, 1, 256, 320, True), 256 * 1.5)
+        assert pace.chunk(256, 0) == 20  # 30 seconds
 
     def test_a_chunk_fits_between_two_tokens_of_the_others(self) -> None:
         pace = Pace(1.0)
