@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 
@@ -60,7 +61,8 @@ TICK_SECONDS = 1.0
 IDLE_SECONDS = 5.0
 """The longest turn of the main loop while nothing happens."""
 STUCK_SECONDS = 120.0
-"""A step that takes longer than this, or a main loop that stands still as long, is not alive."""
+"""A step that takes longer than this, or a main loop that stands still as long, is not alive. The engine sees to it
+that a step stays far below."""
 LINK_STOP_SECONDS = 3.0
 _WARM_KEY = -1
 """Key of the first pinned instruction's request; the next have the numbers below. Jobs have positive ones."""
@@ -121,8 +123,6 @@ class Daemon:
         self._stops = 0
         self._turned_at = self._ticked_at = time.monotonic()
         self._link_reasons: dict[str, str] = {}
-        self._stuck: float | None = None
-        """Since when the step has been running that was reported as stuck."""
         self._told: tuple[object, ...] | None = None
         self._told_info: tuple[object, ...] | None = None
         folder = settings.state_dir
@@ -241,9 +241,8 @@ class Daemon:
         faults, now = [], time.monotonic()
         if now - self._turned_at > STUCK_SECONDS:
             faults.append(f"the main loop has stood still for {now - self._turned_at:.0f} s")
-        since = self._engine.busy_since
-        if since is not None and not self._engine.loading and now - since > STUCK_SECONDS:
-            faults.append(f"a step of the model has taken {now - since:.0f} s so far")
+        if (step := self._step_seconds()) > STUCK_SECONDS:
+            faults.append(f"a step of the model has taken {step:.0f} s so far")
         if (still := self._link.stood_still()) > max(STUCK_SECONDS, self._settings.mqtt.keep_alive):
             faults.append(f"the connection to the broker has stood still for {still:.0f} s")
         return faults
@@ -295,6 +294,23 @@ class Daemon:
         self._turned_at = time.monotonic()
         if not self.alive_faults():
             self._supervisor.alive()
+        elif self._step_seconds() > STUCK_SECONDS:
+            self._crash_of_a_hung_step()
+
+    def _step_seconds(self) -> float:
+        """How long the step that runs now has taken; 0 between steps and during a load, which takes its time."""
+        since = self._engine.busy_since
+        return 0.0 if since is None or self._engine.loading else time.monotonic() - since
+
+    def _crash_of_a_hung_step(self) -> NoReturn:
+        """End at once, as a crash that counts against the jobs in the step: its thread cannot be ended alone.
+
+        What starts the process anew (systemd, a container's restart policy) need not know of a watchdog.
+        """
+        reason = f"a step of the model hung for {self._step_seconds():.0f} s"
+        log.error("engine_stuck", reason=reason, jobs=self._desk.running, then="the process ends itself")
+        self._ledger.note_crash(reason)
+        os.abort()
 
     def _take(self, event: Event | EngineEvent | _Stop | _Reload) -> None:
         if isinstance(event, _Stop):
@@ -430,10 +446,6 @@ class Daemon:
         news = (self._model.state, self._model.reason, bool(self._desk.speed))
         if news != self._told_info and self._link.publish(self._topics.info, self._info(), qos=1, retain=True):
             self._told_info = news
-        stuck = self._engine.busy_since if self.alive_faults() else None
-        if stuck is not None and stuck != self._stuck:
-            log.error("engine_stuck", faults=self.alive_faults(), jobs=self._desk.running)
-        self._stuck = stuck
         faults = [fault.partition(" has taken")[0] for fault in self.ready_faults()]  # not news each second
         state = "draining" if self._stops else "online"
         self._supervisor.status("; ".join(faults) or f"serving {self._model_labels()['name']}")

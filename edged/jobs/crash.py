@@ -50,6 +50,11 @@ class CrashLedger:
             if not self._closed:
                 os.pwrite(self._running, line.ljust(_RUNNING_BYTES)[:_RUNNING_BYTES], 0)
 
+    def note_crash(self, reason: str) -> None:
+        """Why the process is about to abort, on one line: what the next one is told instead of the signal's name."""
+        self._last_words.write(f"{reason}\n")
+        self._last_words.flush()
+
     def close(self) -> None:
         """Leave no trace: the end was in order."""
         self.write_running(())

@@ -1,19 +1,27 @@
-"""Runs edged with a model whose steps take as long as a test says: nothing of this is in the product.
+"""Runs edged with a model and a machine that a test has in its hand: nothing of this is in the product.
 
-TEST_PACE_FILE names a file that holds the seconds of a step, or `hold` to stop in it until that changes.
+TEST_PACE_FILE names a file that holds the seconds of a step, or `hold` to stop in it until that changes. A prompt that
+begins with POISON ends the process by SIGABRT once its answer has some tokens; one that holds HANG never returns from
+onnxruntime. TEST_BOOT_ID takes the place of the kernel's, TEST_STUCK_SECONDS of the product's two minutes.
 """
 
 from __future__ import annotations
 
 import os
 import runpy
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
+from edged import daemon
 from edged.engine.engine import Engine
+from edged.engine.session import ModelSession
+from edged.health.clock import Clock
 
+POISON, HANG = (7, 7, 7), 13
 _pace_file = Path(os.environ["TEST_PACE_FILE"])
-_step = Engine._step
+_step, _forward = Engine._step, ModelSession.forward
 
 
 def _paced_step(self: Engine) -> None:
@@ -22,8 +30,20 @@ def _paced_step(self: Engine) -> None:
             time.sleep(float(pace))
             break
         time.sleep(0.002)
+    if any(row.request.prompt[:3] == POISON and row.made >= 3 for row in self._rows):
+        os.abort()
     _step(self)
 
 
+def _hung_forward(self: ModelSession, first: int, ids: Any, past: Any, width: int) -> Any:
+    if (ids == HANG).any():
+        threading.Event().wait()
+    return _forward(self, first, ids, past, width)
+
+
 Engine._step = _paced_step  # type: ignore[method-assign]
+ModelSession.forward = _hung_forward  # type: ignore[method-assign]
+if "TEST_BOOT_ID" in os.environ:
+    Clock.boot_id = lambda _self: os.environ["TEST_BOOT_ID"]  # type: ignore[method-assign]
+daemon.STUCK_SECONDS = float(os.environ.get("TEST_STUCK_SECONDS", daemon.STUCK_SECONDS))
 runpy.run_module("edged", run_name="__main__")

@@ -10,6 +10,7 @@ import pytest
 
 from edged import daemon as daemon_module
 from edged.daemon import EVENTS, STUCK_SECONDS, Daemon
+from edged.jobs.crash import CrashLedger
 from edged.jobs.spool import SpoolError
 from edged.settings import Settings
 
@@ -29,22 +30,29 @@ def test_a_flood_of_events_is_taken_whole_and_in_order(daemon: Daemon, monkeypat
     assert taken == list(range(2 * EVENTS + 500))
 
 
-def test_a_hung_step_is_logged_once_and_told_in_health_and_readiness(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+class Aborted(BaseException):
+    """In place of the end of the process that runs the tests."""
+
+
+def test_a_hung_step_ends_the_process_and_is_told_in_log_health_and_to_the_next_process(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    def abort() -> None:
+        raise Aborted
+
     logged: list[str] = []
+    monkeypatch.setattr(daemon_module.os, "abort", abort)
     monkeypatch.setattr(daemon_module.log, "error", lambda event, **_: logged.append(event))
-    daemon._tell_what_changed()
+    daemon._engine.busy_since = time.monotonic() - STUCK_SECONDS + 5
+    daemon._turn(0.0)
     assert logged == []
     daemon._engine.busy_since = time.monotonic() - STUCK_SECONDS - 1
-    daemon._tell_what_changed()
-    daemon._tell_what_changed()
-    assert logged == ["engine_stuck"]
     assert any("a step of the model has taken 12" in fault for fault in daemon.alive_faults())
     assert any("a step of the model has taken 12" in fault for fault in daemon.ready_faults())
-    daemon._engine.busy_since = None
-    daemon._tell_what_changed()
-    assert daemon.alive_faults() == []
+    with pytest.raises(Aborted):
+        daemon._turn(0.0)
+    assert logged == ["engine_stuck"]
+    assert "a step of the model hung for 121 s" in str(CrashLedger(tmp_path, daemon._clock.boot_id()).last_end.crash)
 
 
 def test_a_sign_of_life_is_given_only_while_every_loop_moves(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,8 +61,6 @@ def test_a_sign_of_life_is_given_only_while_every_loop_moves(daemon: Daemon, mon
     daemon._turn(0.0)
     assert len(signs) == 1
     daemon._engine.busy_since = time.monotonic() - STUCK_SECONDS - 1
-    daemon._turn(0.0)
-    assert len(signs) == 1
     daemon._engine.loading = True  # takes as long as it takes
     daemon._turn(0.0)
     assert len(signs) == 2

@@ -1,0 +1,94 @@
+"""Jobs that kill or hang the process, and boards that lose power at a job: who is to blame, and who is answered."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+from daemon_fixtures import Client5, Daemon, Place, eventually, job
+
+pytest_plugins = ["daemon_fixtures"]
+
+POISON, HANG = [7, 7, 7], [1, 13]
+"""Prompts that paced_edged.py does harm at."""
+
+
+def logged(daemon: Daemon, event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in daemon.log().splitlines() if line.startswith("{")]
+    return [line for line in lines if line["event"] == event]
+
+
+def run_until_answered(daemon: Daemon, client: Client5, ids: list[str]) -> list[int]:
+    """Start the daemon again after each end of its own, as systemd does; the exit codes."""
+    ends: list[int] = []
+
+    def answered() -> bool:
+        assert daemon.process is not None
+        if daemon.process.poll() is not None:
+            ends.append(daemon.process.returncode)
+            assert len(ends) < 8
+            daemon.start(ready=False)
+        return all(client.all(f"result/{id}") for id in ids)
+
+    eventually(answered, f"ends: {ends}", timeout=60)
+    return ends
+
+
+def test_of_eight_jobs_in_a_batch_the_one_that_aborts_the_process_is_found_and_seven_are_answered(place: Place) -> None:
+    daemon, client = place.daemon(paced=True, MODEL__ROWS="8").start(), place.client()
+    daemon.pace("hold")
+    ids = [f"batch-{n}" for n in range(8)]
+    for id in ids:
+        client.send(job(id, 8, prompt=POISON) if id == "batch-5" else job(id, 8))
+        client.event(id, "accepted")
+    daemon.pace(0.02)
+    eventually(lambda: len(json.loads((daemon.state_dir / "running").read_text())["jobs"]) == 8)
+    # One crash in company, after which all eight run alone; three more of the one that is to blame.
+    assert run_until_answered(daemon, client, ids) == [-signal.SIGABRT] * 4
+    results = {id: client.result(id) for id in ids}
+    poison = results.pop("batch-5")
+    assert (poison["state"], poison["error"]["code"], poison["attempts"]) == ("failed", "crash_loop", 4)
+    assert "Fatal Python error: Aborted" in poison["error"]["message"]
+    assert {result["state"] for result in results.values()} == {"succeeded"}
+    suspects = [crash["jobs"] for crash in logged(daemon, "crashed_before")]
+    assert [len(jobs) for jobs in suspects] == [8, 1, 1, 1]
+    assert suspects[1:] == [["batch-5"]] * 3
+    daemon.until_ready()
+    assert client.ask(job("healthy"))["state"] == "succeeded"
+
+
+def test_a_job_that_is_cut_by_power_ten_times_succeeds(place: Place) -> None:
+    daemon, client = place.daemon(paced=True), place.client()
+    daemon.pace("hold")
+    for cut in range(10):
+        daemon.env["TEST_BOOT_ID"] = f"boot-{cut}"
+        daemon.start(ready=cut == 0)
+        if cut == 0:
+            client.send(job("cut"))
+        client.event("cut", "started") if cut == 0 else client.wait("event/cut", cut + 2)
+        daemon.end(signal.SIGKILL)
+        if cut % 2:  # what an earlier crash wrote may reach the disk late, or never: after a reboot it blames nobody
+            (daemon.state_dir / "crash.txt").write_text("Fatal Python error: Aborted\n")
+    daemon.env["TEST_BOOT_ID"] = "boot-10"
+    daemon.pace("")
+    daemon.start()
+    result = client.result("cut")
+    assert (result["state"], result["attempts"]) == ("succeeded", 11)
+    assert not logged(daemon, "crashed_before")
+
+
+def test_a_hung_step_ends_the_process_and_three_times_alone_are_a_crash_loop(place: Place) -> None:
+    daemon, client = place.daemon(paced=True), place.client()
+    daemon.env["TEST_STUCK_SECONDS"] = "1.5"
+    daemon.start()
+    client.send(job("hangs", prompt=HANG))
+    client.event("hangs", "started")
+    client.send(job("behind"))
+    assert run_until_answered(daemon, client, ["hangs", "behind"]) == [-signal.SIGABRT] * 3
+    assert client.result("behind")["state"] == "succeeded"
+    error = client.result("hangs")["error"]
+    assert error["code"] == "crash_loop"
+    assert "a step of the model hung for" in error["message"]
+    assert [entry["jobs"] for entry in logged(daemon, "engine_stuck")] == [1, 1, 1]
+    assert [entry["jobs"] for entry in logged(daemon, "crashed_before")] == [["hangs"]] * 3
