@@ -52,34 +52,84 @@ class PahoClient(Client):
             raise
 
     def _handle_publish(self) -> MQTTErrorCode:
-        """Deliver a message without its properties where paho refuses to decode them.
+        """Deliver a message with those of its properties that are read here, or without any where they are broken.
 
-        paho takes a string property with U+FEFF (a byte order mark), which MQTT 5 §1.5.4 allows and brokers
-        pass on, for a malformed packet and drops the connection. The broker then sends it again, for ever.
+        paho's time to decode them grows with the square of their size: one message with a megabyte of user properties
+        would hold the connection's thread for a minute. And it takes a string with U+FEFF (a byte order mark), which
+        MQTT 5 §1.5.4 allows and brokers pass on, for a malformed packet and drops the connection. The broker then
+        sends the message again, for ever.
         """
+        if self._protocol == MQTTProtocolVersion.MQTTv5:
+            header, packet = self._in_packet["command"], bytes(self._in_packet["packet"])
+            lean = with_needed_properties(header, packet)
+            if lean is None:
+                return self._without_properties("their encoding is broken")
+            self._in_packet["packet"] = bytearray(lean)
         try:
             return super()._handle_publish()
         except MalformedPacket as error:
-            packet = without_properties(self._in_packet["command"], bytes(self._in_packet["packet"]))
-            if packet is None:
-                raise
-            _log.warning("mqtt_properties_unreadable", why=str(error))
-            self._in_packet["packet"] = bytearray(packet)
-            return super()._handle_publish()
+            return self._without_properties(str(error))
+
+    def _without_properties(self, why: str) -> MQTTErrorCode:
+        packet = without_properties(self._in_packet["command"], bytes(self._in_packet["packet"]))
+        if packet is None:
+            raise MalformedPacket("a PUBLISH without an end to its topic or properties")
+        _log.warning("mqtt_properties_unreadable", why=why)
+        self._in_packet["packet"] = bytearray(packet)
+        return super()._handle_publish()
+
+
+_NEEDED = (0x02, 0x08, 0x09)
+"""Message Expiry Interval, Response Topic, Correlation Data (MQTT 5 §3.3.2.3)."""
+_FIXED_SIZES = {0x01: 1, 0x02: 4, 0x23: 2}
+_STRINGS = {0x03: 1, 0x08: 1, 0x09: 1, 0x26: 2}
+"""How many length-prefixed fields follow."""
+_SUBSCRIPTION_ID = 0x0B
+
+
+def with_needed_properties(header: int, packet: bytes) -> bytes | None:
+    """An MQTT 5 PUBLISH (§3.3.2, after the fixed header) with the properties that edged reads; None if malformed."""
+    place = _properties_at(header, packet)
+    if place is None:
+        return None
+    start, at, end = place
+    kept: dict[int, bytes] = {}
+    try:
+        while at < end:
+            kind, begin, at = packet[at], at, at + 1
+            if kind == _SUBSCRIPTION_ID:
+                at += VariableByteIntegers.decode(packet[at : at + 4])[1]  # type: ignore[no-untyped-call]
+            elif kind in _STRINGS:
+                for _ in range(_STRINGS[kind]):
+                    at += 2 + struct.unpack_from("!H", packet, at)[0]
+            else:
+                at += _FIXED_SIZES[kind]
+            if kind in _NEEDED:
+                kept[kind] = packet[begin:at]
+    except (struct.error, MalformedPacket, KeyError, IndexError):
+        return None
+    if at != end:
+        return None
+    properties = b"".join(kept.values())
+    return packet[:start] + VariableByteIntegers.encode(len(properties)) + properties + packet[end:]  # type: ignore[no-untyped-call,no-any-return]
 
 
 def without_properties(header: int, packet: bytes) -> bytes | None:
-    """An MQTT 5 PUBLISH (§3.3.2, after the fixed header) without its properties; None if malformed."""
+    """An MQTT 5 PUBLISH without its properties; None if malformed."""
+    place = _properties_at(header, packet)
+    return None if place is None else packet[: place[0]] + b"\0" + packet[place[2] :]
+
+
+def _properties_at(header: int, packet: bytes) -> tuple[int, int, int] | None:
+    """Where the properties' length, the properties, and what follows them begin."""
     try:
         (topic_size,) = struct.unpack_from("!H", packet)
         start = 2 + topic_size + (2 if header & 0x06 else 0)
         size, size_bytes = VariableByteIntegers.decode(packet[start : start + 4])  # type: ignore[no-untyped-call]
-    except (struct.error, MalformedPacket):
+    except (struct.error, MalformedPacket, IndexError):
         return None
     end = start + size_bytes + size
-    if end > len(packet) or size == 0:
-        return None
-    return packet[:start] + b"\0" + packet[end:]
+    return (start, start + size_bytes, end) if end <= len(packet) else None
 
 
 def make_client(plan: Plan, window: int) -> PahoClient:
