@@ -146,7 +146,7 @@ class Job(BaseModel):
         default=None, description='{"pin": true} keeps the prompt\'s prefix on disk, where the device allows it'
     )
     metadata: dict[str, Any] | None = Field(default=None, description="returned untouched in the result")
-    model: str | None = Field(default=None, description="refused where this is not the model's name")
+    model: str | None = Field(default=None, max_length=256, description="refused where this is not the model's name")
     ttl: float | None = Field(
         default=None, gt=0.0, le=10 * 365 * 86400.0, allow_inf_nan=False, description="seconds from receipt"
     )

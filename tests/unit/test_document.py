@@ -118,6 +118,7 @@ def test_what_was_accepted_can_be_read_again_from_its_canonical_form(document: d
         ({"deadline": "2027-02-30T00:00:00Z"}, "deadline is not a time that exists"),
         ({"deadline": "2027-01-01T00:00:00"}, "deadline must be an RFC 3339 time with its offset"),
         ({"metadata": []}, "metadata"),
+        ({"model": "x" * 257}, "model string should have at most 256 characters"),
         ({"max_token": 1}, "unknown field 'max_token'; did you mean 'max_tokens'?"),
         ({"a\nb": 1}, "unknown field 'a\\nb'"),
         ({"response_format": {"type": "xml"}}, "response_format.type must be 'text'"),
