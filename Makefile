@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs bench-card power eval-demo demo-model clean
+.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ test-system: $(VENV)/.dev ## edged.service on a booted systemd (root, systemd-ns
 		echo "installing debootstrap and systemd-nspawn …"; \
 		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends debootstrap systemd-container >/dev/null; }
 	@$(BIN)/pytest -q -rP tests/system
+
+test-faults: $(VENV)/.dev | mosquitto ## floods, 50,000 jobs, a day offline, erasure on a raw disk: with figures (root for some; minutes)
+	@command -v faketime >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends faketime >/dev/null; }
+	@$(BIN)/pytest -q -rsP tests/faults
 
 bench: $(VENV)/.dev | mosquitto ## the engine beside onnxruntime alone, on a full-size package: make bench MODEL=FOLDER
 	@$(BIN)/python tests/benchmarks/engine.py $(MODEL)

@@ -1,0 +1,116 @@
+"""A few hundred malformed messages, and single ones that are made to hurt. `make test-faults` sends 10,000."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import psutil
+from daemon_fixtures import MODELS, Client5, Daemon, Place, eventually, job
+from hostile import Hostile, connect, packet, publish, subscribe, text, user_properties
+from hostile_run import send_and_judge
+
+pytest_plugins = ["daemon_fixtures"]
+JOB_TOPIC = b"edged/v1/device/board/job"
+
+
+def raw(port: int, *packets: bytes) -> socket.socket:
+    """A sender of bytes as they are, with a small buffer for what it never reads."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", port))
+    connection.sendall(connect(b"raw"))
+    assert connection.recv(2)[0] == 0x20
+    for each in packets:
+        connection.sendall(each)
+    return connection
+
+
+def test_hundreds_of_malformed_messages_are_refused_or_ignored(place: Place) -> None:
+    daemon = place.daemon(MODEL__ROWS="4").start()
+    send_and_judge(daemon, place.broker.port, Hostile(seed=20_27), 400)
+
+
+def test_a_megabyte_of_user_properties_holds_nobody_up(place: Place) -> None:
+    daemon, client = place.daemon().start(), place.client()
+    client.ask(job("before"))
+    document = json.dumps(job("laden")).encode()
+    with raw(place.broker.port, publish(JOB_TOPIC, document, user_properties(1 << 20), number=1)):
+        assert client.result("laden")["state"] == "succeeded"
+    assert daemon.faults() == []
+
+
+def test_a_sender_that_never_reads_its_replies_holds_nobody_up(place: Place) -> None:
+    place.daemon(MODEL__ROWS="8").start()
+    client = place.client()
+    jobs = []
+    for n in range(80):
+        properties = b"\x08" + text(b"edged/v1/reply/deaf") + b"\x09" + text(b"c" * 20)
+        document = json.dumps(job(f"deaf-{n}", 1, metadata={"x": "y" * 2000})).encode()
+        jobs.append(publish(JOB_TOPIC, document, bytes([len(properties)]) + properties, number=n + 1))
+    with raw(place.broker.port, subscribe(b"edged/v1/#"), *jobs):
+        for n in range(80):
+            assert client.result(f"deaf-{n}")["state"] == "succeeded"
+        began = time.monotonic()
+        assert client.ask(job("heard"))["state"] == "succeeded"
+        assert time.monotonic() - began < 5
+
+
+def test_a_packet_that_breaks_the_protocol_reaches_nobody(place: Place) -> None:
+    daemon, client = place.daemon().start(), place.client()
+    for broken in (
+        packet(0x32, b"\0\4a/b"),
+        packet(0x32, text(JOB_TOPIC) + b"\0\1" + b"\xff\xff\xff\xff\xff"),
+        packet(0x32, text(b"edged/v1/device/board/\xff\xfe") + b"\0\1\0{}"),
+        packet(0x32, text(b"edged/v1/device/+/job") + b"\0\1\0{}"),
+        publish(JOB_TOPIC, b"{}", b"\x03\x7f\0\0", number=1),
+    ):
+        raw(place.broker.port, broken).close()
+    assert client.ask(job("after"))["state"] == "succeeded"
+    assert daemon.faults() == []
+
+
+def test_a_flood_of_retained_messages_is_one_message_a_topic(place: Place) -> None:
+    """Live they are jobs like any other; after that the broker has the last of each topic, and that is old."""
+    daemon, client = place.daemon(MQTT__PROTOCOL="3.1.1", MODEL__ROWS="8").start(), place.client()
+    for n in range(80):
+        client.send(job(f"live-{n}", 1), retain=True)
+        client.send({"id": f"none-{n}"}, to="cancel", retain=True)
+    for n in range(80):
+        assert client.result(f"live-{n}")["state"] == "succeeded"
+    since = len(client.messages)
+    daemon.end()
+    daemon.start()
+    eventually(lambda: daemon.log().count("retained_job_ignored") == 1)
+    eventually(lambda: daemon.log().count("retained_cancel_ignored") == 1)
+    client.ask(job("after"))
+    assert not [m for m in client.messages[since:] if "/event/live-" in m.topic]
+
+
+def bombed(place: Place, template: str) -> tuple[Daemon, Client5]:
+    package: Path = place.folder / "phi3"
+    shutil.copytree(MODELS / "phi3", package)
+    (package / "chat_template.jinja").write_text(template)
+    return place.daemon(MODEL__PATH=str(package)).start(), place.client()
+
+
+def test_messages_that_blow_up_in_the_template_end_in_bounded_time_and_memory(place: Place) -> None:
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    swells = "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
+    told = "{% set c = messages[0]['content'] %}"
+    template = f"{told}{{% if c == 'loop' %}}{loops}{{% elif c == 'swell' %}}{swells}{{% endif %}}{{{{ c }}}}"
+    daemon, client = bombed(place, template)
+    assert daemon.process is not None
+    process = psutil.Process(daemon.process.pid)
+    for content in ("loop", "swell"):
+        began = time.monotonic()
+        document = {"id": content, "messages": [{"role": "user", "content": content}], "max_tokens": 2}
+        error = client.ask(document)["error"]
+        assert error["code"] == "internal"
+        assert "chat template" in error["message"]
+        assert time.monotonic() - began < 12
+    assert sum(p.memory_info().rss for p in (process, *process.children(recursive=True))) < 600 << 20
+    assert client.ask({"id": "fine", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2})["text"]
