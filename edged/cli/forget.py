@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import Annotated
 
 import typer
@@ -11,6 +12,9 @@ import typer
 from edged.cli.common import FAILED, BadUseError, ConfigOption, end, settings_or_exit
 from edged.engine.prefix_disk import PREFIXES, erase
 from edged.jobs.spool import Spool, discard
+
+SCRUB_SECONDS = 15.0
+"""How long to try while the daemon is busy with the spool."""
 
 
 def forget(
@@ -39,7 +43,9 @@ def forget(
                     if known is not None:
                         spool.remove(known.seq)
                         erased += 1
-            spool.scrub()
+            until = time.monotonic() + SCRUB_SECONDS
+            while not (scrubbed := spool.scrub()) and time.monotonic() < until:
+                time.sleep(0.05)
             damaged = spool.set_aside
             for file in damaged:  # which jobs are in them cannot be told
                 discard(file)
@@ -51,4 +57,6 @@ def forget(
     prefixes = erase(settings.state_dir / PREFIXES)
     more = f" and {prefixes} block{'' if prefixes == 1 else 's'} of the prefix cache" if prefixes else ""
     more += f" and {len(damaged)} damaged spool{'' if len(damaged) == 1 else 's'}" if damaged else ""
+    if not scrubbed:
+        end(FAILED, f"erased, but another program reads {path}, so that traces are left beside it: end it, try again")
     typer.echo(f"erased {erased} job{'' if erased == 1 else 's'}{more}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +33,7 @@ def run(
     }
     settings = settings_or_exit(config, **flags)
     logs.configure(settings.log.level, settings.log.format)
+    _keep_out_of_core_dumps()
     supervisor = Supervisor()
     try:
         daemon = Daemon(settings, supervisor=supervisor, check_settings=lambda: _check(config, flags))
@@ -42,6 +45,13 @@ def run(
         # A reload: the same process, so systemd sees no end, and everything anew, so every setting counts.
         os.environ.update(supervisor.environment)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _keep_out_of_core_dumps() -> None:
+    """Prompts are in memory. The limit stops the kernel's own files; the filter counts for handlers too (core(5))."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with contextlib.suppress(OSError):  # a kernel without it
+        Path("/proc/self/coredump_filter").write_text("0")
 
 
 def _check(config: Path | None, flags: dict[str, Any]) -> None:

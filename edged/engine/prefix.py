@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,6 +105,13 @@ class PrefixCache:
             self.bytes -= old.block.nbytes
         self._held[key] = _Held(block, depth, store, pin)
         self.bytes += block.nbytes
+
+    def forget(self, keys: Iterable[bytes] | None) -> None:
+        """Drop blocks, all of them where `keys` is None. Rows that took them over keep what they have."""
+        for key in list(self._held) if keys is None else keys:
+            held = self._held.pop(key, None)
+            if held is not None:
+                self.bytes -= held.block.nbytes
 
     def has_room(self, depth: int, block_bytes: int) -> bool:
         """Whether a prompt's block number `depth` fits beside those before it, without which it is not found."""

@@ -7,6 +7,7 @@ removed. Requests come in through a queue and answers go out through a callable.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -39,6 +40,10 @@ _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{64})(-pinned)?\.kv")
 """The beginning of the identity, the key."""
 _FOREIGN = "it is of another model, dtype or layout"
 _LEDGER = "written.json"
+_ERASED = "erased"
+"""A file whose time says when `edged forget` was last here."""
+_LOOK_SECONDS = 3600.0
+"""Between two looks for blocks that were kept long enough."""
 _DAY = 86400
 PREFIXES = "prefixes"
 """Name of the folder under state_dir."""
@@ -63,12 +68,13 @@ class Found:
 class Changed:
     """Which keys came to lie on disk, pinned there or not, and which left it.
 
-    `rest`: nothing more can be written for a while.
+    `rest`: nothing more can be written for a while. `forget`: keys that memory must not keep either; None: all.
     """
 
     added: Mapping[bytes, bool] = field(default_factory=dict)
     removed: frozenset[bytes] = frozenset()
     rest: bool = False
+    forget: frozenset[bytes] | None = frozenset()
 
 
 DiskEvent = Found | Changed
@@ -110,10 +116,12 @@ class PrefixDisk:
         dtype: Any,
         budget: int,
         daily_writes: int,
+        keep: float,
     ) -> None:
         """`identity`: 32 bytes that stand for model, dtype and layout. `shape`, `dtype`: of every block.
 
-        `budget`: the most bytes in the folder. `daily_writes`: the most bytes written in a day.
+        `budget`: the most bytes in the folder. `daily_writes`: the most bytes written in a day. `keep`: seconds after
+        which a block that nobody pinned is erased; what is still in use is written again.
         """
         self._folder = folder
         self._identity = identity
@@ -122,6 +130,8 @@ class PrefixDisk:
         self._dtype = np.dtype(dtype)
         self._budget = budget
         self._daily_writes = daily_writes
+        self._keep = keep
+        self._erasures = 0
         self._files: OrderedDict[bytes, _File] = OrderedDict()
         self._requests: queue.SimpleQueue[_Read | _Write | None] = queue.SimpleQueue()
         self._deliver: Callable[[DiskEvent], None] = lambda _event: None
@@ -159,16 +169,50 @@ class PrefixDisk:
     # On the thread
 
     def _run(self) -> None:
-        while (request := self._requests.get()) is not None:
+        look = time.monotonic()
+        while True:
+            if (now := time.monotonic()) >= look:
+                self._erase_old()
+                look = now + min(_LOOK_SECONDS, self._keep / 10)
+            try:
+                request = self._requests.get(timeout=look - now)
+            except queue.Empty:
+                continue
+            if request is None:
+                return
             if isinstance(request, _Read):
                 self._read(request)
             else:
                 self._write(request)
 
+    def _erase_old(self) -> None:
+        old = []
+        for key, file in list(self._files.items()):
+            with contextlib.suppress(OSError):
+                if not file.pinned and file.path.stat().st_mtime < time.time() - self._keep:
+                    old.append(key)
+                    _erase(file.path)
+                    self._drop(key)
+        if old:
+            self._deliver(Changed(removed=frozenset(old), forget=frozenset(old)))
+
+    def _all_forgotten(self) -> bool:
+        """Whether `edged forget` was here since: then memory must forget too, or it would all be written again."""
+        erasures = _erasures(self._folder)
+        if erasures == self._erasures:
+            return False
+        self._erasures = erasures
+        gone = frozenset(self._files)
+        self._files.clear()
+        self.bytes = 0
+        self._deliver(Changed(removed=gone, forget=None))
+        return True
+
     def _scan(self) -> None:
         """Learn what is there, the least recently written first; remove what is none of ours."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._erasures = _erasures(self._folder)
             entries = [(path, path.stat()) for path in self._folder.iterdir()]
         except OSError as error:
             log.warning("prefix_folder_unusable", folder=str(self._folder), reason=_why(error))
@@ -186,6 +230,7 @@ class PrefixDisk:
         self.bytes = sum(file.size for file in self._files.values())
 
     def _read(self, request: _Read) -> None:
+        self._all_forgotten()
         final = len(request.keys) - 1
         for place, key in enumerate(request.keys):
             block = self._read_block(key)
@@ -229,6 +274,8 @@ class PrefixDisk:
         return block
 
     def _write(self, request: _Write) -> None:
+        if self._all_forgotten():
+            return
         there = self._files.get(request.key)
         if there is not None and request.pinned and not there.pinned and there.path.exists():
             self._pin(request.key, there)
@@ -259,6 +306,9 @@ class PrefixDisk:
         self._files[request.key] = _File(path, size, request.pinned)
         self.bytes += size
         self.written += size
+        if self._all_forgotten():  # meanwhile; it may have looked before this file had its name
+            _erase(path)
+            return
         self._deliver(Changed(added={request.key: request.pinned}, removed=frozenset(evicted)))
 
     def _pin(self, key: bytes, file: _File) -> None:
@@ -350,11 +400,37 @@ class PrefixDisk:
 
 
 def erase(folder: Path) -> int:
-    """Remove every block in `folder`; returns how many. Works beside a running daemon, which finds them gone."""
-    files = list(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else []
+    """Erase every block in `folder`; returns how many. Works beside a running daemon, which forgets them too."""
+    if not folder.is_dir():
+        return 0
+    mark, now = folder / _ERASED, time.time_ns()
+    mark.touch(mode=0o600)
+    os.utime(mark, ns=(now, now))  # before the files go: what a daemon writes from now on, it takes back itself
+    files = list(folder.glob(f"*{_SUFFIX}"))
     for path in files:
-        _unlink(path)
+        _erase(path)
     return len(files)
+
+
+def _erasures(folder: Path) -> int:
+    """Changes with every erase()."""
+    try:
+        return (folder / _ERASED).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _erase(path: Path) -> None:
+    """Remove a file, and overwrite it before: its blocks would keep on the raw disk what stood in them."""
+    try:
+        with path.open("r+b", buffering=0) as file:
+            left = os.fstat(file.fileno()).st_size
+            while left > 0:
+                left -= file.write(bytes(min(left, _PIECE)))
+            os.fsync(file.fileno())
+    except OSError as error:
+        log.warning("prefix_file_not_removed", file=path.name, reason=_why(error))
+    _unlink(path)
 
 
 def _fill(file: Any, view: memoryview) -> None:

@@ -74,7 +74,8 @@ class PrefixReuse:
             self._on_disk |= event.added
             for key in event.removed:
                 self._on_disk.pop(key, None)
-            if event.added or event.rest:
+            self.memory.forget(event.forget)
+            if event.added or event.rest or event.forget is None:
                 self._writing = None
             if event.rest:
                 self._rest_until = time.monotonic() + REST_SECONDS

@@ -199,9 +199,8 @@ def _reuse(
     identity = hashlib.sha256(package.fingerprint() + repr(layout).encode()).digest()
     disk = None
     if folder is not None and ram_bytes and settings.cache.disk_bytes:
-        disk = PrefixDisk(
-            folder, identity, shape, cache.dtype, settings.cache.disk_bytes, settings.cache.daily_write_bytes
-        )
+        bounds = settings.cache.disk_bytes, settings.cache.daily_write_bytes, settings.jobs.retention
+        disk = PrefixDisk(folder, identity, shape, cache.dtype, *bounds)
     return PrefixReuse(cache, PrefixCache(ram_bytes), disk, identity)
 
 

@@ -18,6 +18,9 @@ from typing import Any
 from edged.jobs.schema import SpoolDamagedError, migrate, spool_error
 from edged.jobs.schema import SpoolError as SpoolError
 
+_LOG_HEADER, _PAGE, _ZEROS = 32, 4096, 1 << 20
+"""Bytes: of the write-ahead log's header, which holds a salt; of a page of the disk; overwritten at a time."""
+
 PAGE_BYTES = 512
 """A commit writes whole pages: with small ones hardly more than what is new. A file keeps what it was made with."""
 WAL_BYTES = 2 << 20
@@ -102,6 +105,8 @@ class Spool:
 
     def close(self) -> None:
         """Close the file; everything committed is on disk already."""
+        with contextlib.suppress(SpoolError):
+            self.scrub()  # SQLite removes the log now, and would leave its blocks as they are
         self._db.close()
 
     @contextlib.contextmanager
@@ -329,12 +334,49 @@ class Spool:
         return [row[0] for row in self._read("SELECT id FROM job ORDER BY seq")]
 
     def scrub(self) -> bool:
-        """Leave nothing of erased rows in the write-ahead log: checkpoint it and cut it to nothing.
+        """Leave nothing of erased rows in the write-ahead log: checkpoint it, overwrite it, and cut it to nothing.
 
-        False where another process reads just now: to be tried again. Raises SpoolError.
+        Cut alone, its blocks would keep on the raw disk what stood in them. False where another process reads or
+        writes just now: to be tried again. Raises SpoolError.
         """
-        busy = self._one("PRAGMA wal_checkpoint(TRUNCATE)")
+        header = self._log_header()
+        if not self._checkpoint("RESTART"):
+            return False
+        with self.transaction():  # nobody writes meanwhile, and readers have no use for a log that is all in the file
+            if self._log_header() != header:
+                return False  # another process has begun the log anew
+            self._overwrite_log()
+        return self._checkpoint("TRUNCATE")
+
+    def _checkpoint(self, kind: str) -> bool:
+        busy = self._one(f"PRAGMA wal_checkpoint({kind})")
         return busy is not None and not busy[0]
+
+    def _log_header(self) -> bytes:
+        """The log's first bytes, which are others whenever it is begun anew; empty where there is no log."""
+        try:
+            with open(f"{self.path}-wal", "rb") as log:
+                return log.read(_LOG_HEADER)
+        except FileNotFoundError:
+            return b""
+
+    def _overwrite_log(self) -> None:
+        try:
+            descriptor = os.open(f"{self.path}-wal", os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            size = os.fstat(descriptor).st_size
+            # Its header first: were it whole after a power cut, and the frames only up to some place, SQLite would
+            # play back what is older than the file.
+            for start, end in ((0, min(size, _PAGE)), (_PAGE, size)):
+                for place in range(start, end, _ZEROS):
+                    os.pwrite(descriptor, bytes(min(_ZEROS, end - place)), place)
+                os.fdatasync(descriptor)
+        except OSError as error:
+            raise spool_error(f"the spool {self.path} cannot be written", error) from None
+        finally:
+            os.close(descriptor)
 
     @property
     def bytes(self) -> int:

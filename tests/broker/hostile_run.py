@@ -49,7 +49,7 @@ class Tally:
         try:
             document = json.loads(message.payload)
             error = document.get("error")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             return  # a forged result of another sender's
         if document.get("device") != "board":
             return

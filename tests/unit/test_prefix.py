@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edged.engine.engine import Finished, Piece, Started
-from edged.engine.prefix import BLOCK_TOKENS, PrefixCache, block_keys, usable_blocks
+from edged.engine.prefix import BLOCK_TOKENS, HITS_TO_WRITE, PrefixCache, block_keys, usable_blocks
 from edged.engine.prefix_disk import Changed, DiskEvent, PrefixDisk, erase
+from edged.engine.reuse import PrefixReuse
 
 ROOM = 64 << 20
 ID = b"m" * 32
@@ -108,6 +110,15 @@ class TestMemory:
         assert found is not None
         assert found[2]
 
+    def test_what_is_forgotten_is_gone_and_its_bytes_are_free(self) -> None:
+        cache = PrefixCache(10 * block(1).nbytes)
+        for letter in "abc":
+            cache.add(key(letter), block(1), 0)
+        cache.forget([key("a"), key("z")])
+        assert (key("a") in cache, key("b") in cache, cache.bytes) == (False, True, 2 * block(1).nbytes)
+        cache.forget(None)
+        assert (key("b") in cache, cache.bytes) == (False, 0)
+
     def test_what_is_not_to_be_stored_is_never_worth_a_write_until_another_job_has_it_too(self) -> None:
         cache = PrefixCache(9 * SIZE)
         cache.add(b"a", block(0), 0, store=False)
@@ -121,11 +132,13 @@ class TestMemory:
 class Disk:
     """A PrefixDisk on a folder, and what it tells."""
 
-    def __init__(self, folder: Path, budget: int = 1 << 30, daily: int = 1 << 30, identity: bytes = ID) -> None:
+    def __init__(
+        self, folder: Path, budget: int = 1 << 30, daily: int = 1 << 30, identity: bytes = ID, keep: float = 1e6
+    ) -> None:
         self.folder = folder
         self.events: list[DiskEvent] = []
         self._came = threading.Semaphore(0)
-        self.disk = PrefixDisk(folder, identity, SHAPE, np.float32, budget, daily)
+        self.disk = PrefixDisk(folder, identity, SHAPE, np.float32, budget, daily, keep)
         self.known = set(self.disk.start(self._deliver))
 
     def _deliver(self, event: DiskEvent) -> None:
@@ -324,12 +337,70 @@ class TestDisk:
         finally:
             subprocess.run(["umount", "-l", str(small)], check=True)
 
-    def test_what_is_erased_beside_a_running_daemon_is_just_gone(self, disks: Any) -> None:
+    def test_what_is_erased_beside_a_running_daemon_is_forgotten_and_not_refused(self, disks: Any) -> None:
         disk = disks()
         disk.write(key("a"), key("b"))
         assert erase(disk.folder) == 2
         assert disk.read(key("a")) == []
+        assert disk.known == set()
+        assert (disk.disk.refused, disk.disk.bytes) == (0, 0)
         assert erase(disk.folder / "absent") == 0
+
+    def test_what_memory_holds_is_not_written_again_after_all_was_erased(self, disks: Any) -> None:
+        disk = disks()
+        disk.write(key("a"))
+        erase(disk.folder)
+        assert disk.write(key("b")) == Changed(removed=frozenset({key("a")}), forget=None)
+        assert not list(disk.folder.glob("*.kv"))
+        assert disk.write(key("c")).added == {key("c"): False}
+
+    def test_the_engine_forgets_what_was_erased_before_it_came_to_write_it(self, disks: Any) -> None:
+        disk, memory = disks(), PrefixCache(1 << 20)
+        reuse = PrefixReuse(SimpleNamespace(), memory, disk.disk, ID)  # type: ignore[arg-type]
+        for letter in "ab":
+            memory.add(key(letter), block(1), 0)
+            for _ in range(HITS_TO_WRITE):
+                memory.match([key(letter)])
+        reuse.write_back()
+        reuse.obey(disk.changed(), ())
+        erase(disk.folder)
+        reuse.write_back()
+        reuse.obey(disk.changed(), ())
+        assert memory.bytes == 0
+        reuse.write_back()
+        memory.add(key("c"), block(1), 0, pin=True)
+        reuse.write_back()
+        assert disk.changed().added == {key("c"): True}
+        assert [path.name[17:19] for path in disk.folder.glob("*.kv")] == ["63"]
+
+    def test_a_block_that_is_being_written_while_all_is_erased_goes_too(
+        self, disks: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        disk = disks()
+        monkeypatch.setattr("edged.engine.prefix_disk._sync_folder", lambda folder: erase(folder) and None)
+        assert disk.write(key("a")).forget is None
+        assert not list(disk.folder.glob("*.kv"))
+        assert disk.disk.bytes == 0
+
+    def test_what_is_erased_is_overwritten_before(self, disks: Any) -> None:
+        disk = disks()
+        disk.write(key("a"))
+        (path,) = disk.folder.glob("*.kv")
+        with path.open("rb") as still_open:
+            erase(disk.folder)
+            content = still_open.read()
+        assert content == bytes(len(content))
+        assert len(content) > 1000
+
+    def test_what_nobody_pinned_is_erased_after_the_retention(self, disks: Any) -> None:
+        disk = disks(keep=5.0)
+        disk.write(key("a"), key("b"))
+        disk.write(key("c"), pinned=True)
+        for path in disk.folder.glob("*.kv"):
+            if key("b").hex() not in path.name:
+                os.utime(path, (0, 0))
+        assert disk.changed() == Changed(removed=frozenset({key("a")}), forget=frozenset({key("a")}))
+        assert len(list(disk.folder.glob("*.kv"))) == 2
 
 
 def cached(end: Any) -> int:
