@@ -3,14 +3,16 @@
 TEST_PACE_FILE names a file that holds the seconds of a step, or `hold` to stop in it until that changes. A prompt that
 begins with POISON ends the process by SIGABRT once its answer has some tokens; one that holds HANG never returns from
 onnxruntime. TEST_BOOT_ID takes the place of the kernel's, TEST_STUCK_SECONDS of the product's two minutes.
+TEST_CLOCK_FILE holds seconds that CLOCK_BOOTTIME is ahead (libfaketime cannot move it without CLOCK_MONOTONIC, which no
+day passes by in a test), TEST_SYNCHRONISED says whether the wall clock is.
 """
 
 from __future__ import annotations
 
 import os
 import runpy
+import select
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,16 @@ _pace_file = Path(os.environ["TEST_PACE_FILE"])
 _step, _forward = Engine._step, ModelSession.forward
 
 
+def _sleep(seconds: float) -> None:
+    select.select([], [], [], seconds)  # time.sleep() fails under libfaketime
+
+
 def _paced_step(self: Engine) -> None:
     while self._rows and (pace := _pace_file.read_text()) != "":
         if pace != "hold":
-            time.sleep(float(pace))
+            _sleep(float(pace))
             break
-        time.sleep(0.002)
+        _sleep(0.002)
     if any(row.request.prompt[:3] == POISON and row.made >= 3 for row in self._rows):
         os.abort()
     _step(self)
@@ -45,5 +51,10 @@ Engine._step = _paced_step  # type: ignore[method-assign]
 ModelSession.forward = _hung_forward  # type: ignore[method-assign]
 if "TEST_BOOT_ID" in os.environ:
     Clock.boot_id = lambda _self: os.environ["TEST_BOOT_ID"]  # type: ignore[method-assign]
+if "TEST_CLOCK_FILE" in os.environ:
+    _boottime, _clock_file = Clock.boottime, Path(os.environ["TEST_CLOCK_FILE"])
+    Clock.boottime = lambda self: _boottime(self) + float(_clock_file.read_text())  # type: ignore[method-assign]
+if "TEST_SYNCHRONISED" in os.environ:
+    Clock.synchronised = lambda _self: os.environ["TEST_SYNCHRONISED"] == "1"  # type: ignore[method-assign]
 daemon.STUCK_SECONDS = float(os.environ.get("TEST_STUCK_SECONDS", daemon.STUCK_SECONDS))
 runpy.run_module("edged", run_name="__main__")

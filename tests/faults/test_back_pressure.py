@@ -1,0 +1,24 @@
+"""50,000 jobs at once to one device."""
+
+from __future__ import annotations
+
+from daemon_fixtures import Place
+from figures import table
+from flood import MAX_QUEUED, flood, without_persistence
+
+pytest_plugins = ["daemon_fixtures"]
+JOBS = 50_000
+GROWTH = 24 << 20
+"""Bytes that RSS may grow by over four fifths of them: what they are together is more."""
+
+
+def test_a_flood_of_jobs(place: Place) -> None:
+    without_persistence(place.broker)
+    settings = {"MODEL__ROWS": "8", "JOBS__MAX_QUEUED": str(MAX_QUEUED), "HEARTBEAT_SECONDS": "1"}
+    daemon = place.daemon(**settings).start()
+    figures = flood(daemon, place.broker.port, JOBS, seconds=3600)
+    table(f"{JOBS} jobs at once, {MAX_QUEUED} on board", figures)
+    assert figures["RSS at most after that"] - figures["RSS when a fifth was answered"] < GROWTH
+    assert figures["wait on board at priority 9, s, p50"] < figures["wait on board at priority 0, s, p50"] / 4
+    assert figures["cancel to the job's end, s, p50"] <= 1.0
+    assert figures["heartbeat (1 s), longest pause, s"] <= 2.0

@@ -1,0 +1,111 @@
+"""The broker is gone for a day: libfaketime moves the daemon's wall clock, paced_edged.py its boot clock."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from conftest import PATIENCE, Proxy
+from daemon_fixtures import Daemon, Place, eventually, job
+from figures import table
+
+pytest_plugins = ["conftest", "daemon_fixtures"]
+LIBRARY = next(Path("/usr/lib").glob("**/faketime/libfaketimeMT.so.1"), None)
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed (apt install faketime)")
+DAY = 86_400
+DONE = 100
+"""Jobs that are worked off while nobody can be told."""
+
+
+def faked(daemon: Daemon, synchronised: bool) -> Callable[[int], None]:
+    """Let the daemon live at another time; what sets how many seconds ahead."""
+    ahead = daemon.folder / "ahead"
+
+    def move(seconds: int) -> None:
+        part = ahead.with_suffix(".part")
+        part.write_text(f"+{seconds}")
+        part.rename(ahead)
+
+    daemon.env |= {
+        "LD_PRELOAD": str(LIBRARY),
+        "FAKETIME_TIMESTAMP_FILE": str(ahead),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "TEST_CLOCK_FILE": str(ahead),
+        "TEST_SYNCHRONISED": str(int(synchronised)),
+    }
+    move(0)
+    return move
+
+
+@pytest.mark.parametrize("synchronised", [True, False], ids=["synchronised", "unsynchronised"])
+@pytest.mark.parametrize("killed", [False, True], ids=["running", "killed"])
+def test_a_day_without_a_broker(
+    place: Place, make_proxy: Callable[[int], Proxy], synchronised: bool, killed: bool
+) -> None:
+    proxy = make_proxy(place.broker.port)
+    daemon, client = place.daemon(paced=True, MQTT__PORT=str(proxy.port), MODEL__ROWS="4"), place.client()
+    move = faked(daemon, synchronised)
+    daemon.start()
+    daemon.pace("hold")
+    tonight = (datetime.now(timezone.utc) + timedelta(hours=12)).isoformat()
+    done = [f"done-{n}" for n in range(DONE)]
+    waits = [f"waits-{n}" for n in range(5)]
+    late = {"ttl": {"ttl": 3600}, "deadline": {"deadline": tonight}}
+    jobs = [job(id, 2, priority=9) for id in done] + [job(id, 200, priority=7) for id in waits]
+    jobs += [job(f"late-{name}", 2, priority=0, **limit) for name, limit in late.items()]
+    for document in jobs:
+        client.send(document)
+    client.event("late-deadline", "accepted")
+    proxy.accepting = False  # so that the client is back before the daemon is, and misses nothing
+    place.broker.kill()
+    daemon.until_fault("not connected")
+    daemon.pace(0.005)
+    eventually(lambda: daemon.query("SELECT count(*) FROM result") == [(DONE,)], timeout=60)
+    daemon.pace("hold")
+    assert daemon.query("SELECT count(*) FROM delivered") == [(0,)]
+    if killed:
+        daemon.end(signal.SIGKILL)
+    move(DAY)
+    if killed:
+        daemon.start(ready=False)
+    expired = 2 if synchronised else 1
+    query = "SELECT count(*) FROM result WHERE state = 'expired'"
+    eventually(lambda: daemon.query(query) == [(expired,)], "nothing has expired")
+    daemon.pace("")
+    eventually(lambda: daemon.query("SELECT count(*) FROM result") == [(len(jobs),)], timeout=60)
+    client.subscribed.clear()
+    place.broker.start()
+    assert client.subscribed.wait(PATIENCE)
+    proxy.accepting = True
+    eventually(
+        lambda: daemon.faults() == [], "the daemon does not come back", timeout=120
+    )  # pauses grow up to a minute
+    began = time.monotonic()
+    results = {document["id"]: client.result(document["id"]) for document in jobs}
+    took = time.monotonic() - began
+    order = [m.topic.rpartition("/")[2] for m in client.messages if "/result/" in m.topic]
+    rows = daemon.query("SELECT id FROM result JOIN job USING (seq) ORDER BY finished, seq")
+    assert list(dict.fromkeys(order)) == [id for (id,) in rows]  # as they ended
+    assert {results[id]["state"] for id in done + waits} == {"succeeded"}
+    assert (results["late-ttl"]["state"], results["late-ttl"]["attempts"]) == ("expired", 0)
+    judged = results["late-deadline"]
+    if synchronised:
+        assert (judged["state"], judged["attempts"]) == ("expired", 0)
+    else:
+        assert (judged["state"], judged["deadline_judged"]) == ("succeeded", False)
+    day = datetime.fromisoformat(results["waits-0"]["finished"][:-1]) - datetime.fromisoformat(
+        results["done-0"]["finished"][:-1]
+    )
+    assert timedelta(hours=23) < day < timedelta(hours=25)
+    # mosquitto hangs up on whoever goes beyond its Receive Maximum of 20. One reconnect each is the return itself.
+    connected = [json.loads(line) for line in daemon.log().splitlines() if '"mqtt_connected"' in line]
+    lost = [line for line in daemon.log().splitlines() if '"mqtt_disconnected"' in line]
+    assert len(connected) == 4, lost
+    figures = {"results delivered on return": len(results), "copies": len(order), "within, s": round(took, 2)}
+    table("a day offline", figures)
