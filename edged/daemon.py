@@ -170,6 +170,7 @@ class Daemon:
             allow_pin=settings.cache.allow_pin,
         )
         self._metrics.watch(
+            ready=lambda: not self.ready_faults(),
             queued=lambda: self._desk.queued,
             running=lambda: self._desk.running,
             outbox=lambda: len(self._desk.outbox),

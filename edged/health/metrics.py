@@ -37,6 +37,7 @@ class Metrics:
         for state in State:
             self.jobs.labels(state.value)
         self.queued = Gauge("edged_jobs_queued", "Jobs on board that wait for a row", registry=registry)
+        self.ready = Gauge("edged_ready", "1 while a job sent now would be answered", registry=registry)
         self.running = Gauge("edged_jobs_running", "Jobs that have a row", registry=registry)
         self.duration = Histogram(
             "edged_job_duration_seconds", "From receipt to result", buckets=_SECONDS, registry=registry
@@ -93,6 +94,7 @@ class Metrics:
     def watch(
         self,
         *,
+        ready: Callable[[], bool],
         queued: Callable[[], int],
         running: Callable[[], int],
         outbox: Callable[[], int],
@@ -103,6 +105,7 @@ class Metrics:
         reuse: Callable[[], PrefixReuse | None],
     ) -> None:
         """Read these whenever somebody asks; called from threads of their own."""
+        self.ready.set_function(ready)
         self.queued.set_function(queued)
         self.running.set_function(running)
         self.outbox.set_function(outbox)

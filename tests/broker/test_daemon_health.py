@@ -17,6 +17,7 @@ pytest_plugins = ["daemon_fixtures"]
 
 METRICS = {
     "edged_jobs": {"state"},
+    "edged_ready": set(),
     "edged_jobs_queued": set(),
     "edged_jobs_running": set(),
     "edged_job_duration_seconds": set(),
@@ -112,6 +113,7 @@ def test_the_metrics_move(client: Client5, daemon: Daemon) -> None:
         client.event(id, "accepted")
     eventually(lambda: sample(daemon, "edged_jobs_running") == 1)
     daemon.pace("")
+    assert sample(daemon, "edged_ready") == 1
     client.result("held-3")
     eventually(lambda: (sample(daemon, "edged_jobs_running"), sample(daemon, "edged_outbox_results")) == (0, 0))
 

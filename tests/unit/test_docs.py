@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -72,6 +73,33 @@ def test_known_answers_are_those_of_the_document() -> None:
     assert all(f"`{name}`" in text for name in inner)
     assert f"at most {BUDGET} tokens" in text
     assert f"below {NEAR_TIE} it is not compared" in text
+
+
+def logged() -> dict[str, set[str]]:
+    """Every event that the code logs, by level."""
+    events: dict[str, set[str]] = {}
+    for path in (ROOT / "edged").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+                told, event = ast.unparse(node.func.value), node.args[0]
+                if told in ("log", "_log") and isinstance(event, ast.Constant):
+                    events.setdefault(node.func.attr, set()).add(event.value)
+    return events
+
+
+def test_every_fault_is_explained_in_words_that_the_code_has() -> None:
+    text = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and line.count(" | ") == 3]
+    assert len(rows) > 30
+    assert all(cell.strip("| ") for row in rows for cell in row)
+    named = set(re.findall(r"`([a-z_]+)[`{]", " ".join(cell for row in rows for cell in row[1:3])))
+    events = logged()
+    families = {family.name: family.type for family in Metrics(detect()).registry.collect()}
+    metrics = {name + {"counter": "_total", "info": "_info"}.get(kind, "") for name, kind in families.items()}
+    known = set().union(*events.values(), metrics, {code.value for code in Code}, {state.value for state in State})
+    source = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "edged").rglob("*.py"))
+    assert {word for word in named - known if f'"{word}"' not in source and f"{word}=" not in source} == set()
+    assert events["warning"] | events["error"] | events["exception"] <= named
 
 
 def test_readme_names_every_command() -> None:
