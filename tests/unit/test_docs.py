@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from edged.cli import app
+from edged.engine.engine import ModelChanged
 from edged.health.board import detect
 from edged.health.metrics import Metrics
 from edged.jobs.document import Code, Job, State
@@ -120,3 +122,10 @@ def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in target:
             assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_alerts_ask_for_states_of_the_model_that_there_are() -> None:
+    rules = (ROOT / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8")
+    asked = re.findall(r'edged_model_info\{state="(\w+)"', rules)
+    assert asked
+    assert set(asked) <= set(get_args(get_type_hints(ModelChanged)["state"]))
