@@ -27,6 +27,7 @@ import structlog
 from numpy.typing import NDArray
 
 from edged.engine import pages
+from edged.erasure import erase_file
 
 log = structlog.get_logger(__name__)
 
@@ -421,16 +422,10 @@ def _erasures(folder: Path) -> int:
 
 
 def _erase(path: Path) -> None:
-    """Remove a file, and overwrite it before: its blocks would keep on the raw disk what stood in them."""
     try:
-        with path.open("r+b", buffering=0) as file:
-            left = os.fstat(file.fileno()).st_size
-            while left > 0:
-                left -= file.write(bytes(min(left, _PIECE)))
-            os.fsync(file.fileno())
+        erase_file(path)
     except OSError as error:
         log.warning("prefix_file_not_removed", file=path.name, reason=_why(error))
-    _unlink(path)
 
 
 def _fill(file: Any, view: memoryview) -> None:

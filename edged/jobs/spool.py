@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edged.erasure import erase_file
 from edged.jobs.schema import SpoolDamagedError, migrate, spool_error
 from edged.jobs.schema import SpoolError as SpoolError
 
@@ -416,6 +417,6 @@ def set_aside(path: Path) -> list[Path]:
 
 
 def discard(damaged: Path) -> None:
-    """Remove a spool that was set aside. Raises OSError."""
+    """Erase a spool that was set aside. Raises OSError."""
     for suffix in ("-wal", "-shm", ""):
-        Path(f"{damaged}{suffix}").unlink(missing_ok=True)
+        erase_file(Path(f"{damaged}{suffix}"))
