@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults clean
+.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ test-pull: $(VENV)/.dev ## edged model pull from a real nginx: cuts, damage, ful
 		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends nginx-light openssl e2fsprogs >/dev/null; \
 		[ ! -d /run/systemd/system ] || $(SUDO) systemctl disable --quiet --now nginx; }
 	@$(BIN)/pytest -q tests/pull
+
+chaos: $(VENV)/.dev | mosquitto faketime ## kills, cuts and broken networks: no job lost, none run twice (SEED=N repeats a run; minutes; all of it as root)
+	@$(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED))
+
+chaos-selftest: $(VENV)/.dev | mosquitto ## whether `make chaos` would notice three broken promises (a minute and a half)
+	@$(BIN)/python tests/chaos/selftest.py $(if $(SEED),--seed $(SEED))
 
 test-system: $(VENV)/.dev ## edged.service on a booted systemd (root, systemd-nspawn; a few minutes the first time, 300 MB)
 	@{ command -v debootstrap && command -v systemd-nspawn; } >/dev/null || { \
@@ -122,3 +128,9 @@ mosquitto:
 		echo "installing mosquitto, its clients, openssl, curl and prometheus (promtool) …"; \
 		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends \
 			mosquitto mosquitto-clients openssl curl prometheus >/dev/null; }
+
+.PHONY: faketime
+faketime:
+	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || { \
+		echo "installing faketime …"; \
+		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends faketime >/dev/null; }

@@ -1,0 +1,172 @@
+"""Runs edged so that it kills itself at a chosen instant, or with one of its promises broken on purpose.
+
+Nothing of this is in the product. CHAOS_KILL=STAGE:COUNT:DELAY ends the process with SIGKILL when it is at STAGE for
+the COUNTth time, DELAY seconds later where the stage lasts. CHAOS_SABOTAGE names what the oracle must notice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from edged.engine.engine import Engine
+from edged.jobs.desk import Desk
+from edged.jobs.outbox import Outbox
+from edged.jobs.spool import Known, Spool
+from edged.mqtt.events import JobReceived, Receipt
+from edged.mqtt.link import Link
+from edged.mqtt.plan import Publication
+from edged.mqtt.session import Session
+
+_wanted, _count, _seconds = os.environ["CHAOS_KILL"].split(":")
+_left, _delay = int(_count), float(_seconds)
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _reached(stage: str) -> None:
+    """The process is at `stage` now, once more. Each stage is reached by one thread alone."""
+    global _left
+    if stage != _wanted:
+        return
+    _left -= 1
+    if _left:
+        return
+    if stage == "running":  # the step goes on meanwhile
+        threading.Timer(_delay, _kill).start()
+        return
+    if stage == "committing":  # as long as a slow card takes: whatever left too early has time to leave
+        time.sleep(_delay)
+    _kill()
+
+
+def _watch_stages() -> None:
+    job_received, transaction, add_job, add_result = (
+        Desk.job_received,
+        Spool.transaction,
+        Spool.add_job,
+        Spool.add_result,
+    )
+    step, send = Engine._step, Session._send
+    written: set[str] = set()
+
+    def watched_receipt(self: Desk, event: JobReceived) -> None:
+        job_received(self, event)
+        _reached("received")
+
+    def watched_job(self: Spool, *arguments: Any, **fields: Any) -> Any:
+        written.add("job")
+        return add_job(self, *arguments, **fields)
+
+    def watched_result(self: Spool, *arguments: Any, **fields: Any) -> bool:
+        written.add("result")
+        return add_result(self, *arguments, **fields)
+
+    @contextlib.contextmanager
+    def watched_transaction(self: Spool) -> Iterator[None]:
+        written.clear()
+        with transaction(self):
+            yield
+            if "job" in written:
+                _reached("committing")
+        for what, stage in (("job", "committed"), ("result", "result-committed")):
+            if what in written:
+                _reached(stage)
+
+    def watched_step(self: Engine) -> None:
+        if self._rows:
+            _reached("running")
+        step(self)
+
+    def watched_send(self: Session, client: Any, publication: Publication) -> None:
+        send(self, client, publication)
+        if "/result/" in publication.topic:
+            _reached("published")
+
+    Desk.job_received = watched_receipt  # type: ignore[method-assign]
+    Spool.add_job, Spool.add_result = watched_job, watched_result  # type: ignore[method-assign]
+    Spool.transaction = watched_transaction  # type: ignore[method-assign]
+    Engine._step = watched_step  # type: ignore[method-assign]
+    Session._send = watched_send  # type: ignore[method-assign]
+
+
+def _try_again_soon() -> None:
+    """A connection that was lost is tried again within a second, not after the minute that spares a broker."""
+    init = Link.__init__
+
+    def impatient(self: Link, *arguments: Any, **options: Any) -> None:
+        init(self, *arguments, retry_seconds=(0.2, 1.0), **options)
+
+    Link.__init__ = impatient  # type: ignore[method-assign]
+
+
+def _acknowledge_before_commit() -> None:
+    job_received, acknowledge = Desk.job_received, Link.acknowledge
+    told: list[Receipt] = []
+
+    def hasty(self: Desk, event: JobReceived) -> None:
+        id = json.loads(event.payload)["id"]
+        document = json.dumps({"event": "accepted", "id": id}).encode()
+        self._link.publish(self._topics.event(id), document, qos=1)
+        self._link.acknowledge(event.receipt)
+        told.append(event.receipt)
+        job_received(self, event)
+
+    def once(self: Link, receipt: Receipt) -> bool:
+        for place, known in enumerate(told):
+            if known is receipt:
+                del told[place]
+                return True
+        return acknowledge(self, receipt)
+
+    Desk.job_received = hasty  # type: ignore[method-assign]
+    Link.acknowledge = once  # type: ignore[method-assign]
+
+
+def _forget_what_is_known() -> None:
+    init = Spool.__init__
+
+    def without_index(self: Spool, *arguments: Any, **options: Any) -> None:
+        init(self, *arguments, **options)
+        self._db.execute("DROP INDEX IF EXISTS job_id")
+
+    def nothing(self: Spool, id: str) -> Known | None:
+        return None
+
+    Spool.__init__ = without_index  # type: ignore[method-assign]
+    Spool.find = nothing  # type: ignore[method-assign]
+
+
+def _clear_outbox_at_publish() -> None:
+    pump = Outbox.pump
+
+    def careless(self: Outbox) -> None:
+        pump(self)
+        for token in list(self._under_way):
+            self.confirmed(token)
+
+    Outbox.pump = careless  # type: ignore[method-assign]
+
+
+SABOTAGES = {
+    "acknowledge-before-commit": _acknowledge_before_commit,
+    "no-dedupe": _forget_what_is_known,
+    "outbox-cleared-at-publish": _clear_outbox_at_publish,
+}
+
+
+if __name__ == "__main__":
+    _try_again_soon()
+    if sabotage := os.environ.get("CHAOS_SABOTAGE"):
+        SABOTAGES[sabotage]()
+    _watch_stages()
+    runpy.run_module("edged", run_name="__main__")

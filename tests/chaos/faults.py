@@ -1,0 +1,94 @@
+"""What can befall a world. Each fault is over when its function returns, and is in the log."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from world import NEVER, World
+
+# (stage, at most so many times, at most so many seconds into it): an instant is drawn within these.
+Instant = tuple[str, int, float]
+RECEIVED: Instant = ("received", 20, 0.0)
+COMMITTING: Instant = ("committing", 6, 0.03)
+COMMITTED: Instant = ("committed", 6, 0.0)
+RUNNING: Instant = ("running", 60, 0.01)
+RESULT_COMMITTED: Instant = ("result-committed", 6, 0.0)
+PUBLISHED: Instant = ("published", 20, 0.0)
+INSTANT_SECONDS = 30.0
+"""An instant that does not come by then is none: jobs are sent all the time."""
+
+
+def kill_at(world: World, instant: Instant, device: int = 0) -> None:
+    """Start the device, which runs until it kills itself at that instant."""
+    stage, most, longest = instant
+    count, delay = world.draw.randint(1, most), world.draw.uniform(0.0, longest)
+    life = world.devices[device].launch(f"{stage}:{count}:{delay:.4f}")
+    code = life.ended(INSTANT_SECONDS)
+    if code == -signal.SIGKILL:
+        world.log.fault(f"kill {stage}", device=device, count=count, delay=round(delay, 4))
+        return
+    life.signal(signal.SIGKILL)
+    life.ended(INSTANT_SECONDS)
+    world.complain(f"board-{device} was not killed when {stage} for time {count}: {code}")
+
+
+def kill(world: World, device: int = 0) -> None:
+    """SIGKILL from outside, at whatever instant this is, and a new start."""
+    world.log.fault("kill", device=device)
+    life = world.devices[device].life
+    assert life
+    life.signal(signal.SIGKILL)
+    life.ended(INSTANT_SECONDS)
+    world.devices[device].launch(NEVER)
+
+
+def kill_broker(world: World) -> None:
+    """SIGKILL of the broker, and its restart after a while."""
+    away = world.draw.choice((0.0, 0.2, 1.0, 3.0))
+    world.log.fault("broker kill", away=away)
+    world.broker.kill()
+    time.sleep(away)
+    world.broker.start()
+
+
+def lose(world: World, device: int = 0) -> None:
+    """What device and broker send each other for a while is lost, and then the connection is."""
+    seconds = world.draw.uniform(0.05, 0.5)
+    world.log.fault("loss", device=device, seconds=round(seconds, 3))
+    world.proxies[device].lose(seconds)
+
+
+def halve(world: World, device: int = 0) -> None:
+    """One side loses the connection, and the other must find out for itself."""
+    side = world.draw.choice(("device", "broker"))
+    world.log.fault("half-open", device=device, loses=side)
+    world.proxies[device].halve(side == "device")
+
+
+def delay(world: World, device: int = 0) -> None:
+    """Every piece of data takes its time for a while."""
+    seconds, length = world.draw.uniform(0.05, 0.3), world.draw.uniform(0.5, 2.0)
+    world.log.fault("delay", device=device, seconds=round(seconds, 3), length=round(length, 3))
+    world.proxies[device].delay = seconds
+    time.sleep(length)
+    world.proxies[device].delay = 0.0
+
+
+def stop(world: World, seconds: float, device: int = 0) -> None:
+    """SIGSTOP for so long."""
+    world.log.fault("SIGSTOP", device=device, seconds=round(seconds, 1))
+    life = world.devices[device].life
+    assert life
+    life.signal(signal.SIGSTOP)
+    time.sleep(seconds)
+    life.signal(signal.SIGCONT)
+
+
+def set_clock(world: World, seconds: int) -> None:
+    """The device's wall clock is off by so much from now on."""
+    world.log.fault("clock", seconds=seconds)
+    part = world.clock_file.with_suffix(".part")
+    part.write_text(f"{seconds:+d}\n")
+    os.replace(part, world.clock_file)

@@ -1,0 +1,163 @@
+"""The phases of the chaos run: which faults, and when. Everything is drawn from the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from glob import glob
+
+import faults
+import places
+from faults import COMMITTED, COMMITTING, PUBLISHED, RECEIVED, RESULT_COMMITTED, RUNNING
+from world import FaultLog, Outcome, World
+
+KEEP_ALIVE = 5.0
+"""Seconds, of every device here; the broker gives up after half as long again."""
+DAY = 86400
+
+
+def kills(seed: int, log: FaultLog) -> Outcome:
+    """SIGKILL of the device, 50 times in every stage of a job's life."""
+    world = World("kill -9", seed, log)
+    instants = [RECEIVED, COMMITTING] * 25 + [COMMITTED, RUNNING, RESULT_COMMITTED, PUBLISHED] * 50
+    world.draw.shuffle(instants)
+    world.sender.take(True)
+    for instant in instants:
+        faults.kill_at(world, instant)
+    world.launch()
+    return world.conclude()
+
+
+def persistent_broker(seed: int, log: FaultLog) -> Outcome:
+    """SIGKILL and restart of a broker that remembers what was a second before."""
+    return _broker(World("broker, persistent", seed, log, persistence=True))
+
+
+def forgetful_broker(seed: int, log: FaultLog) -> Outcome:
+    """SIGKILL and restart of a broker that remembers nothing."""
+    return _broker(World("broker, forgetful", seed, log))
+
+
+def _broker(world: World) -> Outcome:
+    world.launch()
+    world.sender.take(True)
+    for _ in range(10):
+        world.progress(world.draw.randint(5, 40))
+        faults.kill_broker(world)
+    world.progress(20)
+    return world.conclude()
+
+
+def bad_network(seed: int, log: FaultLog) -> Outcome:
+    """Delay, loss and half-open connections, by the proxy."""
+    world = World("bad network", seed, log)
+    world.launch()
+    world.sender.take(True)
+    todo = [faults.delay] * 4 + [faults.lose] * 10 + [faults.halve] * 4
+    world.draw.shuffle(todo)
+    for fault in todo:
+        world.progress(world.draw.randint(5, 30))
+        fault(world)
+    world.progress(20)
+    return world.conclude()
+
+
+def link_down(seed: int, log: FaultLog) -> Outcome:
+    """`ip link set down` in a network of the device's own, shorter and longer than the keep-alive."""
+    with places.network() as net:
+        world = World("link down", seed, log, listen=net.address)
+        world.device.env |= {"EDGED_MQTT__HOST": net.address, "EDGED_MQTT__PORT": str(world.broker.port)}
+        world.device.inside(*net.command)
+        world.launch()
+        world.sender.take(True)
+        for longest in (1.0, 10.0, 2.0, 10.0):
+            world.progress(world.draw.randint(10, 60))
+            seconds, outside = world.draw.uniform(0.8, 1.0) * longest, world.draw.random() < 0.5
+            log.fault("link down", seconds=round(seconds, 1), outside=outside)
+            net.down(seconds, outside)
+        world.progress(20)
+        return world.conclude()
+
+
+def stopped(seed: int, log: FaultLog) -> Outcome:
+    """SIGSTOP, for longer than the broker waits for a sign of life."""
+    world = World("SIGSTOP", seed, log)
+    world.launch()
+    world.sender.take(True)
+    for _ in range(2):
+        world.progress(world.draw.randint(10, 60))
+        faults.stop(world, KEEP_ALIVE * world.draw.uniform(1.7, 2.2))
+    world.progress(20)
+    return world.conclude()
+
+
+def moved_clock(seed: int, log: FaultLog) -> Outcome:
+    """The device's wall clock leaps, forwards past retention and ttl, and back; and a new start under it."""
+    library = next(iter(glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None)
+    if library is None:
+        raise places.Skipped("libfaketime is not there (apt install faketime)")
+    world = World("wall clock moved", seed, log)
+    world.device.env |= {
+        "LD_PRELOAD": library,
+        "FAKETIME_TIMESTAMP_FILE": str(world.clock_file),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
+    }
+    world.launch()
+    world.sender.take(True)
+    for days in (30, -3, 400, 0):
+        world.progress(world.draw.randint(30, 80))
+        faults.set_clock(world, days * DAY + world.draw.randint(-3600, 3600))
+        world.progress(world.draw.randint(30, 80))
+        faults.kill(world)
+    world.progress(20)
+    return world.conclude()
+
+
+def group(seed: int, log: FaultLog) -> Outcome:
+    """Three devices share the jobs, and everything befalls them."""
+    world = World("three in a group", seed, log, devices=3)
+    world.launch()
+    world.sender.take(True)
+    todo = ["kill"] * 30 + ["broker"] * 8 + ["lose"] * 12 + ["halve"] * 4 + ["delay"] * 4 + ["stop"]
+    world.draw.shuffle(todo)
+    for what in todo:
+        world.progress(world.draw.randint(2, 20))
+        device = world.draw.randrange(3)
+        if what == "kill":
+            faults.kill(world, device)
+        elif what == "broker":
+            faults.kill_broker(world)
+        elif what == "stop":
+            faults.stop(world, KEEP_ALIVE * 1.8, device)
+        else:
+            getattr(faults, what)(world, device)
+    world.progress(50)
+    return world.conclude()
+
+
+PHASES: dict[str, Callable[[int, FaultLog], Outcome]] = {
+    "kill -9": kills,
+    "broker, persistent": persistent_broker,
+    "broker, forgetful": forgetful_broker,
+    "bad network": bad_network,
+    "link down": link_down,
+    "SIGSTOP": stopped,
+    "wall clock moved": moved_clock,
+    "three in a group": group,
+}
+
+
+def selftest(seed: int, log: FaultLog, sabotage: str) -> Outcome:
+    """A short run of all that a sabotage can show in: kills, copies, and results that are lost on their way."""
+    world = World(sabotage or "unsabotaged", seed, log, sabotage=sabotage)
+    world.draw.seed(f"{seed}/selftest")  # the same whatever the sabotage
+    world.sender.copies = 0.3
+    world.sender.take(True)
+    for instant in [RECEIVED, COMMITTING, COMMITTED, RUNNING, RESULT_COMMITTED, PUBLISHED] * 3:
+        faults.kill_at(world, instant)
+    world.launch()
+    for _ in range(8):
+        world.progress(world.draw.randint(10, 30))
+        faults.lose(world)
+    return world.conclude(patience=10.0)
