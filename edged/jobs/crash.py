@@ -6,6 +6,7 @@ cut, when it may be lost, nobody is to blame anyway. So the accounting costs no 
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -44,11 +45,16 @@ class CrashLedger:
         self.write_running(())
 
     def write_running(self, seqs: Iterable[int]) -> None:
-        """Note which jobs run now (numbers in the spool). Nothing after close(): the engine may outlast it."""
+        """Note which jobs run now (numbers in the spool). Nothing after close(): the engine may outlast it.
+
+        On a disk that takes no writes the note stays as it was: the spool says so, and the accounting must not end
+        the engine's thread.
+        """
         line = json.dumps({"boot_id": self._boot_id, "jobs": list(seqs)}).encode()
         with self._lock:
             if not self._closed:
-                os.pwrite(self._running, line.ljust(_RUNNING_BYTES)[:_RUNNING_BYTES], 0)
+                with contextlib.suppress(OSError):
+                    os.pwrite(self._running, line.ljust(_RUNNING_BYTES)[:_RUNNING_BYTES], 0)
 
     def note_crash(self, reason: str) -> None:
         """Why the process is about to abort, on one line: what the next one is told instead of the signal's name."""

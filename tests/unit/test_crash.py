@@ -94,3 +94,12 @@ def test_a_torn_note_says_nothing(tmp_path: Path, content: bytes) -> None:
 def test_the_files_are_the_daemons_own(tmp_path: Path) -> None:
     CrashLedger(tmp_path, "boot-1").close()
     assert os.stat(tmp_path / "running").st_mode & 0o777 == 0o600
+
+
+def test_a_disk_that_takes_no_writes_does_not_stop_the_engine(tmp_path: Path) -> None:
+    ledger = CrashLedger(tmp_path, "boot-1")
+    full = os.open("/dev/full", os.O_RDWR)
+    os.dup2(full, ledger._running)
+    os.close(full)
+    ledger.write_running([7])
+    ledger.close()
