@@ -90,7 +90,7 @@ demo-model: ## train the demo model anew (three quarters of an hour on two cores
 	@$(VENV)-demo-model/bin/python deploy/demo-model/train.py
 
 clean: ## remove what was installed and built here
-	@rm -rf $(VENV) $(VENV)-* .system-root build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-* .system-root .chaos build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Debian leaves ensurepip out of python3; its package python3-venv brings it.
 $(BIN)/python:

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from world import NEVER, World
+from world import World
 
 # (stage, at most so many times, at most so many seconds into it): an instant is drawn within these.
 Instant = tuple[str, int, float]
@@ -37,11 +37,8 @@ def kill_at(world: World, instant: Instant, device: int = 0) -> None:
 def kill(world: World, device: int = 0) -> None:
     """SIGKILL from outside, at whatever instant this is, and a new start."""
     world.log.fault("kill", device=device)
-    life = world.devices[device].life
-    assert life
-    life.signal(signal.SIGKILL)
-    life.ended(INSTANT_SECONDS)
-    world.devices[device].launch(NEVER)
+    world.devices[device].stop()
+    world.devices[device].launch()
 
 
 def kill_broker(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from glob import glob
 
@@ -114,6 +115,38 @@ def moved_clock(seed: int, log: FaultLog) -> Outcome:
     return world.conclude()
 
 
+def bad_disk(seed: int, log: FaultLog) -> Outcome:
+    """A small disk fills up, under a device that runs and one that starts, and turns read-only, and is given back."""
+    with places.disk(16) as disk:
+        world = World("disk full, read-only", seed, log)
+        device = world.device
+        device.env["EDGED_STATE_DIR"] = str(disk.path / "state")
+        world.launch()
+        world.sender.take(True)
+        for how in ("full", "full, and a kill", "read-only", "full", "read-only"):
+            world.progress(world.draw.randint(20, 60))
+            log.fault(f"disk {how}")
+            if how == "read-only":
+                disk.fail()
+            else:
+                disk.fill()
+            said = device.until_fault("spool")
+            log.note("said", fault=said)
+            time.sleep(world.draw.uniform(0.5, 2.0))
+            if how != "full":
+                faults.kill(world)
+                device.until_up_or_ended()
+            if how != "read-only":
+                disk.free()
+            else:
+                device.stop()
+                disk.mend()
+            if not device.runs:
+                device.launch()
+        world.progress(20)
+        return world.conclude()
+
+
 def group(seed: int, log: FaultLog) -> Outcome:
     """Three devices share the jobs, and everything befalls them."""
     world = World("three in a group", seed, log, devices=3)
@@ -144,6 +177,7 @@ PHASES: dict[str, Callable[[int, FaultLog], Outcome]] = {
     "link down": link_down,
     "SIGSTOP": stopped,
     "wall clock moved": moved_clock,
+    "disk full, read-only": bad_disk,
     "three in a group": group,
 }
 

@@ -1,6 +1,6 @@
 """`make chaos`: faults upon faults, and whether any job was lost or ran again.
 
-Prints its seed and a table; what it did and when is in build/chaos/SEED.jsonl.
+Prints its seed and a table; what it did and when is in .chaos/chaos-SEED.jsonl.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import phases
 from places import Skipped
 from world import HEADER, FaultLog
 
-LOGS = Path(__file__).parents[2] / "build/chaos"
+LOGS = Path(__file__).parents[2] / ".chaos"
 
 
 @contextlib.contextmanager

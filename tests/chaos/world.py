@@ -134,6 +134,21 @@ class Device(Daemon):
         self.life = self._nursery.bear(kill)
         return self.life
 
+    @property
+    def runs(self) -> bool:
+        return self.life is not None and self.life.ended(0.0) is None
+
+    def stop(self) -> None:
+        """SIGKILL, and no new start."""
+        assert self.life
+        self.life.signal(signal.SIGKILL)
+        self.life.ended(PATIENCE)
+
+    def until_up_or_ended(self) -> None:
+        """Wait until it answers over HTTP, or has given up by itself."""
+        while self.runs and self.faults() is None:
+            time.sleep(0.05)
+
     def kill(self) -> None:
         """End the daemon, and what bears it."""
         if self._nursery is not None:
