@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest clean
+.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ chaos: $(VENV)/.dev | mosquitto faketime ## kills, cuts and broken networks: no 
 
 chaos-selftest: $(VENV)/.dev | mosquitto ## whether `make chaos` would notice three broken promises (a minute and a half)
 	@$(BIN)/python tests/chaos/selftest.py $(if $(SEED),--seed $(SEED))
+
+soak: $(VENV)/.dev | mosquitto ## 100,000 jobs (JOBS=N) through one process, over lost connections and brokers; the slope of its memory
+	@$(BIN)/python tests/chaos/soak.py $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
 
 test-system: $(VENV)/.dev ## edged.service on a booted systemd (root, systemd-nspawn; a few minutes the first time, 300 MB)
 	@{ command -v debootstrap && command -v systemd-nspawn; } >/dev/null || { \

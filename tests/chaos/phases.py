@@ -150,6 +150,7 @@ def bad_disk(seed: int, log: FaultLog) -> Outcome:
 def group(seed: int, log: FaultLog) -> Outcome:
     """Three devices share the jobs, and everything befalls them."""
     world = World("three in a group", seed, log, devices=3)
+    world.devices[1].env["EDGED_MQTT__PROTOCOL"] = "3.1.1"
     world.launch()
     world.sender.take(True)
     todo = ["kill"] * 30 + ["broker"] * 8 + ["lose"] * 12 + ["halve"] * 4 + ["delay"] * 4 + ["stop"]

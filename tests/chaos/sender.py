@@ -39,7 +39,7 @@ class _Job:
 class Sender:
     """A client with a window of open jobs, and a thread that keeps it filled."""
 
-    def __init__(self, port: int, name: str, topic: str, draw: random.Random, window: int = 24) -> None:
+    def __init__(self, port: int, name: str, topic: str, draw: random.Random, window: int) -> None:
         """Jobs are called `name`-NUMBER and go to `topic`; `draw` decides what they ask for and which are copied."""
         self.name, self.window = name, window
         self.copies = 0.1

@@ -169,9 +169,12 @@ class World:
         persistence: bool = False,
         sabotage: str = "",
         listen: str = "",
-        settings: dict[str, str] | None = None,
+        window: int = 24,
     ) -> None:
-        """`listen` is an address for the broker besides loopback. Each device has a proxy before the broker."""
+        """`listen` is an address for the broker besides loopback, `window` how many jobs are open at a time.
+
+        Each device has a proxy before the broker.
+        """
         self.name, self.log = name, log
         self.draw = random.Random(f"{seed}/{name}")
         self.began = time.monotonic()
@@ -197,12 +200,12 @@ class World:
             folder = self.folder / f"device-{number}"
             folder.mkdir()
             options = {"device__groups": json.dumps([GROUP])} if devices > 1 else {}
-            device = Device(folder, proxy.port, f"board-{number}", **options, **(settings or {}))
+            device = Device(folder, proxy.port, f"board-{number}", **options)
             device.env["CHAOS_SABOTAGE"] = sabotage
             self.devices.append(device)
         target = f"group/{GROUP}" if devices > 1 else "device/board-0"
         draw = random.Random(f"{seed}/{name}/jobs")
-        self.sender = Sender(self.broker.port, re.sub("[^a-z0-9]+", "-", name), f"edged/v1/{target}/job", draw)
+        self.sender = Sender(self.broker.port, re.sub("[^a-z0-9]+", "-", name), f"edged/v1/{target}/job", draw, window)
 
     @property
     def device(self) -> Device:
