@@ -171,7 +171,7 @@ class Admission:
             places.append((reply, correlation))
         if known.kept or not ended:
             for topic, data in places:
-                waiter = self._spool.add_waiter(known.seq, topic, data)
+                waiter = self._spool.add_waiter(known.seq, topic, data, self._outbox.told)
                 if ended and waiter is not None:
                     delivery = Delivery(known.seq, id, topic, data, waiter)
                     batch.effects.append(lambda d=delivery: self._outbox.add([d]))  # type: ignore[misc]

@@ -343,6 +343,8 @@ class Desk:
         with self._spool.transaction():
             if self.fault is not None:
                 self._spool.touch()
+            # First: what was delivered is no answer to a repeat that arrives now.
+            self._write_confirmations()
             now = self._times.now()
             for ending in endings:
                 seq = ending.queued.seq
@@ -357,7 +359,6 @@ class Desk:
                     break
                 taken.append(arrival)
                 self._admission.admit(arrival, batch, now)
-            self._write_confirmations()
         # On disk. From here on nothing can fail but the process.
         self._unwritten_since = self._gathering_since = None
         self.outbox.written_down()

@@ -143,6 +143,11 @@ class Outbox:
         self._done.clear()
 
     @property
+    def told(self) -> set[int]:
+        """Waiters whose copy has left, though it is not confirmed: whoever asks now may not have heard it."""
+        return {d.waiter for d in self._under_way.values() if d.waiter is not None}
+
+    @property
     def unsettled(self) -> bool:
         """Whether anything waits for a place, for the broker, or to be written down."""
         return bool(self._notices or len(self) or self._done)

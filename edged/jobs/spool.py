@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,13 +175,15 @@ class Spool:
         )
         return cursor.rowcount == 1
 
-    def add_waiter(self, seq: int, topic: str | None, correlation: bytes | None) -> int | None:
-        """Remember one more place that wants the result; None if it is remembered already."""
+    def add_waiter(
+        self, seq: int, topic: str | None, correlation: bytes | None, told: Container[int] = ()
+    ) -> int | None:
+        """Remember one more place that wants the result; None if it is remembered by a number that is not in `told`."""
         same = self._db.execute(
-            "SELECT 1 FROM waiter WHERE seq = ? AND topic IS ? AND correlation IS ?",
+            "SELECT n FROM waiter WHERE seq = ? AND topic IS ? AND correlation IS ?",
             (seq, topic, correlation),
-        ).fetchone()
-        if same:
+        )
+        if any(n not in told for (n,) in same):
             return None
         return self._db.execute(
             "INSERT INTO waiter (seq, topic, correlation) VALUES (?, ?, ?)", (seq, topic, correlation)

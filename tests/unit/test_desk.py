@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,13 +157,16 @@ def test_nothing_is_told_of_a_commit_that_failed_and_all_of_it_once_it_works(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.serve().arrive(job("good"), b"bad", job("good"), {**job("good"), "max_tokens": 3})
-    monkeypatch.setattr(world.spool, "mark_delivered", lambda _: None)
+    transaction = world.spool.transaction
 
-    def full(*_: object, **__: object) -> None:
-        raise SpoolError("disk full")
+    @contextlib.contextmanager
+    def full() -> Iterator[None]:
+        with transaction():
+            yield
+            raise SpoolError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.desk, "_write_confirmations", full)
+        patch.setattr(world.spool, "transaction", full)
         for _ in range(3):
             world.desk.flush()
     assert (world.said, world.desk.fault, world.submitted) == ([], "disk full", [])
@@ -228,6 +232,43 @@ def test_a_repeat_in_the_same_commit_as_the_end_answers_its_waiter_once(world: W
     world.desk.flush()
     told = [said[0] + said[1] for said in world.said if said[2:] and said[2].get("state") == "succeeded"]
     assert told.count("edgedv1/reply/first") == told.count("edgedv1/reply/second") == 1
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_repeat_right_after_an_answer_is_answered_again(world: World, confirmed: bool) -> None:
+    world.serve().arrive(job("a"))
+    world.run()
+    world.confirm()
+    for repeat in range(1, 4):
+        world.arrive(job("a"))
+        world.desk.flush()
+        assert world.kinds("a").count("result") == 1 + repeat
+        if confirmed:
+            world.confirm()  # and not yet written down
+    assert world.kinds("a").count("accepted") == 4
+
+
+def test_a_repeat_of_a_job_that_is_erased_in_the_same_commit_hears_that_nothing_is_kept(world: World) -> None:
+    world.serve().arrive(job("a", store=False))
+    world.run()
+    world.confirm()
+    world.arrive(job("a", store=False))
+    world.desk.flush()
+    assert world.said[-1][2].items() >= {"event": "accepted", "repeat": True, "kept": False}.items()
+    assert world.kinds("a").count("result") == 1
+
+
+def test_repeats_of_an_answer_that_still_waits_for_a_place_wait_for_the_same(world: World, monkeypatch: Any) -> None:
+    world.serve().arrive(job("a"))
+    world.run()
+    world.confirm()
+    with monkeypatch.context() as patch:
+        patch.setattr(world.desk.outbox, "pump", lambda: None)
+        for _ in range(3):
+            world.arrive(job("a"))
+            world.desk.flush()
+    world.desk.flush()
+    assert world.kinds("a").count("result") == 2
 
 
 def test_a_more_urgent_job_takes_the_place_of_the_one_that_is_ready(world: World) -> None:
