@@ -34,6 +34,24 @@ def kill_at(world: World, instant: Instant, device: int = 0) -> None:
     world.complain(f"board-{device} was not killed when {stage} for time {count}: {code}")
 
 
+def arm(world: World, instant: Instant, device: int) -> None:
+    """SIGKILL, and a new start that will end itself at that instant; revive() starts it again."""
+    stage, most, longest = instant
+    count, delay = world.draw.randint(1, most), world.draw.uniform(0.0, longest)
+    world.log.fault("kill", device=device)
+    world.log.note("armed", device=device, stage=stage, count=count, delay=round(delay, 4))
+    world.devices[device].stop()
+    world.devices[device].launch(f"{stage}:{count}:{delay:.4f}")
+
+
+def revive(world: World) -> None:
+    """Start again what ended itself."""
+    for number, device in enumerate(world.devices):
+        if not device.runs:
+            world.log.fault("kill at an instant", device=number)
+            device.launch()
+
+
 def kill(world: World, device: int = 0) -> None:
     """SIGKILL from outside, at whatever instant this is, and a new start."""
     world.log.fault("kill", device=device)

@@ -153,19 +153,23 @@ def group(seed: int, log: FaultLog) -> Outcome:
     world.devices[1].env["EDGED_MQTT__PROTOCOL"] = "3.1.1"
     world.launch()
     world.sender.take(True)
-    todo = ["kill"] * 30 + ["broker"] * 8 + ["lose"] * 12 + ["halve"] * 4 + ["delay"] * 4 + ["stop"]
+    instants = [RECEIVED, COMMITTING, COMMITTED, RUNNING, RESULT_COMMITTED, PUBLISHED]
+    todo = ["kill"] * 8 + ["arm"] * 24 + ["broker"] * 8 + ["lose"] * 12 + ["halve"] * 4 + ["delay"] * 4 + ["stop"]
     world.draw.shuffle(todo)
     for what in todo:
         world.progress(world.draw.randint(2, 20))
+        faults.revive(world)
         device = world.draw.randrange(3)
-        if what == "kill":
-            faults.kill(world, device)
+        if what == "arm":
+            faults.arm(world, world.draw.choice(instants), device)
         elif what == "broker":
             faults.kill_broker(world)
         elif what == "stop":
             faults.stop(world, KEEP_ALIVE * 1.8, device)
         else:
             getattr(faults, what)(world, device)
+    for number in range(3):
+        faults.kill(world, number)  # and so disarm
     world.progress(50)
     return world.conclude()
 

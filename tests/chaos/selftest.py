@@ -22,8 +22,9 @@ def main() -> int:
             outcome = phases.selftest(seed, log, sabotage)
             print(outcome.line(), flush=True)
             if outcome.verdict.green == bool(sabotage):
-                failed.append(sabotage or "the unsabotaged run")
-            outcome.forget()
+                failed.append(f"{sabotage or 'the unsabotaged run'}; kept: {outcome.folder}")
+            else:
+                outcome.forget()
     for name in failed:
         print(f"WRONG: the oracle misjudged {name}")
     if not failed:
