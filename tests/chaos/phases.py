@@ -127,7 +127,7 @@ def bad_disk(seed: int, log: FaultLog) -> Outcome:
             world.progress(world.draw.randint(20, 60))
             log.fault(f"disk {how}")
             if how == "read-only":
-                disk.fail()
+                faults.break_disk(world, disk)
             else:
                 disk.fill()
             said = device.until_fault("spool")

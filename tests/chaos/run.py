@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ LOGS = Path(__file__).parents[2] / ".chaos"
 @contextlib.contextmanager
 def open_log(target: str, seed: int | None = None) -> Iterator[tuple[int, FaultLog]]:
     """The seed and the log of a run of the make target; says how to repeat it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was begun is cleared away
     seed = seed if seed is not None else random.SystemRandom().randrange(1_000_000)
     LOGS.mkdir(parents=True, exist_ok=True)
     path = LOGS / f"{target}-{seed}.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -207,6 +208,8 @@ class World:
         draw = random.Random(f"{seed}/{name}/jobs")
         self.sender = Sender(self.broker.port, re.sub("[^a-z0-9]+", "-", name), f"edged/v1/{target}/job", draw, window)
 
+        atexit.register(self.close)  # a run that is broken off leaves no process behind
+
     @property
     def device(self) -> Device:
         return self.devices[0]
@@ -252,6 +255,7 @@ class World:
         self.log.note("verdict", lost=verdict.lost, ran_again=verdict.ran_again, wrong=verdict.wrong)
         outcome = Outcome(self.name, self.log.counts, jobs, resent, verdict, time.monotonic() - self.began, self.folder)
         self.close()
+        atexit.unregister(self.close)
         if verdict.green:
             outcome.forget()
         return outcome
