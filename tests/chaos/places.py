@@ -116,8 +116,14 @@ class Disk:
         return next(line.split()[0] for line in lines if line.split()[1] == str(self.path))
 
     def mend(self) -> None:
-        """What a restart of the board does: check and mount again. Nobody uses it meanwhile."""
+        """What a restart of the board does: check and mount again. Nobody uses it meanwhile.
+
+        A copy of the image: the old mount lives on where another process took it into a namespace of its own.
+        """
         self.unmount()
+        broken, self._image = self._image, self._image.with_name(f"{self._image.name}-mended")
+        shutil.copyfile(broken, self._image)
+        broken.unlink()
         checked = subprocess.run(["fsck.ext4", "-p", str(self._image)], capture_output=True, text=True)
         if checked.returncode > 1:
             raise OSError(f"fsck.ext4: {checked.stdout}{checked.stderr}")
