@@ -40,7 +40,7 @@ def told(config: Path | None = None, flags: dict[str, Any] | None = None) -> str
 
 
 @given(key=st.sampled_from(sorted(KEYS)), value=values)
-@settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_any_value_of_any_setting_is_taken_or_named_on_one_line(key: str, value: Any) -> None:
     section, _, name = key.rpartition(".")
     message = told(flags={section: {name: value}} if section else {name: value})
