@@ -6,10 +6,14 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# The package is for the python3 of the distribution, whatever other one comes first on the PATH.
+ARCH = $(shell dpkg --print-architecture)
+DEB_PYTHON = $(if $(filter python3,$(PYTHON)),$(shell /usr/bin/python3 -c 'import sys; print("3.%d" % sys.version_info[1])'),$(PYTHON))
+
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak clean
+.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +60,17 @@ test-system: $(VENV)/.dev ## edged.service on a booted systemd (root, systemd-ns
 test-faults: $(VENV)/.dev | mosquitto ## floods, 50,000 jobs, a day offline, erasure on a raw disk: with figures (root for some; minutes)
 	@command -v faketime >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends faketime >/dev/null; }
 	@$(BIN)/pytest -q -rsP tests/faults
+
+deb: ## the package for this machine's distribution: make deb [PYTHON=python3.13] [ARCH=arm64] (no root; a minute)
+	@[ -x $(BIN)/python ] || $(MAKE) --no-print-directory PYTHON=python3 $(BIN)/python
+	@$(BIN)/python deploy/debian/package.py --python $(DEB_PYTHON) --arch $(ARCH)
+
+sbom: deb ## the package, then what it carries and under which licences (CycloneDX in dist/)
+	@cat dist/root-*/usr/share/doc/edged/licences.txt
+
+deb-resolve: $(VENV)/.dev ## pin anew what packages carry, for each Python and processor, and print a table
+	@$(PIP) uv
+	@$(BIN)/python deploy/debian/resolve.py
 
 bench: $(VENV)/.dev | mosquitto ## the engine beside onnxruntime alone, on a full-size package: make bench MODEL=FOLDER
 	@$(BIN)/python tests/benchmarks/engine.py $(MODEL)
