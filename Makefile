@@ -51,7 +51,7 @@ chaos-selftest: $(VENV)/.dev | mosquitto ## whether `make chaos` would notice th
 soak: $(VENV)/.dev | mosquitto ## 100,000 jobs (JOBS=N) through one process, over lost connections and brokers; the slope of its memory
 	@$(BIN)/python tests/chaos/soak.py $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
 
-test-system: $(VENV)/.dev ## edged.service on a booted systemd (root, systemd-nspawn; a few minutes the first time, 300 MB)
+test-system: $(VENV)/.dev deb ## the package on a booted Debian 12, from installation to purge (root, systemd-nspawn; minutes, 400 MB)
 	@{ command -v debootstrap && command -v systemd-nspawn; } >/dev/null || { \
 		echo "installing debootstrap and systemd-nspawn …"; \
 		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends debootstrap systemd-container >/dev/null; }

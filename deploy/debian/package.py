@@ -64,7 +64,7 @@ class Package:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.root = PROJECT / f"build/deb/python{target.python}-{target.arch}"
+        self.root = PROJECT / f"dist/root-python{target.python}-{target.arch}"
         self.site = self.root / f"usr/lib/edged/lib/python{target.python}/site-packages"
         self.time = int(os.environ.get("SOURCE_DATE_EPOCH") or commit_time())
         shutil.rmtree(self.root, ignore_errors=True)

@@ -1,12 +1,15 @@
-"""A Debian 12 with edged installed and booted: real systemd in systemd-nspawn, with a network of its own (loopback)."""
+"""A Debian 12 booted: real systemd in systemd-nspawn, with a network of its own (loopback), and the package to install.
+
+The tests run in the order of their files, on one machine: install, service, locked down, upgrade and purge.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +19,8 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 CACHE = PROJECT / ".system-root"
-PACKAGES = "systemd,systemd-sysv,dbus,mosquitto,mosquitto-clients,procps,python3"
+PACKAGES = "systemd,systemd-sysv,dbus,mosquitto,mosquitto-clients,openssl,procps,python3"
 PATIENCE = 60.0
-PYTHON = "3.11"
-"""Debian 12's."""
 
 SETTINGS = """
 [device]
@@ -39,41 +40,28 @@ def run(*command: str | Path, **options: Any) -> str:
 
 
 def make_root(root: Path) -> None:
-    """A copy of a bare Debian 12 (made once), with edged, its wheels and its unit where a package puts them."""
-    if not (CACHE / ".complete").exists():
+    """A copy of a bare Debian 12, which is made once."""
+    made = CACHE / ".complete"
+    if not made.exists() or made.read_text() != PACKAGES:
         shutil.rmtree(CACHE, ignore_errors=True)
         run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", CACHE)
-        (CACHE / ".complete").touch()
+        made.write_text(PACKAGES)
     run("cp", "-a", f"{CACHE}/.", root)
-    run("chroot", root, "python3", "-m", "venv", "--without-pip", "/usr/lib/edged")
-    library = root / f"usr/lib/edged/lib/python{PYTHON}/site-packages"
-    wheels = root / "tmp/wheels"
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", wheels, PROJECT)
-    (wheel,) = wheels.glob("edged-*.whl")
-    only = ["--python-version", PYTHON, "--only-binary", ":all:"]
-    run(sys.executable, "-m", "pip", "install", "-q", "--target", library, *only, f"{wheel}[cpu]")
-    starter = root / "usr/bin/edged"
-    starter.write_text('#!/bin/sh\nexec /usr/lib/edged/bin/python3 -m edged "$@"\n')
-    starter.chmod(0o755)
-    units = PROJECT / "systemd"
-    shutil.copy(units / "edged.service", root / "lib/systemd/system/edged.service")
-    shutil.copy(units / "edged.sysusers", root / "usr/lib/sysusers.d/edged.conf")
-    (root / "etc/edged").mkdir()
-    (root / "etc/edged/edged.toml").write_text(SETTINGS)
-    drop_in = root / "etc/systemd/system/edged.service.d"
-    drop_in.mkdir(parents=True)
-    (drop_in / "test.conf").write_text(IMPATIENT)
 
 
 class Machine:
-    """The booted system. `shell` runs a command in it."""
+    """The booted system. `shell` runs a command in it; `broker` is what mosquitto's clients need to be told of it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        command = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network"]
+        self.broker = "-h 127.0.0.1"
         self.log = (root.parent / "console.log").open("wb")
+        self.boot()
+
+    def boot(self) -> None:
+        command = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network"]
         self.process = subprocess.Popen(
-            [*command, "--machine=edged-test", "-D", str(root)],
+            [*command, "--machine=edged-test", "-D", str(self.root)],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
         )  # fmt: skip
         self.leader = self.until(self._find_leader, "no systemd came up in the container")
@@ -84,6 +72,23 @@ class Machine:
         assert self.process.poll() is None, (self.root.parent / "console.log").read_text()
         found = children.read_text().split()
         return found[0] if found and Path(f"/proc/{found[0]}/comm").read_text().strip() == "systemd" else ""
+
+    def install(self, package: Path, options: str = "") -> str:
+        """As a person does. There is no internet, and no list of packages to choose from."""
+        shutil.copy(package, self.root / "root")
+        keep = "-o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
+        command = (
+            f"cd /root && DEBIAN_FRONTEND=noninteractive apt-get install -y {keep} {options} ./{package.name} 2>&1"
+        )
+        return self.shell(command, timeout=300)
+
+    def files(self) -> set[str]:
+        """Every file that a package could leave behind, and every user."""
+        passing = "proc sys run dev tmp root var/log var/cache var/tmp var/lib/dpkg var/lib/apt"
+        passing += " etc/mosquitto var/lib/mosquitto"
+        paths = " -o ".join(f"-path /{folder}" for folder in passing.split())
+        found = self.shell(f"find / \\( {paths} \\) -prune -o -print; cut -d: -f1 /etc/passwd /etc/group")
+        return set(found.splitlines())
 
     def shell(self, command: str, check: bool = True, timeout: float = PATIENCE) -> str:
         done = subprocess.run(
@@ -105,6 +110,11 @@ class Machine:
         """A property of the service."""
         return self.shell(f"systemctl show edged -P {name}")
 
+    def until_running(self) -> None:
+        """Until a job runs."""
+        running = "/var/lib/edged/running"
+        self.until(lambda: self.shell(f"cat {running}").count("[]") == 0, "it never ran")
+
     def until_status(self, words: str) -> None:
         try:
             self.until(lambda: words in self.show("StatusText"), f"never {words}")
@@ -112,13 +122,18 @@ class Machine:
             print(self.show("StatusText"), self.shell("journalctl -q -o cat -n 40"), sep="\n")
             raise
 
+    def send(self, document: dict[str, Any]) -> None:
+        """Send a job and wait for nothing."""
+        job = json.dumps(document)
+        self.shell(f"mosquitto_pub {self.broker} -V 5 -q 1 -t edged/v1/device/board/job -m '{job}'")
+
     def ask(self, id: str, text: str, timeout: int = 30) -> dict[str, Any]:
         """Send a job with mosquitto_rr and wait for its result."""
         return self.ask_document({"id": id, "messages": [{"role": "user", "content": text}]}, timeout)
 
-    def ask_document(self, document: dict[str, Any], timeout: int = 30) -> dict[str, Any]:
+    def ask_document(self, document: dict[str, Any], timeout: int = 30, device: str = "board") -> dict[str, Any]:
         answer = self.shell(
-            f"mosquitto_rr -h 127.0.0.1 -V 5 -q 1 -W {timeout} -t edged/v1/device/board/job "
+            f"mosquitto_rr {self.broker} -V 5 -q 1 -W {timeout} -t edged/v1/device/{device}/job "
             f"-e edged/v1/reply/{document['id']} -m '{json.dumps(document)}'",
             timeout=timeout + 10,
         )
@@ -135,7 +150,6 @@ class Machine:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
-        self.log.close()
 
 
 @pytest.fixture(scope="session")
@@ -150,3 +164,31 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     yield machine
     machine.power_off()
     shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def package() -> Path:
+    """What `make deb` made for Debian 12."""
+    found = [*(PROJECT / "dist").glob("edged_*+py3.11_*.deb")]
+    assert len(found) == 1, f"`make deb` makes the one package in dist/, and there are {len(found)}"
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def later(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a later version, whose settings file says something else."""
+    folder = tmp_path_factory.mktemp("later")
+    root = folder / "root"
+    run("dpkg-deb", "-R", package, root)
+    (edged,) = root.glob("usr/lib/edged/lib/python3.*/site-packages/edged/__init__.py")
+    for path, old, new in (
+        (root / "DEBIAN/control", r"^Version: .*\+", "Version: 99.0+"),
+        (edged, r"^__version__ = .*", '__version__ = "99.0"'),
+        (root / "etc/edged/edged.toml", r"\A", "# Of version 99.0.\n"),
+    ):
+        text = path.read_text()
+        path.write_text(re.sub(old, new, text, flags=re.M))
+        assert path.read_text() != text
+    made = folder / "edged_99.0.deb"
+    run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, made)
+    return made
