@@ -13,7 +13,7 @@ DEB_PYTHON = $(if $(filter python3,$(PYTHON)),$(shell /usr/bin/python3 -c 'impor
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve clean
+.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve test-arm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,13 @@ test-system: $(VENV)/.dev deb ## the package on a booted Debian 12, from install
 test-faults: $(VENV)/.dev | mosquitto ## floods, 50,000 jobs, a day offline, erasure on a raw disk: with figures (root for some; minutes)
 	@command -v faketime >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends faketime >/dev/null; }
 	@$(BIN)/pytest -q -rsP tests/faults
+
+test-arm: $(VENV)/.dev | mosquitto ## the package for Arm, emulated on the processors of a Pi 4 and a Pi 5 (root, Linux 6.7; minutes, 400 MB)
+	@{ command -v debootstrap && command -v qemu-aarch64-static; } >/dev/null || { \
+		echo "installing debootstrap and qemu-user-static …"; \
+		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends debootstrap qemu-user-static >/dev/null; }
+	@$(MAKE) --no-print-directory deb ARCH=arm64 PYTHON=python3.11
+	@$(BIN)/pytest -q -rP tests/arm
 
 deb: ## the package for this machine's distribution: make deb [PYTHON=python3.13] [ARCH=arm64] (no root; a minute)
 	@[ -x $(BIN)/python ] || $(MAKE) --no-print-directory PYTHON=python3 $(BIN)/python
@@ -108,7 +115,7 @@ demo-model: ## train the demo model anew (three quarters of an hour on two cores
 	@$(VENV)-demo-model/bin/python deploy/demo-model/train.py
 
 clean: ## remove what was installed and built here
-	@rm -rf $(VENV) $(VENV)-* .system-root .chaos build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-* .system-root .chaos .arm-root build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Debian leaves ensurepip out of python3; its package python3-venv brings it.
 $(BIN)/python:

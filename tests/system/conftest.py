@@ -169,7 +169,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 @pytest.fixture(scope="session")
 def package() -> Path:
     """What `make deb` made for Debian 12."""
-    found = [*(PROJECT / "dist").glob("edged_*+py3.11_*.deb")]
+    architecture = run("dpkg", "--print-architecture").strip()
+    found = [*(PROJECT / "dist").glob(f"edged_*+py3.11_{architecture}.deb")]
     assert len(found) == 1, f"`make deb` makes the one package in dist/, and there are {len(found)}"
     return found[0]
 

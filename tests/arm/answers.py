@@ -1,0 +1,58 @@
+"""Answers every sample of the demo; prints runtime, processor, texts and token ids as JSON. Run here and on Arm."""
+
+from __future__ import annotations
+
+import json
+import platform
+import queue
+from pathlib import Path
+
+import onnxruntime
+
+from edged import logs
+from edged.demo import MODEL_FOLDER, MODEL_NAME
+from edged.engine.engine import Ended, Engine, EngineEvent, Finished
+from edged.engine.serving import bring_up
+from edged.health.board import detect
+from edged.health.memory import available
+from edged.jobs.document import read_submission
+from edged.jobs.prompt import prepare
+from edged.settings import load
+
+
+def main() -> None:
+    logs.configure("error", "auto")
+    settings = load(Path("/dev/null"), {}).settings
+    serving = bring_up(settings, detect(), available, path=MODEL_FOLDER, name=MODEL_NAME)
+    samples = json.loads((MODEL_FOLDER / "samples.json").read_text("utf-8"))
+    inbox: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
+    engine = Engine(lambda: serving, lambda: "", inbox.put, lambda _keys: None)
+    engine.start()
+    for key, sample in enumerate(samples):
+        job = {"id": str(key), "messages": sample["messages"], "max_tokens": 96}
+        engine.submit(prepare(read_submission(json.dumps(job).encode(), 1 << 20).job, key, str(key), serving))
+    done: dict[int, Finished] = {}
+    while len(done) < len(samples):
+        event = inbox.get(timeout=300)
+        if isinstance(event, Finished):
+            done[event.key] = event
+        elif isinstance(event, Ended):
+            raise SystemExit(event.failure)
+    engine.stop(timeout=2.0)
+    print(
+        json.dumps(
+            {
+                "onnxruntime": onnxruntime.__version__,
+                "machine": platform.machine(),
+                "verified": serving.verified.compared if serving.verified else 0,
+                "load_seconds": serving.load_seconds,
+                "expected": [sample["answer"] for sample in samples],
+                "texts": [done[key].text for key in sorted(done)],
+                "ids": [done[key].tokens for key in sorted(done)],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
