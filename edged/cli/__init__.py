@@ -1,35 +1,27 @@
-"""The commands, each thin: it reads its arguments, calls the room that does the work, and prints."""
+"""The command line."""
 
 from __future__ import annotations
 
 import sys
 
-import typer
-
-from edged.cli import answers, bench, config, demo, doctor, forget, model, run, submit
-from edged.cli.common import BadUseError
-
-app = typer.Typer(
-    name="edged",
-    help="A dependable worker for small language models on a board, fed over MQTT.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command()(run.run)
-app.command()(demo.demo)
-app.command()(answers.generate)
-app.command()(submit.submit)
-app.command()(bench.bench)
-app.command()(doctor.doctor)
-app.command()(forget.forget)
-app.command()(config.config)
-app.add_typer(model.app)
+from edged.health import instructions
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 bad use, 78 settings that only a person can mend."""
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 bad use, 78 settings that only a person can mend.
+
+    A processor that cannot run numpy and onnxruntime is 78 too, so that systemd does not try again and again.
+    """
+    if lacking := instructions.missing():
+        print(
+            f"edged: this processor lacks {', '.join(lacking)}, which numpy and onnxruntime need: "
+            "take a board with a newer one",
+            file=sys.stderr,
+        )
+        sys.exit(78)
+    from edged.cli.app import app
+    from edged.cli.common import BadUseError
+
     try:
         app()
     except BadUseError as error:

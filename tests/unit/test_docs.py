@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from edged.cli import app
+from edged.cli.app import app
 from edged.engine.engine import ModelChanged
 from edged.health.board import detect
 from edged.health.metrics import Metrics
