@@ -8,6 +8,7 @@ import platform
 import shutil
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -17,13 +18,21 @@ from rich.text import Text
 
 from edged import logs
 from edged.cli.common import FAILED, ConfigOption, JsonOption, settings_or_exit
+from edged.cli.running import ask_ready, is_running
 from edged.demo import MODEL_FOLDER
+from edged.health import instructions
 from edged.health.board import Board, DeviceIdError, detect, device_id
+from edged.health.board.jetson import cuda_runtime
 from edged.health.clock import Clock
 from edged.health.memory import available
+from edged.health.storage import mount_of, swaps_on_card
 from edged.settings import Settings
 
 _FREE_DISK = 1 << 30
+_FASTER = {"asimddp", "i8mm", "avx2", "avx512_vnni", "avx_vnni"}
+"""For which onnxruntime has kernels of its own that multiply integers; it goes without them."""
+_OLDEST_GLIBC = (2, 28)
+"""Of numpy's and onnxruntime's wheels (manylinux_2_28; for Python 3.10 it is 2.27, which no system has with it)."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +87,35 @@ def _board(settings: Settings, board: Board) -> Iterator[Finding]:
     cores = len(board.performance_cores(os.sched_getaffinity(0)))
     yield Finding("board", "ok", f"{board.model} ({board.kind}), {cores} performance cores, {platform.machine()}")
     if struct.calcsize("P") == 4:
-        yield Finding("board", "fail", "32-bit user land", "install a 64-bit system: onnxruntime has no 32-bit wheels")
+        kernel = "64-bit kernel" if platform.machine() in ("aarch64", "x86_64") else f"kernel for {platform.machine()}"
+        mend = "install a 64-bit system: onnxruntime has no 32-bit wheels"
+        yield Finding("board", "fail", f"32-bit user land on a {kernel}", mend)
     try:
         yield Finding("board", "ok", f"device id {settings.device.id or device_id(board)}")
     except DeviceIdError as error:
         yield Finding("board", "fail", str(error), "set device.id")
+    faster = sorted(instructions.features(board.root) & _FASTER)
+    yield Finding("board", "ok", f"instructions that speed int4 up: {', '.join(faster) or 'none'}")
+    pages = os.sysconf("SC_PAGE_SIZE") >> 10
+    yield Finding("board", "ok", f"memory pages of {pages} KiB{'' if pages == 4 else ', which the wheels can do'}")
+    yield _c_library(os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None)
     slow = [reason for reason, on in board.throttled().items() if on]
     if slow:
         yield Finding("board", "warn", f"throttled: {', '.join(slow)}", "check the power supply and the cooling")
+
+
+def _c_library(name: str | None) -> Finding:
+    """Whether the wheels' C library is here; `name` such as ``glibc 2.36``, None for another one."""
+    parts = (name or "").removeprefix("glibc ").split(".")
+    if not name or not all(part.isdecimal() for part in parts):
+        return Finding(
+            "board", "fail", "the C library is not glibc", "take a Debian or Ubuntu: onnxruntime needs glibc"
+        )
+    if tuple(map(int, parts)) < _OLDEST_GLIBC:
+        needed = ".".join(map(str, _OLDEST_GLIBC))
+        mend = "take Debian 12, Ubuntu 22.04 or newer"
+        return Finding("board", "fail", f"{name}, and onnxruntime's wheels need {needed}", mend)
+    return Finding("board", "ok", name)
 
 
 def _clock(settings: Settings, board: Board) -> Iterator[Finding]:
@@ -100,9 +130,19 @@ def _clock(settings: Settings, board: Board) -> Iterator[Finding]:
 def _disk(settings: Settings, board: Board) -> Iterator[Finding]:
     folder = settings.state_dir
     existing = next(path for path in (folder, *folder.parents) if path.exists())
+    mount = mount_of(existing.resolve(), board.root)
+    if mount is not None and mount.read_only:
+        what = f"{mount.point} ({mount.source}) is mounted read-only"
+        mend = f"mount -o remount,rw {mount.point}; where the kernel did it, dmesg says why, and a card may be worn out"
+        yield Finding("disk", "fail", what, mend)
+        return
     if not os.access(existing, os.W_OK):
         yield Finding("disk", "fail", f"{existing} cannot be written", "give state_dir to the user that runs edged")
         return
+    if mount is not None and mount.volatile:
+        what = f"{folder} lies on {mount.kind}: jobs and results are gone after a power cut"
+        mend = "mount a disk there, set state_dir to one, or switch the overlay off (raspi-config)"
+        yield Finding("disk", "warn", what, mend)
     free = shutil.disk_usage(existing).free
     state = "ok" if free >= _FREE_DISK else "warn"
     yield Finding(
@@ -111,8 +151,11 @@ def _disk(settings: Settings, board: Board) -> Iterator[Finding]:
 
 
 def _memory(settings: Settings, board: Board) -> Iterator[Finding]:
-    found = available()
+    found = available(board.root)
     yield Finding("memory", "ok", f"{found.usable / 2**30:.1f} GiB usable, limited by {found.limited_by}")
+    for swap in swaps_on_card(board.root):
+        mend = f"swapoff {swap} and take it out of the system's settings; zram does no harm"
+        yield Finding("memory", "warn", f"memory is swapped to the card, to {swap}: slow, and wears it out", mend)
 
 
 def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
@@ -126,11 +169,9 @@ def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
     offered = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     yield Finding("runtime", "ok", f"onnxruntime {onnxruntime.__version__} with {', '.join(offered)}")
     if board.kind == "jetson" and "CUDA" not in offered:
+        python = (sys.version_info.major, sys.version_info.minor)
         yield Finding(
-            "runtime",
-            "warn",
-            "this onnxruntime cannot use the Jetson's GPU",
-            "pip uninstall onnxruntime, then pip install 'edged[cuda]' (JetPack 6: NVIDIA's own wheel)",
+            "runtime", "warn", "this onnxruntime cannot use the Jetson's GPU", cuda_runtime(board.l4t, python)
         )
 
 
@@ -139,6 +180,9 @@ def _model(settings: Settings, board: Board) -> Iterator[Finding]:
     from edged.engine.serving import bring_up
     from edged.models.store import served
 
+    if is_running(settings):
+        yield _asked(settings)
+        return
     path, name = served(settings)
     try:
         serving = bring_up(settings, board, available, path, name)
@@ -157,6 +201,19 @@ def _model(settings: Settings, board: Board) -> Iterator[Finding]:
     if path == MODEL_FOLDER:
         mend = "edged model pull and use one of your own, or set model.path"
         yield Finding("model", "warn", "it is the built-in demo model", mend)
+
+
+def _asked(settings: Settings) -> Finding:
+    """What a running edged says of itself: a small board cannot hold the model twice."""
+    try:
+        faults = ask_ready(settings)
+    except (OSError, ValueError) as error:
+        what = f"edged is running and was not asked over HTTP: {error}; the model was not loaded a second time"
+        return Finding("model", "warn", what, "systemctl status edged says what is missing")
+    if faults:
+        state = "fail" if any(fault.startswith("model unavailable") for fault in faults) else "warn"
+        return Finding("model", state, f"edged is running and says: {'; '.join(faults)}")
+    return Finding("model", "ok", "edged is running and says that it is ready; not loaded a second time")
 
 
 def _broker(settings: Settings, board: Board) -> Iterator[Finding]:

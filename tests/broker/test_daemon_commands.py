@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from pathlib import Path
 
 from daemon_fixtures import REFERENCE, Client5, Daemon, Place, job, reference_job
 
@@ -169,3 +170,34 @@ def test_a_wrong_setting_is_one_line_and_78(daemon: Daemon) -> None:
         done = place.command(command)
         assert (done.returncode, one_line(done.stderr)) == (78, True)
         assert "http.port" in done.stderr
+
+
+def model_finding(daemon: Daemon) -> tuple[str, str]:
+    """What doctor says of the model: its state, and in which words."""
+    findings = json.loads(daemon.command("doctor", "--json").stdout)
+    (found,) = [finding for finding in findings if finding["check"] == "model"]
+    return found["state"], found["what"]
+
+
+def test_doctor_asks_the_daemon_instead_of_loading_the_model_again(place: Place) -> None:
+    daemon = place.daemon().start()
+    assert model_finding(daemon) == ("ok", "edged is running and says that it is ready; not loaded a second time")
+    place.broker.kill()
+    daemon.until_fault("not connected")
+    state, what = model_finding(daemon)
+    assert (state, "edged is running and says: broker" in what) == ("warn", True), what
+
+
+def test_doctor_passes_on_that_the_daemons_model_is_broken(place: Place, tmp_path: Path) -> None:
+    daemon = place.daemon(model__path=str(tmp_path)).start(ready=False)
+    daemon.until_fault("model unavailable")
+    state, what = model_finding(daemon)
+    assert (state, "edged is running and says: model unavailable" in what) == ("fail", True), what
+
+
+def test_doctor_loads_no_second_model_where_the_daemon_cannot_be_asked(daemon: Daemon) -> None:
+    port = daemon.env["EDGED_HTTP__PORT"]
+    daemon.env["EDGED_HTTP__PORT"] = "0"
+    state, what = model_finding(daemon)
+    daemon.env["EDGED_HTTP__PORT"] = port
+    assert (state, "http.port = 0" in what, "not loaded" in what) == ("warn", True, True), what

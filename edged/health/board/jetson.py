@@ -63,6 +63,32 @@ class Jetson(Board):
         return found
 
 
+def cuda_runtime(l4t: str | None, python: tuple[int, int]) -> str:
+    """Which onnxruntime can use the GPU of a Jetson with this Linux for Tegra and Python, and where it is.
+
+    L4T 35 is JetPack 5 (CUDA 11.4), 36.2 and 36.3 are JetPack 6.0 (CUDA 12.2, cuDNN 8), 36.4 and later 6.1 and 6.2
+    (CUDA 12.6, cuDNN 9), 38 and later JetPack 7 (CUDA 13). PyPI's wheels for Arm begin with 1.29, for CUDA 13.
+    """
+    if l4t is None:
+        return "look up the L4T release in /etc/nv_tegra_release of the Jetson itself: the wheel depends on it"
+    release = [int(part) for part in l4t.split(".")[:2]]
+    if release < [36]:
+        return f"L4T {l4t} has CUDA 11, for which no onnxruntime from 1.23 on is made: install JetPack 6.1 or newer"
+    if release < [36, 4]:
+        return f"L4T {l4t} is JetPack 6.0: install JetPack 6.1 or newer, for whose CUDA 12.6 NVIDIA has wheels"
+    if release < [37]:
+        wheel = "pip install --index-url https://pypi.jetson-ai-lab.io/jp6/cu126 --no-deps 'onnxruntime-gpu>=1.23'"
+        if python != (3, 10):
+            wheel += " (they are for Python 3.10)"
+        return f"pip uninstall onnxruntime, then {wheel}"
+    if python < (3, 11):
+        return "PyPI's onnxruntime-gpu for Arm needs Python 3.11 and glibc 2.34: take JetPack 7's own python3"
+    return (
+        "pip uninstall onnxruntime, then pip install --no-deps 'onnxruntime-gpu>=1.29' from PyPI (CUDA 13); "
+        "an Orin may find no kernels of its own in it: edged bench tells"
+    )
+
+
 def jetson(root: Path) -> Jetson | None:
     """The Jetson below ``root``, if it is one. In a container only the device tree may tell."""
     release = read(root / "etc/nv_tegra_release")

@@ -1,0 +1,130 @@
+"""What `edged doctor` finds on boards, read from folder trees of theirs."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from edged.cli.doctor import Finding, _c_library, examine
+from edged.health.board import detect
+from edged.health.board.jetson import cuda_runtime
+from edged.health.storage import mount_of, swaps_on_card
+from edged.settings import Settings, load
+
+BOARDS = Path(__file__).parents[1] / "fixtures" / "boards"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings of a board whose broker refuses at once."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = {
+        "state_dir": tmp_path / "state",
+        "device": {"id": "board"},
+        "mqtt": {"host": "127.0.0.1", "port": port},
+        "http": {"port": 0},
+    }
+    return load(Path("/dev/null"), flags).settings
+
+
+def tree(tmp_path: Path, name: str) -> Path:
+    return Path(shutil.copytree(BOARDS / name, tmp_path / name))
+
+
+def bad(settings: Settings, root: Path, check: str) -> list[Finding]:
+    return [found for found in examine(settings, detect(root)) if found.check == check and found.state != "ok"]
+
+
+def test_swap_on_the_card_is_a_warning(settings: Settings) -> None:
+    (found,) = bad(settings, BOARDS / "pi4", "memory")
+    assert (found.state, "to /var/swap" in found.what, "swapoff /var/swap" in found.mend) == ("warn", True, True)
+
+
+@pytest.mark.parametrize("board", ["pi5", "jetson-orin"])
+def test_swap_in_memory_is_fine(settings: Settings, board: str) -> None:
+    assert bad(settings, BOARDS / board, "memory") == []
+
+
+def test_a_swap_partition_of_the_card_counts_and_one_of_a_disk_does_not(tmp_path: Path) -> None:
+    root = tree(tmp_path, "jetson-orin")
+    swaps = root / "proc/swaps"
+    head = swaps.read_text().splitlines()[0]
+    swaps.write_text(
+        f"{head}\n/dev/mmcblk0p3 partition 1 0 -2\n/dev/nvme0n1p2 partition 1 0 -3\n/a\\040b file 1 0 -4\n"
+    )
+    assert swaps_on_card(root) == ["/dev/mmcblk0p3"]
+
+
+def over(root: Path, line: str) -> Path:
+    """Mount something more, over what is there."""
+    with (root / "proc/self/mountinfo").open("a") as table:
+        table.write(line + "\n")
+    return root
+
+
+def test_state_on_the_card_is_fine(settings: Settings) -> None:
+    assert bad(settings, BOARDS / "pi4", "disk") == []
+
+
+def test_state_in_memory_is_a_warning(settings: Settings, tmp_path: Path) -> None:
+    place = settings.state_dir.parent.resolve()
+    root = over(tree(tmp_path, "pi4"), f"90 27 0:40 / {place} rw - tmpfs tmpfs rw")
+    (found,) = bad(settings, root, "disk")
+    assert (found.state, "lies on tmpfs" in found.what) == ("warn", True)
+
+
+def test_an_overlay_over_the_card_is_a_warning(settings: Settings, tmp_path: Path) -> None:
+    root = over(tree(tmp_path, "pi4"), "90 1 0:40 / / rw - overlay overlay rw,lowerdir=/a,upperdir=/b")
+    (found,) = bad(settings, root, "disk")
+    assert (found.state, "lies on overlay" in found.what, "raspi-config" in found.mend) == ("warn", True, True)
+
+
+def test_a_card_that_the_kernel_made_read_only_is_a_fault(settings: Settings, tmp_path: Path) -> None:
+    root = tree(tmp_path, "pi4")
+    table = root / "proc/self/mountinfo"
+    table.write_text(table.read_text().replace("/dev/mmcblk0p2 rw", "/dev/mmcblk0p2 ro"))
+    (found,) = bad(settings, root, "disk")
+    assert (found.state, found.what) == ("fail", "/ (/dev/mmcblk0p2) is mounted read-only")
+
+
+def test_the_innermost_and_latest_mount_holds_a_folder(tmp_path: Path) -> None:
+    root = over(tree(tmp_path, "pi4"), "90 27 8:1 / /data\\040disk rw - ext4 /dev/sda1 rw")
+    mount = mount_of(Path("/data disk/edged"), root)
+    assert mount is not None
+    assert (mount.point, mount.source, mount.on_card) == (Path("/data disk"), "/dev/sda1", False)
+    assert mount_of(Path("/data disk2"), root) == mount_of(Path("/"), root)
+    assert mount_of(Path("/"), tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "state"), [("glibc 2.36", "ok"), ("glibc 2.28", "ok"), ("glibc 2.27", "fail"), (None, "fail")]
+)
+def test_the_c_library_must_be_one_that_the_wheels_know(name: str | None, state: str) -> None:
+    found = _c_library(name)
+    assert (found.state, bool(found.mend)) == (state, state == "fail")
+
+
+@pytest.mark.parametrize(
+    ("l4t", "python", "words"),
+    [
+        ("35.4.1", (3, 10), "install JetPack 6.1 or newer"),
+        ("36.3.0", (3, 10), "is JetPack 6.0"),
+        ("36.4.3", (3, 10), "https://pypi.jetson-ai-lab.io/jp6/cu126"),
+        ("36.4.3", (3, 12), "for Python 3.10"),
+        ("38.2.0", (3, 12), "onnxruntime-gpu>=1.29"),
+        ("38.2.0", (3, 10), "needs Python 3.11 and glibc 2.34"),
+        (None, (3, 10), "/etc/nv_tegra_release"),
+    ],
+)
+def test_the_wheel_for_a_jetson_is_named_by_its_release(l4t: str | None, python: tuple[int, int], words: str) -> None:
+    assert words in cuda_runtime(l4t, python)
+
+
+def test_a_jetson_on_its_cpu_is_told_which_wheel_it_needs(settings: Settings) -> None:
+    (found,) = bad(settings, BOARDS / "jetson-orin", "runtime")
+    assert (found.state, "GPU" in found.what, "pip uninstall onnxruntime" in found.mend) == ("warn", True, True)
