@@ -109,7 +109,7 @@ def commands() -> set[str]:
     found = {command.callback.__name__ for command in app.registered_commands if command.callback}
     for group in app.registered_groups:
         assert group.typer_instance is not None
-        named = (c.callback.__name__ for c in group.typer_instance.registered_commands if c.callback)
+        named = (c.name or c.callback.__name__ for c in group.typer_instance.registered_commands if c.callback)
         found |= {f"{group.typer_instance.info.name} {command}" for command in named}
     return found
 
