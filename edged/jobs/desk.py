@@ -141,6 +141,7 @@ class Desk:
         self._serving: Serving | None = None
         self._unwritten_since: float | None = None
         self._gathering_since: float | None = None
+        self._held_back = False
         # A process that was killed may have left erased rows in the write-ahead log.
         self._scrub_by: float | None = time.monotonic()
         self._more_to_start = False
@@ -182,8 +183,8 @@ class Desk:
 
     @property
     def full(self) -> bool:
-        """Whether further jobs are left at the broker."""
-        return len(self._queue) + len(self._active) >= self._max_queued
+        """Whether further jobs are left at the broker. Of a flood each job that ends makes room for one that waited."""
+        return self._held_back or not self._room
 
     @property
     def due_in(self) -> float:
@@ -192,7 +193,7 @@ class Desk:
             return math.inf
         if self._more_to_start:
             return 0.0
-        if self._endings or (self._arrivals and not self.full):
+        if self._endings or (self._arrivals and self._room):
             return self._gather_left()
         return math.inf
 
@@ -228,6 +229,7 @@ class Desk:
     def jobs_disconnected(self) -> None:
         """What was not acknowledged will be delivered again: forget it."""
         self._arrivals.clear()
+        self._held_back = False
 
     def published(self, event: Published | PublishRefused) -> None:
         """The broker confirmed or refused a result."""
@@ -321,6 +323,10 @@ class Desk:
 
     # Acceptance
 
+    @property
+    def _room(self) -> int:
+        return max(0, self._max_queued - len(self._queue) - len(self._active))
+
     def _commit_due(self) -> bool:
         if self.fault is not None or self._confirmations_due():
             return True
@@ -353,7 +359,7 @@ class Desk:
                 ):
                     # Here, before a repeat among the arrivals adds a waiter that is told of separately.
                     deliveries += self._deliveries(ending.queued)
-            room = self._max_queued - len(self._queue) - len(self._active)
+            room = self._room
             for arrival in self._arrivals:
                 if len(taken) == BATCH or len(batch.accepted) >= room:
                     break
@@ -368,6 +374,7 @@ class Desk:
         self.outbox.add(deliveries)
         for _ in taken:
             self._arrivals.popleft()
+        self._held_back = bool(self._arrivals) and len(batch.accepted) >= room
         for queued in batch.accepted:
             self._queue.put(queued)
         for effect in batch.effects:

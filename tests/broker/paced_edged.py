@@ -1,7 +1,7 @@
 """Runs edged with a model and a machine that a test has in its hand: nothing of this is in the product.
 
 TEST_PACE_FILE names a file that holds the seconds of a step, or `hold` to stop in it until that changes. A prompt that
-begins with POISON ends the process by SIGABRT once its answer has some tokens; one that holds HANG never returns from
+begins with POISON ends the process by SIGABRT once its answer has some tokens; one that is HANG never returns from
 onnxruntime. TEST_BOOT_ID takes the place of the kernel's, TEST_STUCK_SECONDS of the product's two minutes.
 TEST_CLOCK_FILE holds seconds that CLOCK_BOOTTIME is ahead (libfaketime cannot move it without CLOCK_MONOTONIC, which no
 day passes by in a test), TEST_SYNCHRONISED says whether the wall clock is.
@@ -21,7 +21,7 @@ from edged.engine.engine import Engine
 from edged.engine.session import ModelSession
 from edged.health.clock import Clock
 
-POISON, HANG = (7, 7, 7), 13
+POISON, HANG = (7, 7, 7), (13, 13, 13)
 _pace_file = Path(os.environ["TEST_PACE_FILE"])
 _step, _forward = Engine._step, ModelSession.forward
 
@@ -42,7 +42,7 @@ def _paced_step(self: Engine) -> None:
 
 
 def _hung_forward(self: ModelSession, first: int, ids: Any, past: Any, width: int) -> Any:
-    if (ids == HANG).any():
+    if tuple(ids[0]) == HANG:
         threading.Event().wait()
     return _forward(self, first, ids, past, width)
 

@@ -71,7 +71,7 @@ def test_a_fault_ends_by_itself_when_no_job_waits_any_more(place: Place, tmp_pat
                 os.write(ballast.fileno(), b"x" * 4096)
         client.send(job("tried", metadata={"x": "y" * 200_000}))
         daemon.until_fault("full")
-        place.broker.kill()
+        place.broker.stop()
         daemon.until_fault("not connected")
         (folder / "ballast").unlink()
         eventually(lambda: not [fault for fault in daemon.faults() or ["?"] if "spool" in fault])

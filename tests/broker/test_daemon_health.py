@@ -37,6 +37,7 @@ METRICS = {
     "edged_mqtt_reconnects": {"connection"},
     "edged_outbox_results": set(),
     "edged_spool_bytes": set(),
+    "edged_spool_damaged_files": set(),
     "edged_board_temperature_celsius": {"zone"},
     "edged_board_throttled": {"reason"},
     "edged_board_power_watts": {"rail"},

@@ -10,7 +10,7 @@ from daemon_fixtures import Client5, Daemon, Place, eventually, job
 
 pytest_plugins = ["daemon_fixtures"]
 
-POISON, HANG = [7, 7, 7], [1, 13]
+POISON, HANG = [7, 7, 7], [13, 13, 13]
 """Prompts that paced_edged.py does harm at."""
 
 

@@ -210,6 +210,27 @@ def test_commits_wait_for_company_and_a_job_alone_does_not(world: World, monkeyp
     assert world.desk.due_in == math.inf
 
 
+def test_it_is_full_as_long_as_jobs_wait_at_the_broker(world: World) -> None:
+    world.serve().desk._max_queued = 2
+    world.arrive(job("a"))
+    world.desk.flush()
+    assert not world.desk.full
+    world.arrive(job("b"), job("c"), job("d"))
+    world.desk.flush()
+    assert world.desk.full
+    for key in (1, 2):
+        world.desk.engine_event(Started(key))
+        world.finish(key)
+        assert world.desk.full  # though there is room for a moment
+        world.desk.flush()
+    assert world.kinds("d")[0] == "accepted"
+    assert world.desk.full
+    world.desk.engine_event(Started(3))
+    world.finish(3)
+    world.desk.flush()
+    assert not world.desk.full
+
+
 def test_a_job_that_ends_when_it_is_handed_over_is_answered_at_once(world: World, monkeypatch: Any) -> None:
     def refuse(*_: object) -> None:
         raise KeyError("secret-word")
