@@ -27,10 +27,10 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 unit: $(VENV)/.dev
-	@$(BIN)/pytest -q tests/unit
+	@$(BIN)/pytest -q -n 2 tests/unit
 
 broker: $(VENV)/.dev | mosquitto
-	@$(BIN)/pytest -q tests/broker
+	@$(BIN)/pytest -q -n 3 tests/broker
 
 families: $(VENV)/.dev ## every family of models against onnxruntime-genai's ids, 52 prompts each (two minutes)
 	@$(BIN)/pytest -q tests/families
