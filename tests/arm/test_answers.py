@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -61,6 +62,7 @@ def broker_port() -> Iterator[int]:
 
 def test_the_daemon_answers_a_job(arm: Arm, broker_port: int, tmp_path: Path) -> None:
     flags = ["--mqtt-port", str(broker_port), "--state-dir", "/tmp/edged-test"]
+    shutil.rmtree(arm.root / "tmp/edged-test", ignore_errors=True)  # else it knows the answer
     environment = ["/usr/bin/env", "EDGED_DEVICE__ID=arm", "EDGED_HTTP__PORT=0"]
     command, variables = arm.command(
         "cortex-a76", BOARDS / "pi5/proc/cpuinfo", *environment, "/usr/bin/edged", "run", *flags
@@ -69,10 +71,13 @@ def test_the_daemon_answers_a_job(arm: Arm, broker_port: int, tmp_path: Path) ->
         daemon = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
     try:
         mqtt = ["-p", str(broker_port), "-V", "5", "-q", "1"]
-        # The daemon announces itself by a retained document: until then there is nobody who would take the job.
-        online = ["mosquitto_sub", *mqtt, "-W", "120", "-C", "1", "-t", "edged/v1/device/arm/info"]
-        told = subprocess.run(online, capture_output=True, text=True, check=False)
-        assert told.returncode == 0, (tmp_path / "log").read_text()
+        # Until its status says that it is ready nobody takes the job.
+        watch = ["mosquitto_sub", *mqtt, "-W", "120", "-t", "edged/v1/device/arm/status"]
+        with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True) as told:
+            assert told.stdout
+            ready = any(json.loads(line)["ready"] for line in told.stdout)
+            told.terminate()
+        assert ready, (tmp_path / "log").read_text()
         job = {"id": "one", "messages": [{"role": "user", "content": "Command: turn the chapel zotolit tap down."}]}
         place = ["-t", "edged/v1/device/arm/job", "-e", "edged/v1/reply/one", "-m", json.dumps(job), "-W", "120"]
         answer = subprocess.run(["mosquitto_rr", *mqtt, *place], capture_output=True, text=True, check=False)
