@@ -21,6 +21,8 @@ PROJECT = Path(__file__).parents[2]
 CACHE = PROJECT / ".system-root"
 PACKAGES = "systemd,systemd-sysv,dbus,mosquitto,mosquitto-clients,openssl,procps,python3"
 PATIENCE = 60.0
+BOOT_PATIENCE = 300.0
+"""A first boot installs, and the machine may be busy."""
 
 SETTINGS = """
 [device]
@@ -64,8 +66,13 @@ class Machine:
             [*command, "--machine=edged-test", "-D", str(self.root)],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
         )  # fmt: skip
-        self.leader = self.until(self._find_leader, "no systemd came up in the container")
-        self.until(lambda: self.shell("systemctl is-system-running", check=False) in ("running", "degraded"), "no boot")
+        try:
+            self.leader = self.until(self._find_leader, "no systemd came up in the container")
+            state = "systemctl is-system-running"
+            self.until(lambda: self.shell(state, check=False) in ("running", "degraded"), "no boot", BOOT_PATIENCE)
+        except BaseException:
+            self.process.kill()  # a second one would share its cgroups
+            raise
 
     def _find_leader(self) -> str:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
@@ -93,10 +100,15 @@ class Machine:
     def shell(self, command: str, check: bool = True, timeout: float = PATIENCE) -> str:
         done = subprocess.run(
             ["nsenter", "-t", self.leader, "-a", "/bin/sh", "-c", command],
-            capture_output=True, text=True, check=False, timeout=timeout,
+            capture_output=True, text=True, check=False, timeout=timeout, start_new_session=True,
         )  # fmt: skip
         assert not check or done.returncode == 0, f"{command}: {done.stdout[-1500:]} {done.stderr[-1500:]}"
         return done.stdout.strip()
+
+    def follow(self, said: str, folder: str) -> None:
+        """Run the commands, which are indented, of what provision.py printed, in the folder that it named."""
+        lines = [line[2:] for line in said.splitlines() if line.startswith("  ")]
+        self.shell("\n".join(["set -e", f"cd {folder}", *lines]))
 
     def until(self, check: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
         """What `check` gives once it is true; for states of another system that nobody tells of."""
@@ -117,7 +129,7 @@ class Machine:
 
     def until_status(self, words: str) -> None:
         try:
-            self.until(lambda: words in self.show("StatusText"), f"never {words}")
+            self.until(lambda: words in self.show("StatusText") and self.show("MainPID") != "0", f"never {words}")
         except AssertionError:
             print(self.show("StatusText"), self.shell("journalctl -q -o cat -n 40"), sep="\n")
             raise

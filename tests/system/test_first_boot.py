@@ -15,12 +15,6 @@ DEPLOY = PROJECT / "deploy"
 LATER = "/etc/cloud/cloud-init.disabled"
 
 
-def as_told(machine: Machine, text: str) -> None:
-    """Run the indented lines of what provision.py printed, in the folder that it names."""
-    commands = [line for line in text.splitlines() if line.startswith("  ") and not line.lstrip().startswith("#")]
-    machine.shell("set -e; cd /root/fleet/broker; " + "\n".join(commands))
-
-
 @pytest.fixture(scope="module")
 def card(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """The system before its first boot as a board: with cloud-init, a broker, and the files on the boot partition."""
@@ -40,7 +34,7 @@ def card(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ma
     provision = "cd /root && python3 provision.py --folder fleet"
     told = machine.shell(f"{provision} init --host 127.0.0.1")
     machine.shell("cp /root/edged.conf /root/fleet/broker/")
-    as_told(machine, told)
+    machine.follow(told, "/root/fleet/broker")
     machine.shell(f"{provision} device pi-7 --groups hall-3 && {provision} sender gateway")
     boot = root / "boot/firmware/edged"
     shutil.copytree(root / "root/fleet/device/pi-7", boot)
