@@ -22,18 +22,19 @@ INSTANT_SECONDS = 30.0
 """An instant that does not come by then is none: jobs are sent all the time."""
 
 
-def kill_at(world: World, instant: Instant, device: int = 0) -> None:
-    """Start the device, which runs until it kills itself at that instant."""
+def kill_at(world: World, instant: Instant, device: int = 0) -> bool:
+    """Start the device, which runs until it kills itself at that instant; False where the instant does not come."""
     stage, most, longest = instant
     count, delay = world.draw.randint(1, most), world.draw.uniform(0.0, longest)
     life = world.devices[device].launch(f"{stage}:{count}:{delay:.4f}")
     code = life.ended(INSTANT_SECONDS)
     if code == -signal.SIGKILL:
         world.log.fault(f"kill {stage}", device=device, count=count, delay=round(delay, 4))
-        return
+        return True
     life.signal(signal.SIGKILL)
     life.ended(INSTANT_SECONDS)
     world.complain(f"board-{device} was not killed when {stage} for time {count}: {code}")
+    return False
 
 
 def arm(world: World, instant: Instant, device: int) -> None:

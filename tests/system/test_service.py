@@ -58,7 +58,7 @@ def test_after_a_kill_it_is_back_and_the_job_is_answered_once(machine: Machine) 
     machine.shell(f"{listen} >{heard} 2>&1 & sleep 1", check=False)
     machine.send({"id": "killed", **LONG})
     machine.until_running()
-    machine.shell("systemctl kill -s KILL edged")
+    machine.shell("kill -9 $(systemctl show -P MainPID edged)")
     machine.until(lambda: "succeeded" in machine.shell(f"cat {heard}"), "no answer after the kill")
     machine.send({"id": "killed", **LONG})  # a repeat is answered with the same result, and not run again
     machine.until(lambda: machine.shell(f"cat {heard}").count("result/killed") == 2, "the repeat was not answered")
