@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from conftest import PATIENCE, Proxy
 from daemon_fixtures import Daemon, Place, eventually, job
 from figures import table
 
-pytest_plugins = ["conftest", "daemon_fixtures"]
+pytest_plugins = ["daemon_fixtures"]
 LIBRARY = next(Path("/usr/lib").glob("**/faketime/libfaketimeMT.so.1"), None)
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed (apt install faketime)")
 DAY = 86_400
@@ -43,12 +44,15 @@ def faked(daemon: Daemon, synchronised: bool) -> Callable[[int], None]:
     return move
 
 
+@pytest.fixture
+def proxy(place: Place) -> Iterator[Proxy]:
+    with contextlib.closing(Proxy(place.broker.port)) as proxy:
+        yield proxy
+
+
 @pytest.mark.parametrize("synchronised", [True, False], ids=["synchronised", "unsynchronised"])
 @pytest.mark.parametrize("killed", [False, True], ids=["running", "killed"])
-def test_a_day_without_a_broker(
-    place: Place, make_proxy: Callable[[int], Proxy], synchronised: bool, killed: bool
-) -> None:
-    proxy = make_proxy(place.broker.port)
+def test_a_day_without_a_broker(place: Place, proxy: Proxy, synchronised: bool, killed: bool) -> None:
     daemon, client = place.daemon(paced=True, MQTT__PORT=str(proxy.port), MODEL__ROWS="4"), place.client()
     move = faked(daemon, synchronised)
     daemon.start()
