@@ -34,6 +34,7 @@ PRUNED = (
     "numpy/_core/_*_tests.*",
     "numpy/distutils",
     "numpy/f2py",
+    "tqdm/completion.sh",
     "**/tests",
     "**/*.a",
     "**/*.c",

@@ -16,10 +16,9 @@ from targets import HERE, MACHINES, OLDEST_GLIBC, TARGETS, Target
 
 PROJECT = HERE.parents[1]
 LEFT_OUT = {
-    "huggingface-hub": "tokenizers wants it to fetch tokenizers by name; edged reads files",
+    "hf-xet": "huggingface-hub wants it for transfers; edged makes its own",
     "protobuf": "for onnxruntime's tools, which are not carried",
     "flatbuffers": "the same",
-    "packaging": "the same",
     "sympy": "the same; onnxruntime 1.23",
     "coloredlogs": "the same; onnxruntime 1.23",
 }
@@ -40,7 +39,7 @@ def resolve(target: Target) -> dict[str, tuple[str, str, str]]:
         overrides.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in LEFT_OUT))
         where = f"{MACHINES[target.arch]}-manylinux_2_{min(target.glibc, 40)}"  # the newest that uv knows
         run(
-            *f"{sys.executable} -m uv pip compile -q --no-header --no-annotate --extra cpu".split(),
+            *f"{sys.executable} -m uv pip compile -q --no-header --no-annotate --extra cpu --extra hub".split(),
             *f"--python-version {target.python} --python-platform {where} --only-binary :all:".split(),
             *f"--override {overrides} -o {pins} {PROJECT}/pyproject.toml".split(),
         )

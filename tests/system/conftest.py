@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ PROJECT = Path(__file__).parents[2]
 CACHE = PROJECT / ".system-root"
 PACKAGES = "systemd,systemd-sysv,dbus,mosquitto,mosquitto-clients,openssl,procps,python3"
 PATIENCE = 60.0
+COLUMN = "ALTER TABLE job ADD COLUMN colour TEXT"
+"""How the spool of a later version differs."""
 BOOT_PATIENCE = 300.0
 """A first boot installs, and the machine may be busy."""
 
@@ -71,13 +74,12 @@ class Machine:
             state = "systemctl is-system-running"
             self.until(lambda: self.shell(state, check=False) in ("running", "degraded"), "no boot", BOOT_PATIENCE)
         except BaseException:
-            self.process.kill()  # a second one would share its cgroups
+            self._kill()
             raise
 
     def _find_leader(self) -> str:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         assert self.process.poll() is None, (self.root.parent / "console.log").read_text()
-        found = children.read_text().split()
+        found = self._children()
         return found[0] if found and Path(f"/proc/{found[0]}/comm").read_text().strip() == "systemd" else ""
 
     def install(self, package: Path, options: str = "") -> str:
@@ -161,7 +163,17 @@ class Machine:
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self._kill()
+
+    def _kill(self) -> None:
+        """systemd-nspawn and what it booted, which would outlive it: the next container has the same cgroups."""
+        for child in self._children():
+            os.kill(int(child), signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+
+    def _children(self) -> list[str]:
+        return Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
 
 
 @pytest.fixture(scope="session")
@@ -189,14 +201,15 @@ def package() -> Path:
 
 @pytest.fixture(scope="session")
 def later(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as a later version, whose settings file says something else."""
+    """The same as a later version, whose spool has one column more and whose settings file says something else."""
     folder = tmp_path_factory.mktemp("later")
     root = folder / "root"
     run("dpkg-deb", "-R", package, root)
-    (edged,) = root.glob("usr/lib/edged/lib/python3.*/site-packages/edged/__init__.py")
+    (edged,) = root.glob("usr/lib/edged/lib/python3.*/site-packages/edged")
     for path, old, new in (
         (root / "DEBIAN/control", r"^Version: .*\+", "Version: 99.0+"),
-        (edged, r"^__version__ = .*", '__version__ = "99.0"'),
+        (edged / "__init__.py", r"^__version__ = .*", '__version__ = "99.0"'),
+        (edged / "jobs/schema.py", r'^\)\n"""STEPS', f'    Step("{COLUMN}"),\n)\n"""STEPS'),
         (root / "etc/edged/edged.toml", r"\A", "# Of version 99.0.\n"),
     ):
         text = path.read_text()

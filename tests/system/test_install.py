@@ -54,6 +54,12 @@ def test_bash_completes_commands(machine: Machine) -> None:
     assert machine.shell("bash /root/complete") == "doctor"
 
 
+def test_it_can_ask_the_hub(machine: Machine) -> None:
+    said = machine.shell("HF_ENDPOINT=http://127.0.0.1:9 edged model pull hf:some/model 2>&1", check=False)
+    assert "the hub at http://127.0.0.1:9 does not answer" in said
+    assert "pip install" not in said
+
+
 def test_the_bill_of_materials_is_what_lies_there(machine: Machine) -> None:
     bill = json.loads((machine.root / "usr/share/doc/edged/sbom.cdx.json").read_text())
     listed = {(part["name"], part["version"]) for part in bill["components"]}

@@ -19,6 +19,13 @@ def version(machine: Machine) -> str:
     return str(json.loads(info)["versions"]["edged"])
 
 
+def schema(machine: Machine) -> int:
+    """The version of the spool's schema."""
+    spool = "__import__('sqlite3').connect('/var/lib/edged/spool.db')"
+    number = machine.shell(f"python3 -c \"print({spool}.execute('PRAGMA user_version').fetchone()[0])\"")
+    return int(number) & 0xFFFF
+
+
 def change(machine: Machine, package: Path, id: str, options: str = "") -> None:
     """Install another version while the job `id` runs, and see that nothing is lost by it."""
     job = {"id": id, **LONG}
@@ -42,13 +49,16 @@ def test_an_upgrade_keeps_jobs_models_and_settings(machine: Machine, later: Path
     kept["settings"] = settings.read_text()
     kept["model"] = machine.shell(f"cat {MODEL}/genai_config.json")
     kept["answer"] = machine.ask("kept", ORDER)
+    kept["schema"] = schema(machine)
     change(machine, later, "upgraded")
     assert version(machine) == "99.0"
+    assert schema(machine) == int(str(kept["schema"])) + 1
 
 
 def test_a_downgrade_keeps_them_too(machine: Machine, package: Path) -> None:
     change(machine, package, "downgraded", "--allow-downgrades")
     assert version(machine) != "99.0"
+    assert schema(machine) == int(str(kept["schema"])) + 1  # the older one goes on with it
 
 
 def test_who_has_stopped_it_finds_it_stopped_after_an_upgrade(machine: Machine, later: Path) -> None:
