@@ -54,10 +54,11 @@ def broker_port() -> Iterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    broker = subprocess.Popen(["mosquitto", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    yield port
-    broker.terminate()
-    broker.wait()
+    with subprocess.Popen(["mosquitto", "-p", str(port)], stderr=subprocess.PIPE, text=True) as broker:
+        assert broker.stderr
+        assert any(line.endswith(" running\n") for line in broker.stderr)
+        yield port
+        broker.terminate()
 
 
 def test_the_daemon_answers_a_job(arm: Arm, broker_port: int, tmp_path: Path) -> None:
@@ -84,8 +85,10 @@ def test_the_daemon_answers_a_job(arm: Arm, broker_port: int, tmp_path: Path) ->
         assert answer.returncode == 0, (tmp_path / "log").read_text()
         text = json.loads(answer.stdout)["text"]
         assert text == '{"intent":"decrease","target":"chapel zotolit tap","value":null}'
-    finally:
         # unshare itself heeds no SIGTERM; its child is edged.
         (child,) = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
         os.kill(int(child), signal.SIGTERM)
         assert daemon.wait(60) == 0
+    finally:
+        daemon.kill()
+        daemon.wait()
