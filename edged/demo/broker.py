@@ -7,7 +7,13 @@ import logging
 import socket
 import threading
 
+from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
+
+_SPOKEN = 4
+"""The protocol level of MQTT 3.1.1 (§3.1.2.2)."""
+_NOT_SPOKEN = b"\x20\x02\x00\x01"
+"""CONNACK, unacceptable protocol version (§3.2.2.3)."""
 
 
 class DemoBroker:
@@ -40,7 +46,7 @@ class DemoBroker:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        broker = Broker(
+        broker = _Broker(
             {
                 "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{self.port}"}},
                 "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
@@ -50,3 +56,44 @@ class DemoBroker:
         self._started.set()
         await self._stop.wait()
         await broker.shutdown()
+
+
+class _Broker(Broker):  # type: ignore[misc]
+    """Refuses MQTT 5 at once: amqtt reads its CONNECT as one of 3.1.1 and waits for bytes that never come."""
+
+    async def stream_connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+    ) -> None:
+        """A new connection, whose first packet tells which MQTT it speaks."""
+        try:
+            head, level = await _head(reader)
+        except asyncio.IncompleteReadError:
+            writer.close()
+            return
+        if level == _SPOKEN:
+            await self.external_connected(_Replayed(reader, head), StreamWriterAdapter(writer), listener_name)
+            return
+        writer.write(_NOT_SPOKEN)
+        writer.close()
+
+
+async def _head(reader: asyncio.StreamReader) -> tuple[bytes, int]:
+    """A CONNECT up to and with its protocol level (§3.1.2), and that. Raises asyncio.IncompleteReadError."""
+    head = await reader.readexactly(2)
+    while head[-1] & 0x80 and len(head) < 5:  # the remaining length has one to four bytes
+        head += await reader.readexactly(1)
+    head += await reader.readexactly(len(b"\0\4MQTT") + 1)
+    return head, head[-1]
+
+
+class _Replayed(StreamReaderAdapter):  # type: ignore[misc]
+    """A stream of which the beginning was read before."""
+
+    def __init__(self, reader: asyncio.StreamReader, head: bytes) -> None:
+        super().__init__(reader)
+        self._head = head
+
+    async def read(self, n: int = -1) -> bytes:
+        """As the stream's own; amqtt always says how many."""
+        taken, self._head = self._head[:n], self._head[n:]
+        return taken + bytes(await super().read(n - len(taken)) if len(taken) < n else b"")

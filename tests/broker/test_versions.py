@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import queue
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,9 @@ import pytest
 from amqtt.broker import Broker
 from conftest import PATIENCE, Device, Mosquitto, Peer, free_port
 
+from edged.demo.broker import DemoBroker
 from edged.mqtt import session
+from edged.mqtt.client import CONNECT_SECONDS
 from edged.mqtt.events import CancelReceived, JobReceived, LinkUp, Published
 
 Make = Callable[..., Any]
@@ -45,6 +48,36 @@ def amqtt_port() -> Iterator[int]:
     asyncio.run_coroutine_threadsafe(task.result().shutdown(), loop).result(PATIENCE)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(PATIENCE)
+
+
+@pytest.fixture
+def demo_port() -> Iterator[int]:
+    """The broker of `edged demo`."""
+    broker = DemoBroker()
+    broker.start()
+    yield broker.port
+    broker.stop()
+
+
+def test_the_demos_broker_refuses_mqtt_5_at_once(demo_port: int, make_device: Make) -> None:
+    device: Device = make_device(demo_port).start()
+    assert device.wait_for(LinkUp, timeout=CONNECT_SECONDS / 2, which="control").protocol == "3.1.1"
+    for version, taken in (("5", False), ("311", True)):
+        command = [
+            "mosquitto_pub",
+            "-p",
+            str(demo_port),
+            "-V",
+            version,
+            "-q",
+            "1",
+            "-t",
+            device.topics.job,
+            "-m",
+            "job",
+        ]
+        assert (subprocess.run(command, capture_output=True, timeout=PATIENCE).returncode == 0) is taken
+    assert device.wait_for(JobReceived).payload == b"job"
 
 
 def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(
