@@ -42,15 +42,15 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
     job: Annotated[str | None, typer.Option(help="A job document in place of a prompt; - is standard input.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of the answer.")] = None,
-    model_path: ModelOption = None,
+    model: ModelOption = None,
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Answer one question here and now; with --json print the result document."""
     document = job_document(prompt, job, max_tokens=max_tokens)
     document.setdefault("id", "generate")
-    check_folder("--model-path", model_path)
-    settings = settings_or_exit(config, model={"path": model_path})
+    check_folder("--model", model)
+    settings = settings_or_exit(config, model={"path": model})
     logs.configure("error", "auto")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     received, began = time.time(), time.monotonic()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import onnxruntime as ort
@@ -15,7 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from edged import logs
-from edged.cli.common import BAD_USE, FAILED, BadUseError, ConfigOption, JsonOption, check_folder, end, settings_or_exit
+from edged.cli.common import (
+    BAD_USE,
+    FAILED,
+    BadUseError,
+    ConfigOption,
+    JsonOption,
+    ModelOption,
+    check_folder,
+    end,
+    settings_or_exit,
+)
 from edged.engine.bench import JOINING, BenchError, Figures, forget_peak, measure
 from edged.engine.package import PackageError, open_package
 from edged.engine.serving import Serving, TooLargeError, bring_up, thread_count
@@ -28,9 +37,7 @@ _MOST_ROWS = 64
 
 
 def bench(
-    model: Annotated[
-        Path | None, typer.Option(help="The model package's folder; else the setting model.path, else the demo model.")
-    ] = None,
+    model: ModelOption = None,
     rows: Annotated[str, typer.Option(help="Jobs at the same time, each number measured in turn.")] = "1,2,4,8",
     prompt: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 128,
     tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 32,

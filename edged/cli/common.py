@@ -17,7 +17,7 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Settings file; else /etc/edged/edged.toml if there is one.")
 ]
 ModelOption = Annotated[
-    Path | None, typer.Option("--model-path", help="The model package's folder; else the setting model.path.")
+    Path | None, typer.Option("--model", help="The model package's folder; else the setting model.path.")
 ]
 HostOption = Annotated[str | None, typer.Option("--mqtt-host", help="The broker; else the setting mqtt.host.")]
 PortOption = Annotated[int | None, typer.Option("--mqtt-port", help="Its port; else the setting mqtt.port.")]

@@ -166,8 +166,9 @@ def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
             "runtime", "fail", f"onnxruntime does not load: {error}", "pip install 'edged[cpu]' or 'edged[cuda]'"
         )
         return
-    offered = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
-    yield Finding("runtime", "ok", f"onnxruntime {onnxruntime.__version__} with {', '.join(offered)}")
+    found = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    offered = [name for name in found if name != "Azure"]  # in every wheel, and computes nothing here
+    yield Finding("runtime", "ok", f"onnxruntime {onnxruntime.__version__} computes on {', '.join(offered)}")
     if board.kind == "jetson" and "CUDA" not in offered:
         python = (sys.version_info.major, sys.version_info.minor)
         yield Finding(
@@ -248,6 +249,14 @@ def _http(settings: Settings, board: Board) -> Iterator[Finding]:
         what = f"metrics are open to everyone who reaches {http.host}:{http.port}"
         yield Finding("http", "warn", what, "set http.client_ca_file, or keep http.host on 127.0.0.1")
         return
-    with socket.socket() as probe:
+    place = f"{http.host}:{http.port}"
+    with socket.socket(socket.AF_INET6 if ":" in http.host else socket.AF_INET) as probe:
         busy = http.port != 0 and probe.connect_ex((http.host, http.port)) == 0
-    yield Finding("http", "ok", f"{http.host}:{http.port} {'is in use, by a running edged?' if busy else 'is free'}")
+    if not busy:
+        yield Finding("http", "ok", f"{place} is free")
+    elif is_running(settings):
+        yield Finding("http", "ok", f"{place} is served by the edged that is running")
+    elif settings.state_dir.is_dir() and not os.access(settings.state_dir, os.X_OK):
+        yield Finding("http", "ok", f"{place} is in use; only root may see whether by edged")
+    else:
+        yield Finding("http", "fail", f"{place} is used by another program", "set http.port to a free one")

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edged import logs
-from edged.cli.common import BAD_USE, FAILED, BadUseError, ConfigOption, JsonOption, check_folder, end, settings_or_exit
+from edged.cli.common import (
+    BAD_USE,
+    FAILED,
+    BadUseError,
+    ConfigOption,
+    JsonOption,
+    ModelOption,
+    check_folder,
+    end,
+    settings_or_exit,
+)
 from edged.cli.progress import progress
 from edged.demo import MODEL_FOLDER
 from edged.engine.package import PackageError
@@ -149,9 +158,7 @@ def remove(name: NameArgument, config: ConfigOption = None) -> None:
 
 @app.command()
 def verify(
-    model: Annotated[
-        Path | None, typer.Option("--model", help="The model package's folder; else the setting model.path.")
-    ] = None,
+    model: ModelOption = None,
     record: Annotated[
         bool, typer.Option("--record", help="First make its known answers anew; the package must be right.")
     ] = False,

@@ -20,14 +20,14 @@ from edged.settings import load
 
 def run(
     config: ConfigOption = None,
-    model_path: ModelOption = None,
+    model: ModelOption = None,
     mqtt_host: HostOption = None,
     mqtt_port: PortOption = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where jobs and results lie; else state_dir.")] = None,
 ) -> None:
     """Serve jobs from MQTT until SIGTERM, which drains; a second one stops at once. SIGHUP takes new settings."""
     flags: dict[str, Any] = {
-        "model": {"path": model_path},
+        "model": {"path": model},
         "mqtt": {"host": mqtt_host, "port": mqtt_port},
         "state_dir": state_dir,
     }

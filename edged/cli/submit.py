@@ -58,8 +58,10 @@ def submit(
         end(BAD_USE, f"{error.code.value}: {error}")
     settings = settings_or_exit(config, mqtt={"host": mqtt_host, "port": mqtt_port})
     logs.configure("error", "auto")
-    with Sender(mqtt_options(settings), None if group else device or _own_id(settings), group) as sender:
-        terminal = _Terminal(quiet=json_)
+    device = None if group else device or _own_id(settings)
+    place = f"{settings.mqtt.host}:{settings.mqtt.effective_port}"
+    with Sender(mqtt_options(settings), device, group) as sender:
+        terminal = _Terminal(json_, device, group, place)
         id, accepted = document["id"], False
         try:
             for update in sender.submit(document, timeout):
@@ -82,11 +84,23 @@ def submit(
 class _Terminal:
     """Shows an answer as it comes. Pieces may be missing (QoS 0), or come anew when the job is run again."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, device: str | None, group: str | None, place: str) -> None:
+        """Who shall answer, at the broker `place`."""
         self.quiet = quiet
+        self._device = device
+        self._asked = device or f"no device of group {group}"
+        self._place = place
+        self._status: dict[str, Any] = {}
+        self._waiting = self._accepted = False
         self._shown = ""
 
     def show(self, update: Update) -> None:
+        self._accepted = self._accepted or update.kind in ("event", "result", "stream")
+        self._waiting = self._waiting or update.kind == "waiting"
+        if update.kind == "status":
+            self._status = update.document
+        if update.kind in ("status", "waiting") and self._waiting and not self._accepted:
+            typer.echo(f"edged: {self._asked} at {self._place} {self._why()}", err=True)
         if update.kind == "link" and not update.document["up"]:
             typer.echo(f"edged: not connected: {update.document['reason']}; trying again", err=True)
         elif update.kind == "stream" and not self.quiet:
@@ -99,6 +113,17 @@ class _Terminal:
         if not text.startswith(self._shown):
             self._begin_anew()
         self._print(text[len(self._shown) :] + "\n")
+
+    def _why(self) -> str:
+        """What is known of why nobody has accepted the job."""
+        state, reason = self._status.get("state"), self._status.get("reason")
+        if self._device is None:
+            return "has accepted the job yet"
+        if state is None:
+            return "has not accepted the job yet, and no such device has shown itself there so far: is the name right?"
+        if state == "offline":
+            return f"is offline ({reason}); it gets the job once it is back"
+        return "has not accepted the job yet" + (f": {reason}" if reason else "")
 
     def _begin_anew(self) -> None:
         if self._shown:

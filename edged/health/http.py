@@ -40,6 +40,10 @@ class _QuietServer(ThreadingWSGIServer):
         """A client that hung up, said nothing or has no right certificate; the traceback would fill the log."""
 
 
+class _QuietServer6(_QuietServer):
+    address_family = socket.AF_INET6
+
+
 class HttpServer:
     """Serves on its own threads until stop()."""
 
@@ -58,7 +62,8 @@ class HttpServer:
         """
         self._metrics = metrics
         self._probes = {"/healthz": alive, "/readyz": ready}
-        self._server = make_server(host, port, self._answer, _QuietServer, handler_class=_QuietHandler)
+        kind = _QuietServer6 if ":" in host else _QuietServer
+        self._server = make_server(host, port, self._answer, kind, handler_class=_QuietHandler)
         self._server.context = context
         self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)

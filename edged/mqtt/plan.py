@@ -12,11 +12,15 @@ from edged.mqtt.options import MqttOptions
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One topic filter. `retained`: whether the broker shall send what it keeps there (MQTT 5 §3.8.3.1)."""
+    """One topic filter. `retained`: whether the broker shall send what it keeps there (MQTT 5 §3.8.3.1).
+
+    `optional`: it may be refused, and the connection is none the worse.
+    """
 
     topic: str
     qos: int
     retained: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)

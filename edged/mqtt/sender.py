@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import time
 import uuid
@@ -17,11 +18,14 @@ from edged.mqtt.options import MqttOptions
 from edged.mqtt.plan import Incoming, Publication, Subscription
 
 RESEND_SECONDS = 5.0
+WAITING_SECONDS = 2.0
+"""Without a sign that the job was accepted, after which that is news."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """News of a job: `kind` is event, stream, result, or link (then `document` has `up` and `reason`)."""
+    """News of a job: `kind` is event, stream, result, link (then `document` has `up` and `reason`), status (of the
+    device that was asked), or waiting (nobody has accepted it yet; `document` is empty)."""
 
     kind: str
     document: dict[str, Any]
@@ -36,9 +40,15 @@ class Sender:
         self._answers = f"{options.root}/device/{device or '+'}"
         self._inbox: queue.SimpleQueue[Update] = queue.SimpleQueue()
         steps = [[Subscription(f"{self._answers}/{kind}/+", qos=1) for kind in ("event", "stream", "result")]]
+        status = f"{self._answers}/status"
+        if device:
+            steps.append([Subscription(status, qos=1, retained=True, optional=True)])
         client_id = f"edged-sender-{uuid.uuid4().hex[:12]}"
         self._connection = Connection(
-            Role("sender", client_id, steps, keep_session=False), options, _Owner(self._inbox.put), Backoff(0.5, 10.0)
+            Role("sender", client_id, steps, keep_session=False),
+            options,
+            _Owner(self._inbox.put, status),
+            Backoff(0.5, 10.0),
         )
 
     def __enter__(self) -> Sender:
@@ -69,12 +79,16 @@ class Sender:
         payload = json.dumps(document, ensure_ascii=False).encode()
         ends = None if timeout is None else time.monotonic() + timeout
         settled, next_send = False, time.monotonic()
+        tell_by = next_send + WAITING_SECONDS
         while True:
             now = time.monotonic()
             if ends is not None and now >= ends:
                 raise TimeoutError
             if not settled and now >= next_send and self._publish(channel, payload):
                 next_send = now + RESEND_SECONDS
+            if not settled and now >= tell_by:
+                tell_by = math.inf
+                yield Update("waiting", {})
             wait = min(0.1 if not settled else 1.0, ends - now if ends is not None else 1.0)
             try:
                 update = self._inbox.get(timeout=max(0.01, wait))
@@ -101,8 +115,9 @@ class Sender:
 class _Owner:
     """Turns what the connection hears into updates."""
 
-    def __init__(self, deliver: Callable[[Update], None]) -> None:
+    def __init__(self, deliver: Callable[[Update], None], status: str) -> None:
         self._deliver = deliver
+        self._status = status
 
     def up(self, session_present: bool, protocol: ProtocolVersion, refused: tuple[str, ...]) -> None:
         reason = f"the broker refuses to subscribe {', '.join(refused)}: check its access list"
@@ -114,12 +129,15 @@ class _Owner:
     def received(self, message: Incoming) -> None:
         message.receipt.session.acknowledge(message.receipt)
         *_, kind, id = message.topic.split("/")
+        named = {"id": id}
+        if message.topic == self._status:
+            kind, named = "status", {}
         try:
             document = json.loads(message.payload)
         except (ValueError, RecursionError):
             return
         if isinstance(document, dict):
-            self._deliver(Update(kind, {"id": id, **document}))
+            self._deliver(Update(kind, {**named, **document}))
 
     def published(self, token: Hashable) -> None:
         pass

@@ -340,7 +340,9 @@ class Session:
         expected, step = self._asked
         if mid != expected:
             return
-        self._refused += [wanted.topic for wanted, code in zip(step, codes, strict=False) if code.is_failure]
+        self._refused += [
+            wanted.topic for wanted, code in zip(step, codes, strict=False) if code.is_failure and not wanted.optional
+        ]
         self._next_step(client)
 
     def _on_disconnect(

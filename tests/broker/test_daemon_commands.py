@@ -69,6 +69,28 @@ def test_submit_ends_with_a_code_and_one_line(client: Client5, daemon: Daemon) -
     check(cases)
 
 
+def test_submit_says_whom_it_waits_for_and_what_is_known(place: Place) -> None:
+    daemon = place.daemon()
+    nobody = daemon.background("submit", "x", "--device", "nobody", "--timeout", "4")
+    group = daemon.background("submit", "x", "--group", "nowhere", "--timeout", "4")
+    daemon.start()
+    daemon.end()
+    offline = daemon.background("submit", "x", "--id", "status", "--max-tokens", "4", "--timeout", "15")
+    assert offline.stderr
+    line = offline.stderr.readline()
+    assert (
+        line == f"edged: board at 127.0.0.1:{place.broker.port} is offline (stopped); it gets the job once it is back\n"
+    )
+    daemon.start()
+    _out, err = offline.communicate(timeout=30)
+    assert (offline.returncode, "offline" in err) == (0, False), err
+    _out, err = nobody.communicate(timeout=30)
+    assert "nobody at 127.0.0.1" in err
+    assert "is the name right?" in err
+    _out, err = group.communicate(timeout=30)
+    assert "no device of group nowhere at 127.0.0.1" in err
+
+
 def test_submit_says_that_a_result_was_not_kept(client: Client5, daemon: Daemon) -> None:
     for code in (0, 1):
         done = daemon.command("submit", "--job", "-", input=json.dumps(job("unkept", store=False)))
@@ -157,8 +179,8 @@ def test_generate_ends_with_a_code_and_one_line(daemon: Daemon, shared: Place) -
         (["--job", "-"], "{", 2),
         (["--job", "-"], '{"prompt": "x", "store": 1}', 2),
         (["--job", "-"], json.dumps(job("g", 512)), 2),
-        (["x", "--model-path", str(shared.folder)], "", 1),
-        (["x", "--model-path", str(shared.folder / "gone")], "", 2),
+        (["x", "--model", str(shared.folder)], "", 1),
+        (["x", "--model", str(shared.folder / "gone")], "", 2),
     ):
         cases.append((daemon.background("generate", *arguments, stdin=text), text, code))
     check(cases)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import socket
 from pathlib import Path
@@ -38,6 +39,18 @@ def tree(tmp_path: Path, name: str) -> Path:
 
 def bad(settings: Settings, root: Path, check: str) -> list[Finding]:
     return [found for found in examine(settings, detect(root)) if found.check == check and found.state != "ok"]
+
+
+def test_a_port_that_another_program_has_is_a_failure(settings: Settings) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
+        http = settings.http.model_copy(update={"host": "::1", "port": other.getsockname()[1]})
+        taken = settings.model_copy(update={"http": http})
+        (found,) = bad(taken, BOARDS / "pi5", "http")
+        assert (found.state, found.mend) == ("fail", "set http.port to a free one")
+        settings.state_dir.mkdir()
+        with (settings.state_dir / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # as a running edged does
+            assert bad(taken, BOARDS / "pi5", "http") == []
 
 
 def test_swap_on_the_card_is_a_warning(settings: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -36,6 +37,14 @@ def test_metrics_are_served_as_prometheus_wants_them(server: HttpServer) -> None
     status, body, headers = ask(server, "GET", "/metrics")
     assert (status, body) == (200, b"edged_x 1\n")
     assert headers["Content-Type"].startswith("text/plain")
+
+
+def test_an_address_of_ipv6_is_listened_on() -> None:
+    server = HttpServer("::1", 0, lambda: b"edged_x 1\n", list, list)
+    server.start()
+    with urllib.request.urlopen(f"http://[::1]:{server.port}/metrics", timeout=5) as answer:
+        assert answer.read() == b"edged_x 1\n"
+    server.stop()
 
 
 def test_readyz_says_which_is_not(server: HttpServer, faults: list[str]) -> None:
