@@ -23,6 +23,8 @@ LEFT_OUT = {
     "coloredlogs": "the same; onnxruntime 1.23",
 }
 """Wheels that others ask for and that nothing here imports."""
+HELD = "numpy<2 ; python_version == '3.10'\n"
+"""NVIDIA's onnxruntime for JetPack 6 wants numpy 1 (microsoft/onnxruntime issue 27562); PyPI's does with either."""
 
 
 def run(*command: str) -> str:
@@ -35,13 +37,14 @@ def run(*command: str) -> str:
 def resolve(target: Target) -> dict[str, tuple[str, str, str]]:
     """By name: version, file name of the wheel, its SHA-256."""
     with tempfile.TemporaryDirectory() as folder:
-        overrides, pins = Path(folder, "overrides"), Path(folder, "pins")
+        overrides, held, pins = Path(folder, "overrides"), Path(folder, "held"), Path(folder, "pins")
+        held.write_text(HELD)
         overrides.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in LEFT_OUT))
         where = f"{MACHINES[target.arch]}-manylinux_2_{min(target.glibc, 40)}"  # the newest that uv knows
         run(
             *f"{sys.executable} -m uv pip compile -q --no-header --no-annotate --extra cpu --extra hub".split(),
             *f"--python-version {target.python} --python-platform {where} --only-binary :all:".split(),
-            *f"--override {overrides} -o {pins} {PROJECT}/pyproject.toml".split(),
+            *f"--override {overrides} -c {held} -o {pins} {PROJECT}/pyproject.toml".split(),
         )
         report = run(
             *f"{sys.executable} -m pip install -q --disable-pip-version-check --dry-run --ignore-installed".split(),
