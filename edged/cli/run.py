@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,8 @@ def run(
         "mqtt": {"host": mqtt_host, "port": mqtt_port},
         "state_dir": state_dir,
     }
+    asked_to_reload: list[int] = []  # while there is no daemon yet to do so
+    signal.signal(signal.SIGHUP, lambda number, _frame: asked_to_reload.append(number))
     settings = settings_or_exit(config, **flags)
     logs.configure(settings.log.level, settings.log.format)
     _keep_out_of_core_dumps()
@@ -41,8 +44,11 @@ def run(
         supervisor.status(str(error))
         end(FAILED, str(error))
     daemon.heed_signals()
+    if asked_to_reload:
+        daemon.reload()
     if daemon.run():
         # A reload: the same process, so systemd sees no end, and everything anew, so every setting counts.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the lines above: the settings are read after it
         os.environ.update(supervisor.environment)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

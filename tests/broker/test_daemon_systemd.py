@@ -136,3 +136,16 @@ def test_a_reload_with_wrong_settings_changes_nothing(place: Place, systemd: Sys
     assert "heartbeat_seconds = -1" in daemon.log()
     systemd.wait("STOPPING=1")
     assert "RELOADING=1" not in systemd.heard
+
+
+def test_a_reload_while_it_starts_does_not_end_it(place: Place) -> None:
+    daemon = place.daemon().start()
+    until = time.monotonic() + PATIENCE
+    while daemon.log().count('"starting"') < 4:  # every instant of a start has its signal
+        daemon.send_signal(signal.SIGHUP)
+        time.sleep(0.01)
+        assert daemon.process is not None
+        assert daemon.process.poll() is None, daemon.log()[-2000:]
+        assert time.monotonic() < until
+    daemon.until_ready()
+    assert daemon.end() == 0
