@@ -22,6 +22,7 @@ import structlog
 import edged
 from edged.demo import MODEL_FOLDER
 from edged.documents import health_document, info_document, model_labels, status_document
+from edged.engine import wheels
 from edged.engine.engine import Engine, EngineEvent, ModelChanged
 from edged.engine.package import signature
 from edged.engine.prefix_disk import PREFIXES
@@ -129,6 +130,7 @@ class Daemon:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _lock(folder / "lock")
+            self._choose_runtime()
             self._spool = open_spool(folder / "spool.db")
             ledger = CrashLedger(folder, self._clock.boot_id())
         except BlockingIOError:
@@ -193,6 +195,12 @@ class Daemon:
             raise DaemonError(
                 f"http.port = {http.port} on {http.host} cannot be had: {(error.strerror or str(error)).lower()}"
             ) from None
+
+    def _choose_runtime(self) -> None:
+        if self._settings.model.runtime_wheels is not None:
+            self._supervisor.long_work(wheels.UNPACK_SECONDS + wheels.CHECK_SECONDS)
+        wheels.tidy(self._settings.state_dir, keep=wheels.use(self._settings))
+        self._supervisor.long_work_done()
 
     def run(self) -> bool:
         """Serve until stop() or reload(). Then drain: running jobs get drain_seconds, the rest stays on disk.

@@ -7,9 +7,8 @@ import platform
 import time
 from typing import Any
 
-import onnxruntime as ort
-
 import edged
+from edged.engine import ort
 from edged.engine.engine import ModelChanged
 from edged.health.board import Board
 from edged.health.memory import available

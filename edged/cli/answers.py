@@ -21,6 +21,7 @@ from edged.cli.common import (
     JsonOption,
     ModelOption,
     check_folder,
+    choose_runtime,
     end,
     job_document,
     settings_or_exit,
@@ -53,6 +54,7 @@ def generate(
     settings = settings_or_exit(config, model={"path": model})
     logs.configure("error", "auto")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    choose_runtime(settings)
     received, began = time.time(), time.monotonic()
     try:
         submission = read_submission(json.dumps(document).encode(), _JOB_BYTES)

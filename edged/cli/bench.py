@@ -7,7 +7,6 @@ import platform
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import onnxruntime as ort
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -22,9 +21,11 @@ from edged.cli.common import (
     JsonOption,
     ModelOption,
     check_folder,
+    choose_runtime,
     end,
     settings_or_exit,
 )
+from edged.engine import ort
 from edged.engine.bench import JOINING, BenchError, Figures, forget_peak, measure
 from edged.engine.package import PackageError, open_package
 from edged.engine.serving import Serving, TooLargeError, bring_up, thread_count
@@ -51,6 +52,7 @@ def bench(
     check_folder("--model", model)
     settings = settings_or_exit(config, model={"path": model, "rows": max(counts)})
     logs.configure("error", "auto")
+    choose_runtime(settings)
     path, name = served(settings)
     board = detect()
     try:

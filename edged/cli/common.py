@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from edged.engine import wheels
 from edged.settings import Settings, SettingsError, load
 
 DONE, FAILED, BAD_USE, BAD_SETTINGS = 0, 1, 2, 78
@@ -34,6 +35,13 @@ def settings_or_exit(config: Path | None, **sections: dict[str, Any]) -> Setting
         return load(config, sections).settings
     except SettingsError as error:
         end(BAD_SETTINGS, str(error))
+
+
+def choose_runtime(settings: Settings) -> None:
+    """Compute with the wheel in model.runtime_wheels; where it is refused, say so and go on without."""
+    wheels.use(settings)
+    if wheels.chosen.refused is not None:
+        typer.echo(f"edged: {wheels.chosen.refused}", err=True)
 
 
 def end(code: int, message: str) -> NoReturn:

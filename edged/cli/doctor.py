@@ -20,6 +20,7 @@ from edged import logs
 from edged.cli.common import FAILED, ConfigOption, JsonOption, settings_or_exit
 from edged.cli.running import ask_ready, is_running
 from edged.demo import MODEL_FOLDER
+from edged.engine import ort, wheels
 from edged.health import instructions
 from edged.health.board import Board, DeviceIdError, detect, device_id
 from edged.health.board.jetson import cuda_runtime
@@ -159,16 +160,19 @@ def _memory(settings: Settings, board: Board) -> Iterator[Finding]:
 
 
 def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
+    wheels.use(settings)
+    if wheels.chosen.refused is not None:
+        yield Finding("runtime", "warn", wheels.chosen.refused, "edged computes with the onnxruntime it came with")
     try:
-        import onnxruntime
+        found = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
     except ImportError as error:
         yield Finding(
             "runtime", "fail", f"onnxruntime does not load: {error}", "pip install 'edged[cpu]' or 'edged[cuda]'"
         )
         return
-    found = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     offered = [name for name in found if name != "Azure"]  # in every wheel, and computes nothing here
-    yield Finding("runtime", "ok", f"onnxruntime {onnxruntime.__version__} computes on {', '.join(offered)}")
+    origin = f", from {wheels.chosen.wheel}" if wheels.chosen.wheel else ""
+    yield Finding("runtime", "ok", f"onnxruntime {ort.__version__} computes on {', '.join(offered)}{origin}")
     if board.kind == "jetson" and "CUDA" not in offered:
         python = (sys.version_info.major, sys.version_info.minor)
         yield Finding(

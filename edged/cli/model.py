@@ -16,6 +16,7 @@ from edged.cli.common import (
     JsonOption,
     ModelOption,
     check_folder,
+    choose_runtime,
     end,
     settings_or_exit,
 )
@@ -59,6 +60,7 @@ def pull(
         if not NAME.fullmatch(name) or name in RESERVED:
             raise BadUseError(f"{name!r} cannot be a package's name: give --name, {NAME_ALLOWED}")
         act_as_owner(settings.state_dir)
+        choose_runtime(settings)
         with progress(listing.bytes, silent=json_) as told:
             pulled = bring(listing, name, settings, detect(), store, told)
     except SourceError as error:
@@ -135,6 +137,7 @@ def use(name: NameArgument, config: ConfigOption = None) -> None:
     store = store_of(settings)
     try:
         act_as_owner(settings.state_dir)
+        choose_runtime(settings)
         before, verified = choose(name, settings, detect(), store)
     except StoreError as error:
         end(BAD_USE if error.bad_use else FAILED, str(error))
@@ -169,6 +172,7 @@ def verify(
     check_folder("--model", model)
     settings = settings_or_exit(config, model={"path": model, "rows": 1})
     logs.configure("error", "auto")
+    choose_runtime(settings)
     path, name = served(settings)
     try:
         if record:

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edged.engine import pages
+from edged.engine import ort, pages
 from edged.engine.package import Package
 
 NUMPY_DTYPES: dict[str, Any] = {

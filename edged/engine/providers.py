@@ -15,7 +15,7 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 _NAMES = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 
-_INSTALL = "pip uninstall onnxruntime, then pip install edged[cuda]"
+_INSTALL = "set model.runtime_wheels (edged doctor says how), or pip install edged[cuda] in place of edged[cpu]"
 _NO_CUDA = f"this onnxruntime has no CUDA: {_INSTALL}"
 
 # "auto" in one table. A package made for CPU (int4 with fp32 activations) is slow on CUDA or fails there.

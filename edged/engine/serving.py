@@ -6,12 +6,12 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnxruntime as ort
 import structlog
 
+from edged.engine import ort, wheels
 from edged.engine.cache import NUMPY_DTYPES, KVCache
 from edged.engine.package import Package, PackageError, open_package
 from edged.engine.prefix import BLOCK_TOKENS, PrefixCache
@@ -95,7 +95,7 @@ def bring_up(
     try:
         choice = choose(wanted.execution_provider, board, ort.get_available_providers(), package.made_for)
     except ProviderError as error:
-        raise PackageError(str(error)) from None
+        raise PackageError("; ".join(filter(None, (str(error), wheels.chosen.refused)))) from None
     planned = plan_memory(settings, package, choice, available)
     context, chunk = wanted.context or package.context_length, chunk_limit(package.vocabulary, wanted.prefill_chunk)
     threads = thread_count(settings, board)
@@ -105,6 +105,8 @@ def bring_up(
             check_tokenizer(known, tokenizer)
         session = ModelSession(package, choice.providers, threads)
         choice = settle(choice, wanted.execution_provider, session.providers)
+        if wheels.chosen.refused is not None:
+            choice = replace(choice, reason=f"{choice.reason}; {wheels.chosen.refused}", fell_back=True)
         if session.device != "cpu" and planned.rows > 1:
             raise PackageError(f"model.rows = {planned.rows} is served on the CPU only: set model.rows = 1 for a GPU")
         if known is None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edged.engine import ort
 from edged.engine.cache import NUMPY_DTYPES, KVCache
 from edged.engine.package import Package, PackageError
 

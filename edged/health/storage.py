@@ -9,6 +9,8 @@ from pathlib import Path
 
 from edged.health.board.generic import read
 
+SPARE_BYTES = 256 << 20
+"""Left free on the disk for jobs and results, whatever else is laid there."""
 _VOLATILE = {"tmpfs", "ramfs", "overlay"}
 """Raspberry Pi OS, told to protect the card, lays an overlay in memory over it."""
 

@@ -13,14 +13,13 @@ from edged.engine.package import PackageError
 from edged.engine.serving import LOADED_RATIO, RUNTIME_BYTES, TooLargeError, bring_up, plan_memory
 from edged.health.board import Board
 from edged.health.memory import Available, available, size
+from edged.health.storage import SPARE_BYTES
 from edged.models.fetch import fetch
 from edged.models.sources import Listing, content_id
 from edged.models.store import Origin, Store, write_origin
 from edged.models.verify import Verified
 from edged.settings import Settings
 
-SPARE_BYTES = 256 << 20
-"""Left free on the disk for jobs and results."""
 _LEAST_CONTEXT = 16
 
 

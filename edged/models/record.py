@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 import edged
+from edged.engine import ort
 from edged.engine.engine import Ended, Engine, EngineEvent, Finished
 from edged.engine.package import Package, PackageError, open_package
 from edged.engine.scheduler import Request

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edged.engine import ort
 from edged.engine.cache import KVCache
 from edged.engine.package import Package, PackageError, read_json
 from edged.engine.session import ModelSession, one_line
@@ -213,12 +213,13 @@ def answer_logits(
     return itertools.islice(_logits(session, [*prompt, *answer[:-1]], chunk), len(prompt) - 1, None)
 
 
-def suspect_runtime(package: Package, version: str = ort.__version__) -> str | None:
-    """Why onnxruntime `version` is not to be trusted with this graph, None where nothing speaks against it.
+def suspect_runtime(package: Package, version: str | None = None) -> str | None:
+    """Why onnxruntime `version` (default: this) is not to be trusted with this graph, None where nothing is against it.
 
     Tied 4-bit embeddings have come out wrong up to 1.28, without a word. Not all do, so this decides nothing at a load:
     it names a cause, and keeps answers from being recorded there.
     """
+    version = version or ort.__version__
     if "GatherBlockQuantized" in package.graph.operators and _release(version) < (1, 30):
         return f"onnxruntime {version} is not trusted with a tied 4-bit embedding: install 1.30 or newer"
     return None

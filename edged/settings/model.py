@@ -191,6 +191,11 @@ class ModelSettings(_Section):
         default="auto",
         description="What the model runs on, the first choice first; auto goes by board and package.",
     )
+    runtime_wheels: Path | None = Field(
+        default=None,
+        description="A folder with a wheel of onnxruntime to compute with; unset: the one that edged came with.",
+        examples=["/etc/edged/wheels"],
+    )
     threads: int | None = Field(
         default=None,
         ge=1,

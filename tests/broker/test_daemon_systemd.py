@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import free_port
 from daemon_fixtures import PATIENCE, Daemon, Place, job, reference_job
+from wheel_rig import SAME, make
 
 pytest_plugins = ["daemon_fixtures"]
 
@@ -70,6 +71,17 @@ def test_it_is_ready_with_a_model_that_cannot_be_served(place: Place, systemd: S
     systemd.wait("READY=1")
     assert "model unavailable: " in systemd.wait("STATUS=model unavailable")
     assert daemon.end() == 0
+
+
+def test_a_start_that_unpacks_a_wheel_is_given_the_time(place: Place, systemd: Systemd) -> None:
+    place.folder.chmod(0o1777)  # as /tmp is
+    make(place.folder / "wheels", SAME)
+    daemon = watched(place.daemon(MODEL__RUNTIME_WHEELS=str(place.folder / "wheels")), systemd)
+    daemon.start(ready=False)
+    systemd.wait("READY=1")
+    for beginning in ("EXTEND_TIMEOUT_USEC=", "WATCHDOG_USEC="):
+        assert int(systemd.wait(beginning).partition("=")[2]) > 600e6
+    assert systemd.wait("WATCHDOG_USEC=", 2) == "WATCHDOG_USEC=2000000"
 
 
 def test_signs_of_life_come_while_it_is_idle(place: Place, systemd: Systemd) -> None:

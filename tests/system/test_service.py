@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 import time
+import zipfile
+from pathlib import Path
 
-from conftest import IMPATIENT, PROJECT, SETTINGS, Machine
+from conftest import IMPATIENT, PROJECT, SETTINGS, Machine, run
 
 ORDER = "Command to JSON:\nstop pump 7"
+OTHER = "1.30.0"
+"""An onnxruntime that the package does not carry."""
 LONG = {"prompt": [1, 5, 9], "max_tokens": 900, "ignore_eos": True}
 
 
@@ -145,6 +151,54 @@ def test_a_further_instance_runs_beside_it(machine: Machine) -> None:
     assert machine.ask("to-the-first", ORDER)["device"] == "board"
     machine.shell("systemctl stop edged@hall")
     assert machine.shell("cat /var/lib/edged/instances/hall/last-exit") == "success exited 0"
+
+
+def runtime(machine: Machine) -> tuple[str, str]:
+    """The onnxruntime that the device says it computes with, and why it computes on what it does."""
+    said = machine.shell(f"mosquitto_sub {machine.broker} -V 5 -C 1 -W 20 -t edged/v1/device/board/info")
+    info = json.loads(said)
+    return info["versions"]["onnxruntime"], info["model"].get("execution_provider_reason", "")
+
+
+def test_another_onnxruntime_computes_out_of_a_wheel(machine: Machine, tmp_path: Path) -> None:
+    carried, _ = runtime(machine)
+    download = f"{sys.executable} -m pip --disable-pip-version-check download -q --no-deps --only-binary=:all:"
+    run(*download.split(), "--python-version=3.11", "-d", tmp_path, f"onnxruntime=={OTHER}")
+    (wheel,) = tmp_path.iterdir()
+    shutil.copy(wheel, machine.root / "root")
+    machine.shell(f"install -D -m 644 -t /etc/edged/wheels /root/{wheel.name}")
+    settings = machine.root / "etc/edged/edged.toml"
+    settings.write_text(SETTINGS + '[model]\nruntime_wheels = "/etc/edged/wheels"\n')
+    machine.shell("systemctl reload edged")
+    machine.until(lambda: runtime(machine) == (OTHER, "the package was made for CPU"), "it does not compute with it")
+    assert carried != OTHER
+    assert json.loads(machine.ask("with-the-wheel", ORDER)["text"])["target"] == "pump 7"
+    print(f"unpacked and tried in {machine.events('runtime_from_wheel')[-1]['EDGED_SECONDS']} s")
+    assert f"onnxruntime {OTHER} computes on CPU, from /etc/edged/wheels/{wheel.name}" in machine.shell("edged doctor")
+    machine.shell("systemctl restart edged")
+    machine.until_status("serving")
+    print(f"tried at a further start in {machine.events('runtime_from_wheel')[-1]['EDGED_SECONDS']} s")
+    assert runtime(machine)[0] == OTHER
+
+    with zipfile.ZipFile(machine.root / f"etc/edged/wheels/{wheel.name}", "w") as broken:
+        broken.writestr("onnxruntime/__init__.py", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    machine.shell("systemctl reload edged")
+    machine.until(lambda: "/etc/edged/wheels is not used" in runtime(machine)[1], "it does not say so")
+    assert runtime(machine)[0] == carried
+    (entry,) = machine.events("runtime_wheels_refused")
+    assert "it ended by SIGSEGV while it was imported and asked" in entry["EDGED_REASON"]
+    assert json.loads(machine.ask("without-it", ORDER)["text"])["target"] == "pump 7"
+    said = machine.shell("edged doctor")
+    assert "warn  runtime   model.runtime_wheels = /etc/edged/wheels is not used: " in said
+
+    machine.shell("rm -r /etc/edged/wheels")
+    settings.write_text(SETTINGS)
+    machine.shell("systemctl reload edged")
+    machine.until(lambda: runtime(machine) == (carried, "the package was made for CPU"), "it is not as it was")
+    assert (
+        machine.shell("ls -A /var/lib/edged/runtimes /var/tmp | grep -v systemd", check=False)
+        == "/var/lib/edged/runtimes:\n\n/var/tmp:"
+    )
 
 
 def test_the_units_are_clean_and_closed(machine: Machine) -> None:

@@ -127,9 +127,14 @@ def test_the_c_library_must_be_one_that_the_wheels_know(name: str | None, state:
     [
         ("35.4.1", (3, 10), "install JetPack 6.1 or newer"),
         ("36.3.0", (3, 10), "is JetPack 6.0"),
-        ("36.4.3", (3, 10), "https://pypi.jetson-ai-lab.io/jp6/cu126"),
-        ("36.4.3", (3, 12), "for Python 3.10"),
-        ("38.2.0", (3, 12), "onnxruntime-gpu>=1.29"),
+        (
+            "36.4.3",
+            (3, 10),
+            "--index-url https://pypi.jetson-ai-lab.io/jp6/cu126 'onnxruntime-gpu>=1.23'; lay the wheel",
+        ),
+        ("36.4.3", (3, 12), "--python-version 3.10"),
+        ("36.4.3", (3, 12), "for Python 3.10, JetPack 6's own"),
+        ("38.2.0", (3, 12), "--python-version 3.12 --platform manylinux_2_34_aarch64 'onnxruntime-gpu>=1.29'"),
         ("38.2.0", (3, 10), "needs Python 3.11 and glibc 2.34"),
         (None, (3, 10), "/etc/nv_tegra_release"),
     ],
@@ -140,4 +145,4 @@ def test_the_wheel_for_a_jetson_is_named_by_its_release(l4t: str | None, python:
 
 def test_a_jetson_on_its_cpu_is_told_which_wheel_it_needs(settings: Settings) -> None:
     (found,) = bad(settings, BOARDS / "jetson-orin", "runtime")
-    assert (found.state, "GPU" in found.what, "pip uninstall onnxruntime" in found.mend) == ("warn", True, True)
+    assert (found.state, "GPU" in found.what, "set model.runtime_wheels" in found.mend) == ("warn", True, True)

@@ -93,7 +93,7 @@ def test_a_list_with_what_this_runtime_lacks_is_an_error_of_one_line(missing: st
         choose([missing, "cpu"], board("jetson-orin"), CPU_WHEEL, "cuda")
     assert str(caught.value) == (
         f"model.execution_provider names {missing}, which this onnxruntime does not offer (it offers cpu): "
-        "pip uninstall onnxruntime, then pip install edged[cuda]"
+        "set model.runtime_wheels (edged doctor says how), or pip install edged[cuda] in place of edged[cpu]"
     )
 
 

@@ -77,16 +77,22 @@ def cuda_runtime(l4t: str | None, python: tuple[int, int]) -> str:
     if release < [36, 4]:
         return f"L4T {l4t} is JetPack 6.0: install JetPack 6.1 or newer, for whose CUDA 12.6 NVIDIA has wheels"
     if release < [37]:
-        wheel = "pip install --index-url https://pypi.jetson-ai-lab.io/jp6/cu126 --no-deps 'onnxruntime-gpu>=1.23'"
-        if python != (3, 10):
-            wheel += " (they are for Python 3.10)"
-        return f"pip uninstall onnxruntime, then {wheel}"
+        index = " --platform linux_aarch64 --index-url https://pypi.jetson-ai-lab.io/jp6/cu126"
+        remark = "" if python == (3, 10) else " (they are for Python 3.10, JetPack 6's own)"
+        return f"{_fetch('3.10', index, '1.23')}{remark}; {_SET}"
     if python < (3, 11):
         return "PyPI's onnxruntime-gpu for Arm needs Python 3.11 and glibc 2.34: take JetPack 7's own python3"
-    return (
-        "pip uninstall onnxruntime, then pip install --no-deps 'onnxruntime-gpu>=1.29' from PyPI (CUDA 13); "
-        "an Orin may find no kernels of its own in it: edged bench tells"
-    )
+    wheel = _fetch(f"{python[0]}.{python[1]}", " --platform manylinux_2_34_aarch64", "1.29")
+    return f"{wheel} (CUDA 13; an Orin may find no kernels of its own in it: edged bench tells); {_SET}"
+
+
+_SET = "lay the wheel into a folder of root's, such as /etc/edged/wheels, and set model.runtime_wheels to that"
+
+
+def _fetch(python: str, more: str, oldest: str) -> str:
+    """What brings the wheel, on any machine with a network."""
+    options = f"--no-deps --only-binary :all: --python-version {python}{more}"
+    return f"pip download {options} 'onnxruntime-gpu>={oldest}'"
 
 
 def jetson(root: Path) -> Jetson | None:
