@@ -1,7 +1,7 @@
 """The spool's schema, the steps by which it grows, and what can be wrong with a spool.
 
-Steps only add: tables, and columns whose default is right for a row of an older edged. So an older edged goes on with a
-newer file, unless a step says that it must not.
+Steps add tables, and columns whose default is right for a row of an older edged; they may drop an index. So an older
+edged goes on with a newer file, unless a step says that it must not.
 """
 
 from __future__ import annotations
@@ -64,6 +64,13 @@ CREATE TABLE attempt (
     crashes INTEGER NOT NULL,  -- of these, crashes of the process's own making while it ran alone
     suspect INTEGER NOT NULL   -- ran beside others in such a crash: runs alone from now on
 );
+"""),
+    # made: the order in which results were made. crc: checksum() in spool.py. Both are NULL where version 1 wrote.
+    # An id is looked up in memory (ids.py): its index cost the card a quarter of all bytes and more.
+    Step("""
+ALTER TABLE result ADD COLUMN made INTEGER;
+ALTER TABLE result ADD COLUMN crc INTEGER;
+DROP INDEX job_id;
 """),
 )
 """STEPS[n] leads from version n to n + 1. A step that was released is not changed any more."""

@@ -10,12 +10,14 @@ import contextlib
 import hashlib
 import os
 import sqlite3
+import zlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edged.erasure import erase_file
+from edged.jobs.ids import Ids
 from edged.jobs.schema import SpoolDamagedError, migrate, spool_error
 from edged.jobs.schema import SpoolError as SpoolError
 
@@ -24,7 +26,7 @@ _LOG_HEADER, _PAGE, _ZEROS = 32, 4096, 1 << 20
 
 PAGE_BYTES = 512
 """A commit writes whole pages: with small ones hardly more than what is new. A file keeps what it was made with."""
-WAL_BYTES = 2 << 20
+WAL_BYTES = 1 << 20
 """Size of the write-ahead log at which it is copied into the file and begun anew."""
 
 
@@ -81,6 +83,7 @@ class Spool:
         self.path = path
         self.damage: str | None = None
         """Why this file is broken, once that was met."""
+        self._removed: list[tuple[int, str]] = []
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.close(descriptor)
@@ -98,6 +101,9 @@ class Spool:
                 self.touch()
             # Given by hand, so that the number of a job that was removed is never given again while this process runs.
             self._next = self._db.execute("SELECT ifnull(max(seq), 0) + 1 FROM job").fetchone()[0]
+            undelivered = "result LEFT JOIN delivered USING (seq) WHERE delivered.seq IS NULL"
+            self._made = self._db.execute(f"SELECT ifnull(max(made), 0) + 1 FROM {undelivered}").fetchone()[0]
+            self._ids = Ids(self._db.execute("SELECT seq, id FROM job"))
         except BaseException as error:
             self._db.close()
             if isinstance(error, sqlite3.Error):
@@ -121,9 +127,12 @@ class Spool:
             if self._db.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
+            self._removed.clear()
             if isinstance(error, sqlite3.Error):
                 raise self._failure("written", error) from None
             raise
+        while self._removed:
+            self._ids.discard(*self._removed.pop())
 
     def add_job(
         self,
@@ -142,7 +151,7 @@ class Spool:
         reply_topic: str | None,
         correlation: bytes | None,
     ) -> Queued:
-        """Append a job."""
+        """Append a job. Whether its id is free is the caller's to ask, by find()."""
         seq, self._next = self._next, self._next + 1
         self._db.execute(
             "INSERT INTO job (seq, id, digest, document, priority, store, received, boottime, boot_id, synchronised, "
@@ -164,14 +173,16 @@ class Spool:
                 correlation,
             ),
         )
+        self._ids.add(seq, id)  # find() sees whether the commit came to its end
         return Queued(seq, id, priority, store, received, boottime, boot_id, synchronised, ttl, deadline)
 
     def add_result(self, seq: int, state: str, document: bytes, finished: float, boottime: float, boot_id: str) -> bool:
         """Append a job's one result; False where the job was forgotten meanwhile."""
+        made, self._made = self._made, self._made + 1
         cursor = self._db.execute(
-            "INSERT INTO result (seq, state, document, finished, boottime, boot_id) "
-            "SELECT seq, ?, ?, ?, ?, ? FROM job WHERE seq = ?",
-            (state, document, finished, boottime, boot_id, seq),
+            "INSERT INTO result (seq, state, document, finished, boottime, boot_id, made, crc) "
+            "SELECT seq, ?, ?, ?, ?, ?, ?, ? FROM job WHERE seq = ?",
+            (state, document, finished, boottime, boot_id, made, checksum(seq, document), seq),
         )
         return cursor.rowcount == 1
 
@@ -224,7 +235,8 @@ class Spool:
 
     def remove(self, seq: int) -> None:
         """Remove a job with all that belongs to it."""
-        self._db.execute("DELETE FROM job WHERE seq = ?", (seq,))
+        for (id,) in self._db.execute("DELETE FROM job WHERE seq = ? RETURNING id", (seq,)).fetchall():
+            self._removed.append((seq, id))
         for table in ("result", "delivered", "waiter", "attempt"):
             self._db.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))
 
@@ -254,12 +266,15 @@ class Spool:
 
     def find(self, id: str) -> Known | None:
         """What is known under `id`."""
+        seq = self._ids.get(id)
+        if seq is None:
+            return None
         row = self._one(
-            "SELECT job.seq, digest, state, result.document IS NOT NULL FROM job LEFT JOIN result USING (seq) "
-            "WHERE id = ?",
-            (id,),
+            "SELECT digest, state, result.document IS NOT NULL FROM job LEFT JOIN result USING (seq) "
+            "WHERE seq = ? AND id = ?",
+            (seq, id),
         )
-        return Known(row[0], row[1], row[2], bool(row[3])) if row else None
+        return Known(seq, row[0], row[1], bool(row[2])) if row else None
 
     def document(self, seq: int) -> bytes | None:
         """A job's canonical document, None once it was forgotten or erased.
@@ -269,15 +284,21 @@ class Spool:
         row = self._one("SELECT document, digest FROM job WHERE seq = ?", (seq,))
         if row is None or row[0] is None:
             return None
-        if hashlib.sha256(row[0]).digest() != row[1]:
-            self.damage = f"the spool {self.path} is damaged: a job in it is not what was accepted"
-            raise SpoolDamagedError(self.damage)
-        return bytes(row[0])
+        if not isinstance(row[0], bytes) or hashlib.sha256(row[0]).digest() != row[1]:
+            raise self._damaged("a job in it is not what was accepted")
+        return row[0]
 
     def result(self, seq: int) -> bytes | None:
-        """A result as it was first published, None once erased."""
-        row = self._one("SELECT document FROM result WHERE seq = ?", (seq,))
-        return row[0] if row else None
+        """A result as it was first published, None once erased.
+
+        Raises SpoolDamagedError where it is not the one that was written down.
+        """
+        row = self._one("SELECT document, crc FROM result WHERE seq = ?", (seq,))
+        if row is None or row[0] is None:
+            return None
+        if not isinstance(row[0], bytes) or row[1] not in (None, checksum(seq, row[0])):
+            raise self._damaged("a result in it is not what was written down")
+        return row[0]
 
     def queued(self) -> Iterator[Queued]:
         """All jobs without a result, in the order of receipt."""
@@ -308,7 +329,7 @@ class Spool:
         """All publications that the broker has not confirmed, results in the order in which they were made."""
         for seq, id, topic, correlation in self._read(
             "SELECT seq, id, reply_topic, correlation FROM result JOIN job USING (seq) LEFT JOIN delivered USING (seq) "
-            "WHERE delivered.seq IS NULL AND result.document IS NOT NULL ORDER BY finished, seq"
+            "WHERE delivered.seq IS NULL AND result.document IS NOT NULL ORDER BY made, finished, seq"
         ):
             yield Delivery(seq, id, None, None)
             if topic is not None:
@@ -395,6 +416,10 @@ class Spool:
         """Damaged spools that were set aside, the oldest first."""
         return set_aside(self.path)
 
+    def _damaged(self, what: str) -> SpoolDamagedError:
+        self.damage = f"the spool {self.path} is damaged: {what}"
+        return SpoolDamagedError(self.damage)
+
     def _failure(self, verb: str, error: sqlite3.Error) -> SpoolError:
         failure = spool_error(f"the spool {self.path} cannot be {verb}", error)
         if isinstance(failure, SpoolDamagedError):
@@ -410,6 +435,11 @@ class Spool:
             yield from self._db.execute(query, values)
         except sqlite3.Error as error:
             raise self._failure("read", error) from None
+
+
+def checksum(seq: int, document: bytes) -> int:
+    """What tells a result that a damaged page changed, or gave to another job."""
+    return zlib.crc32(document, seq & 0xFFFFFFFF)
 
 
 def set_aside(path: Path) -> list[Path]:

@@ -19,6 +19,18 @@ from edged.jobs.spool import PAGE_BYTES, Delivery, Known, Queued, Spool
 SPOOLS = Path(__file__).parents[1] / "fixtures/spools"
 """One of every version of the schema, made by the code of its time."""
 ERASED = b'{"id": "erased", "prompt": "What is it?"}'
+ANY: dict[str, Any] = {
+    "priority": 5,
+    "store": True,
+    "received": 100.0,
+    "boottime": 10.0,
+    "boot_id": "b",
+    "synchronised": False,
+    "ttl": None,
+    "deadline": None,
+    "reply_topic": None,
+    "correlation": None,
+}
 
 
 @pytest.fixture
@@ -29,20 +41,8 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 
 
 def add(spool: Spool, id: str, document: bytes = b"{}", **fields: Any) -> Queued:
-    given: dict[str, Any] = {
-        "priority": 5,
-        "store": True,
-        "received": 100.0,
-        "boottime": 10.0,
-        "boot_id": "b",
-        "synchronised": False,
-        "ttl": None,
-        "deadline": None,
-        "reply_topic": None,
-        "correlation": None,
-    }
     with spool.transaction():
-        return spool.add_job(id, hashlib.sha256(document).digest(), document, **given | fields)
+        return spool.add_job(id, hashlib.sha256(document).digest(), document, **ANY | fields)
 
 
 def end(spool: Spool, queued: Queued, document: bytes = b"result", finished: float = 200.0, **fields: Any) -> bool:
@@ -69,18 +69,7 @@ def test_jobs_come_back_as_they_were_in_the_order_of_receipt(spool: Spool) -> No
 
 def test_an_error_inside_a_transaction_undoes_all_of_it(spool: Spool) -> None:
     with pytest.raises(ZeroDivisionError), spool.transaction():
-        spool.add_job(
-            "a",
-            b"",
-            b"",
-            **dict.fromkeys(("priority", "store", "received", "boottime"), 0),
-            boot_id="",
-            synchronised=False,
-            ttl=None,
-            deadline=None,
-            reply_topic=None,
-            correlation=None,
-        )
+        spool.add_job("a", b"", b"", **ANY)
         _ = 1 / 0
     assert spool.find("a") is None
     add(spool, "a")
@@ -99,6 +88,36 @@ def test_the_number_of_a_removed_job_is_not_given_again(spool: Spool) -> None:
     with spool.transaction():
         spool.remove(first.seq)
     assert add(spool, "a").seq > first.seq
+
+
+def test_a_job_whose_commit_failed_is_not_known_and_one_whose_removal_failed_still_is(spool: Spool) -> None:
+    queued = add(spool, "a")
+    with pytest.raises(ZeroDivisionError), spool.transaction():
+        spool.remove(queued.seq)
+        _ = 1 / 0
+    with spool.transaction():
+        pass
+    known = spool.find("a")
+    assert known is not None
+    assert known.seq == queued.seq
+
+
+def test_an_id_that_was_removed_is_free_and_belongs_to_the_next_job_with_it(spool: Spool) -> None:
+    for remover in (spool, Spool(spool.path)):  # `edged forget` is another process
+        queued = add(spool, "a")
+        with remover.transaction():
+            remover.remove(queued.seq)
+        assert spool.find("a") is None
+    with spool.transaction():
+        again = spool.add_job("a", b"1", b"", **ANY)
+        spool.remove(again.seq)
+        last = spool.add_job("a", b"2", b"", **ANY)
+    assert spool.find("a") == reopened(spool).find("a") == Known(last.seq, b"2", None, False)
+
+
+def test_no_index_is_on_disk(spool: Spool) -> None:
+    """Ids are random: each would touch a page of its own."""
+    assert spool._db.execute("SELECT count(*) FROM sqlite_schema WHERE type = 'index'").fetchone() == (0,)
 
 
 def test_what_is_known_of_an_id(spool: Spool) -> None:
@@ -133,6 +152,15 @@ def test_due_are_results_in_the_order_in_which_they_were_made_with_their_waiters
     with spool.transaction():
         spool.answered(waiter or 0)
     assert list(reopened(spool).due()) == []
+
+
+def test_results_are_due_in_their_order_though_the_clock_was_set_back(spool: Spool) -> None:
+    jobs = [add(spool, id) for id in "abc"]
+    end(spool, jobs[2], finished=300.0)
+    end(spool, jobs[1], finished=200.0)
+    spool = reopened(spool)
+    end(spool, jobs[0], finished=100.0)
+    assert [delivery.id for delivery in reopened(spool).due()] == ["c", "b", "a"]
 
 
 def test_interrupted_runs_are_counted(spool: Spool) -> None:
@@ -229,7 +257,8 @@ def test_a_damaged_file_is_said_in_one_line(tmp_path: Path, content: bytes) -> N
 def test_damage_that_is_met_later_is_told_from_other_faults(spool: Spool) -> None:
     for n in range(50):
         add(spool, f"job-{n}", b"{}" * 100)
-    spool = reopened(spool)  # with nothing in SQLite's own memory
+    spool = reopened(spool)
+    spool._db.execute("PRAGMA shrink_memory")  # with nothing in SQLite's own
     for start, length in ((PAGE_BYTES * 14, spool.path.stat().st_size - PAGE_BYTES * 14),):
         with spool.path.open("r+b") as file:
             file.seek(start)
@@ -242,12 +271,27 @@ def test_damage_that_is_met_later_is_told_from_other_faults(spool: Spool) -> Non
         add(spool, "job-x")
 
 
-def test_a_job_whose_words_changed_is_damage(spool: Spool) -> None:
+@pytest.mark.parametrize("content", [b'{"prompt": "two"}', 5])
+def test_a_job_whose_words_changed_is_damage(spool: Spool, content: object) -> None:
     queued = add(spool, "a", b'{"prompt": "one"}')
     with spool.transaction():
-        spool._db.execute("UPDATE job SET document = ?", (b'{"prompt": "two"}',))
+        spool._db.execute("UPDATE job SET document = ?", (content,))
     with pytest.raises(SpoolDamagedError, match="not what was accepted"):
         spool.document(queued.seq)
+    assert spool.damage is not None
+
+
+@pytest.mark.parametrize(
+    "change", ["document = x'00'", "document = 5", "(document, crc) = (SELECT document, crc FROM result WHERE seq = 2)"]
+)
+def test_a_result_that_changed_or_is_that_of_another_job_is_damage(spool: Spool, change: str) -> None:
+    for id in ("a", "b"):
+        end(spool, add(spool, id), f"result of {id}".encode())
+    assert spool.result(1) == b"result of a"
+    with spool.transaction():
+        spool._db.execute(f"UPDATE result SET {change} WHERE seq = 1")
+    with pytest.raises(SpoolDamagedError, match="not what was written down"):
+        spool.result(1)
     assert spool.damage is not None
 
 
@@ -278,7 +322,9 @@ def test_a_spool_of_every_earlier_version_is_opened(tmp_path: Path) -> None:
             ("answered", "edged/v1/reply/more"),
         ]
         assert spool.find("erased") == Known(4, hashlib.sha256(ERASED).digest(), "succeeded", False)
-        add(spool, "new")
+        assert json.loads(spool.result(2) or b"")["text"] == "That."
+        end(spool, add(spool, "new"), finished=0.0)
+        assert [delivery.id for delivery in spool.due() if delivery.topic is None] == ["answered", "new"]
         spool.close()
 
 
@@ -299,6 +345,28 @@ def test_an_older_edged_goes_on_with_a_newer_file_and_a_newer_one_after_it(
     assert [job.id for job in spool.queued()] == ["a", "b"]
 
 
+def test_version_1_goes_on_with_a_file_of_version_2(spool: Spool) -> None:
+    """What it wrote and read, as it stood in its code."""
+    end(spool, add(spool, "a"))
+    old = sqlite3.connect(spool.path, isolation_level=None)
+    old.execute(
+        "INSERT INTO job (seq, id, digest, document, priority, store, received, boottime, boot_id, synchronised, ttl, "
+        "deadline, reply_topic, correlation) VALUES (2, 'b', x'', x'', 5, 1, 1.0, 1.0, 'b', 1, NULL, NULL, NULL, NULL)"
+    )
+    old.execute(
+        "INSERT INTO result (seq, state, document, finished, boottime, boot_id) "
+        "SELECT seq, 'succeeded', x'6f6c64', 1.0, 1.0, 'b' FROM job WHERE seq = 2"
+    )
+    find = (
+        "SELECT job.seq, digest, state, result.document IS NOT NULL FROM job LEFT JOIN result USING (seq) WHERE id = ?"
+    )
+    assert [row[0] for id in "abc" for row in old.execute(find, (id,))] == [1, 2]
+    old.close()
+    spool = reopened(spool)
+    assert (spool.result(1), spool.result(2)) == (b"result", b"old")
+    assert spool.find("b") is not None
+
+
 def test_steps_are_applied_together_or_not_at_all(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     add(spool, "a")
     spool.close()
@@ -313,9 +381,9 @@ def test_steps_are_applied_together_or_not_at_all(spool: Spool, monkeypatch: pyt
 
 def test_a_file_that_leaves_this_edged_out_is_left_alone(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(schema, "STEPS", (*STEPS, MORE[0], Step("DROP TABLE pot", oldest=3)))
+        newer.setattr(schema, "STEPS", (*STEPS, MORE[0], Step("DROP TABLE pot", oldest=4)))
         reopened(spool).close()
-    with pytest.raises(SpoolError, match="newer edged: it needs one that knows schema 3, this one knows 1"):
+    with pytest.raises(SpoolError, match="newer edged: it needs one that knows schema 4, this one knows 2"):
         Spool(spool.path)
 
 
