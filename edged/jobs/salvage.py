@@ -20,8 +20,8 @@ from typing import Any
 
 import structlog
 
-from edged.jobs.schema import SpoolDamagedError, SpoolError, spool_error
-from edged.jobs.spool import PAGE_BYTES, Spool, discard, set_aside
+from edged.jobs.schema import SpoolDamagedError, SpoolError, is_damage, spool_error
+from edged.jobs.spool import PAGE_BYTES, Spool, checksum, discard, set_aside
 from edged.mqtt.topics import is_id
 
 log = structlog.get_logger(__name__)
@@ -60,7 +60,10 @@ def open_spool(path: Path) -> Spool:
     try:
         return _salvage(path, reason)
     except (OSError, sqlite3.Error) as error:  # the disk is full, say; the damaged file is as it was
-        raise SpoolError(f"{spool_error(f'the spool {path} is damaged, and recovering it failed', error)}") from None
+        with contextlib.suppress(OSError):
+            _clear(path)  # the room belongs to others
+        what = spool_error(f"the spool {path} is damaged, and recovering it failed", error)
+        raise SpoolError(f"{what}; {_room(path)}") from None
 
 
 def mark_damaged(path: Path, reason: str) -> None:
@@ -91,19 +94,22 @@ def _known_damage(path: Path) -> str | None:
 
 
 def _salvage(path: Path, reason: str) -> Spool:
-    part, copy = (path.with_name(f"{path.name}.{kind}") for kind in ("salvage", "copy"))
-    for leftover in (part, copy):
-        discard(leftover)
+    part, copy = _clear(path)
     Spool(part).close()
-    with contextlib.closing(sqlite3.connect(part)) as new, new:
-        found = dict.fromkeys(("job", "result"), 0)
-        # Of an empty file SQLite would remove the log, even when it only reads.
-        for patched in (False, True) if path.stat().st_size else (True,):
-            source = _with_new_first_page(path, copy, part) if patched else path
-            with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(_reader(source)) as old:
-                old.execute("EXPLAIN SELECT * FROM job").close()  # raises where the schema cannot be read
-                found = _take_over(old, new)
-                break
+    found = dict.fromkeys(("job", "result"), 0)
+    # Of an empty file SQLite would remove the log, even when it only reads.
+    for patched in (False, True) if path.stat().st_size else (True,):
+        source = _with_new_first_page(path, copy, part) if patched else path
+        with contextlib.closing(_reader(source)) as old:
+            if not _has_schema(old):
+                continue
+            with contextlib.closing(sqlite3.connect(part)) as new:
+                # It is synced as a whole. A log would take the same room once more.
+                new.execute("PRAGMA journal_mode=MEMORY")
+                new.execute("PRAGMA synchronous=OFF")
+                with new:
+                    found = _take_over(old, new)
+        break
     discard(copy)
     stamp = name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     while path.with_name(f"{path.name}.damaged-{name}").exists():  # a clock that was set back
@@ -123,6 +129,21 @@ def _salvage(path: Path, reason: str) -> Spool:
         hint="what could not be read runs again when its sender sends it again",
     )
     return spool
+
+
+def _clear(path: Path) -> tuple[Path, Path]:
+    """The names of what a salvage writes, with nothing left there by one that did not come to its end."""
+    part, copy = (path.with_name(f"{path.name}.{kind}") for kind in ("salvage", "copy"))
+    for leftover in (part, copy):
+        discard(leftover)
+    return part, copy
+
+
+def _room(path: Path) -> str:
+    """What a salvage needs: for what it takes over, and once more where it must read from a copy."""
+    held = sum(os.stat(file).st_size for file in (path, f"{path}-wal") if os.path.exists(file))
+    free = shutil.disk_usage(path.parent).free
+    return f"it takes up to {2 * held / 2**20:.1f} MiB of free space, and there are {free / 2**20:.1f}"
 
 
 def _swap(path: Path, ready: Path) -> Path:
@@ -155,6 +176,17 @@ def _reader(path: Path) -> sqlite3.Connection:
     return db
 
 
+def _has_schema(db: sqlite3.Connection) -> bool:
+    """Whether the schema can be read. Raises sqlite3.Error where something else than damage is in the way."""
+    try:
+        db.execute("EXPLAIN SELECT * FROM job").close()
+    except sqlite3.DatabaseError as error:
+        if is_damage(error) or str(error).startswith("no such table"):
+            return False
+        raise
+    return True
+
+
 def _with_new_first_page(path: Path, copy: Path, fresh: Path) -> Path:
     """A copy with the first page of a fresh spool, whose tables begin at the same pages."""
     with fresh.open("rb") as file:
@@ -171,15 +203,25 @@ def _with_new_first_page(path: Path, copy: Path, fresh: Path) -> Path:
 def _take_over(old: sqlite3.Connection, new: sqlite3.Connection) -> dict[str, int]:
     """Copy every row that can be read and is whole; how many of each table."""
     last = max(_last(old, query) for query in _LAST) + BEYOND
-    jobs, results = {}, {}
+    # A newer edged may have added columns.
+    names = {
+        table: {column[1] for column in new.execute(f"PRAGMA table_info({table})")}
+        for table in ("job", "result", "delivered", "attempt", "waiter")
+    }
+
+    def put(table: str, row: _Row) -> None:
+        _insert(new, table, {name: value for name, value in row.items() if name in names[table]})
+
+    jobs, results, ids = {}, {}, set()
     for row in _rows(old, "job", last):
-        if _is_job(row):
+        if _is_job(row) and row["id"] not in ids:
             jobs[row["seq"]] = row["id"], row["document"] is None
-            _insert(new, "job", row)
+            ids.add(row["id"])
+            put("job", row)
     for row in _rows(old, "result", last):
         if row["seq"] in jobs and _is_result(row, jobs[row["seq"]][0]):
             results[row["seq"]] = True
-            _insert(new, "result", row)
+            put("result", row)
     for seq in [seq for seq, (_, erased) in jobs.items() if erased and seq not in results]:
         new.execute("DELETE FROM job WHERE seq = ?", (seq,))  # nothing to run and nothing to answer
         del jobs[seq]
@@ -191,13 +233,12 @@ def _take_over(old: sqlite3.Connection, new: sqlite3.Connection) -> dict[str, in
     for table, whole in checks.items():
         for row in _rows(old, table, last, "n" if table == "waiter" else "seq"):
             if whole(row):
-                _insert(new, table, row)
+                put(table, row)
     return {"job": len(jobs), "result": len(results)}
 
 
 _LAST = (
     "SELECT max(seq) FROM job",
-    "SELECT max(seq) FROM job INDEXED BY job_id WHERE id > ''",
     "SELECT max(seq) FROM result",
     "SELECT max(seq) FROM delivered",
     "SELECT max(n) FROM waiter",
@@ -258,8 +299,12 @@ def _is_result(row: _Row, id: str) -> bool:
         return False
     if not all(isinstance(row[name], (int, float)) for name in ("finished", "boottime")):
         return False
+    if not all(isinstance(row.get(name), (int, type(None))) for name in ("made", "crc")):  # version 1 has neither
+        return False
     if row["document"] is None:
         return True
+    if not isinstance(row["document"], bytes) or row.get("crc") not in (None, checksum(row["seq"], row["document"])):
+        return False
     try:
         document = json.loads(row["document"])
     except (ValueError, TypeError, RecursionError):

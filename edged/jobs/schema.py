@@ -98,6 +98,11 @@ def spool_error(what: str, error: Exception) -> SpoolError:
     """`what` could not be done because of an error of SQLite or of the system."""
     if isinstance(error, OSError) and error.strerror:
         return SpoolError(f"{what}: {error.strerror.lower()}")
-    # SQLITE_CORRUPT and SQLITE_NOTADB; Python has a class of its own for every other code that a file can lead to.
-    kind = SpoolDamagedError if type(error) is sqlite3.DatabaseError else SpoolError
+    kind = SpoolDamagedError if is_damage(error) else SpoolError
     return kind(f"{what}: {' '.join(str(error).split())}")
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error of SQLite says that the content is broken."""
+    # SQLITE_CORRUPT and SQLITE_NOTADB; Python has a class of its own for every other code that a file can lead to.
+    return type(error) is sqlite3.DatabaseError

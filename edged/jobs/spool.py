@@ -450,5 +450,6 @@ def set_aside(path: Path) -> list[Path]:
 
 def discard(damaged: Path) -> None:
     """Erase a spool that was set aside. Raises OSError."""
-    for suffix in ("-wal", "-shm", ""):
+    Path(f"{damaged}-shm").unlink(missing_ok=True)  # no row is in it, and on a full disk it has holes
+    for suffix in ("-wal", ""):
         erase_file(Path(f"{damaged}{suffix}"))

@@ -7,52 +7,18 @@ import os
 import re
 import resource
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from daemon_fixtures import Client5, Daemon, Place, eventually, job
+from disk import Disk, on
 from figures import table
 
-pytest_plugins = ["daemon_fixtures"]
+pytest_plugins = ["daemon_fixtures", "disk"]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a file system of its own needs root")
 INSTRUCTION = "You watch the pumps of a water works and answer in one short line, whatever is asked of you. " * 4
-
-
-class Disk:
-    """A small ext4 in a file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.image, self.mount = folder / "disk.img", folder / "disk"
-        self.image.touch()
-        os.truncate(self.image, 96 << 20)
-        self.mount.mkdir()
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(self.image)], check=True)
-        made = subprocess.run(["mount", "-o", "loop", str(self.image), str(self.mount)], capture_output=True)
-        if made.returncode:
-            pytest.skip("no loop device here")
-
-    def holds(self, *traces: bytes) -> list[bytes]:
-        """Which of these stand anywhere on the disk."""
-        os.sync()
-        raw = self.image.read_bytes()
-        return [trace for trace in traces if trace in raw]
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    disk = Disk(tmp_path)
-    yield disk
-    subprocess.run(["umount", "-l", str(disk.mount)], check=True)
-
-
-def on(place: Place, disk: Disk, **settings: Any) -> Daemon:
-    daemon = place.daemon(STATE_DIR=str(disk.mount / "state"), LOG__LEVEL="debug", **settings)
-    daemon.state_dir = disk.mount / "state"
-    return daemon
 
 
 def asked(client: Client5, id: str, **fields: Any) -> list[bytes]:

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from edged.jobs import salvage
+from edged.jobs import salvage, schema
 from edged.jobs.salvage import KEPT, mark_damaged, open_spool
+from edged.jobs.schema import STEPS, Step
 from edged.jobs.spool import PAGE_BYTES, Spool, SpoolError, set_aside
 
 JOBS, RESULTS, DELIVERED = 60, 40, 30
@@ -101,6 +102,61 @@ def test_garbage_in_the_header_costs_nothing(path: Path) -> None:
     assert len(spool.waiters(1)) == 1
     assert spool.set_aside[0].name.startswith("spool.db.damaged-")
     assert spool.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_garbage_in_the_header_of_a_spool_that_grew_before_a_step_costs_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its schema lies on other pages than that of a fresh one."""
+    columns = ", ".join(f"column_{n} TEXT" for n in range(50))
+    more = Step(f"ALTER TABLE job ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue';\nCREATE TABLE pot ({columns})")
+    monkeypatch.setattr(schema, "STEPS", (*STEPS, more))
+    Spool(path).close()
+    overwrite(path, 0, 100)
+    assert check(open_spool(path)) == (JOBS, RESULTS)
+
+
+def test_a_damaged_spool_of_a_newer_edged_is_taken_over_without_what_is_unknown_here(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr(schema, "STEPS", (*STEPS, Step("ALTER TABLE result ADD COLUMN weight REAL DEFAULT 1.0")))
+        Spool(path).close()
+    mark_damaged(path, "seen while it ran")
+    assert check(open_spool(path)) == (JOBS, RESULTS)
+
+
+def test_results_stay_in_their_order(path: Path) -> None:
+    spool = Spool(path)
+    before = list(spool.due())
+    with spool.transaction():
+        spool._db.execute("UPDATE result SET finished = -finished")
+    spool.close()
+    mark_damaged(path, "seen while it ran")
+    assert list(open_spool(path).due()) == before
+
+
+@pytest.mark.parametrize("change", ["document = document || ' '", "document = 5", "made = 'x'", "crc = 5"])
+def test_a_result_that_is_not_what_was_written_down_is_not_taken_over(path: Path, change: str) -> None:
+    """What came is still JSON, and still of this job."""
+    spool = Spool(path)
+    with spool.transaction():
+        spool._db.execute(f"UPDATE result SET {change} WHERE seq = 8")
+        spool._db.execute("UPDATE result SET document = CAST(document AS BLOB) WHERE typeof(document) = 'text'")
+    spool.close()
+    mark_damaged(path, "seen while it ran")
+    assert check(open_spool(path)) == (JOBS, RESULTS - 1)
+
+
+def test_of_two_jobs_with_one_id_the_first_is_taken_over(path: Path) -> None:
+    spool = Spool(path)
+    with spool.transaction():
+        spool._db.execute("UPDATE job SET id = 'job-50' WHERE id = 'job-51'")
+    spool.close()
+    mark_damaged(path, "seen while it ran")
+    spool = open_spool(path)
+    assert len(spool.ids()) == len(set(spool.ids())) == JOBS - 1
+    assert spool.document(51) == document(50)
 
 
 @pytest.mark.parametrize("seed", range(12))
