@@ -93,7 +93,8 @@ class Spool:
         try:
             self._db.execute(f"PRAGMA page_size={PAGE_BYTES}")  # of a new file
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(f"PRAGMA wal_autocheckpoint={WAL_BYTES // PAGE_BYTES}")
+            page = self._db.execute("PRAGMA page_size").fetchone()[0]
+            self._db.execute(f"PRAGMA wal_autocheckpoint={WAL_BYTES // page}")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA secure_delete=ON")
             with self.transaction():  # a read-only disk is found here and not at the first job

@@ -14,7 +14,7 @@ import pytest
 
 from edged.jobs import schema
 from edged.jobs.schema import STEPS, SpoolDamagedError, SpoolError, Step
-from edged.jobs.spool import PAGE_BYTES, Delivery, Known, Queued, Spool
+from edged.jobs.spool import PAGE_BYTES, WAL_BYTES, Delivery, Known, Queued, Spool
 
 SPOOLS = Path(__file__).parents[1] / "fixtures/spools"
 """One of every version of the schema, made by the code of its time."""
@@ -325,6 +325,8 @@ def test_a_spool_of_every_earlier_version_is_opened(tmp_path: Path) -> None:
         assert json.loads(spool.result(2) or b"")["text"] == "That."
         end(spool, add(spool, "new"), finished=0.0)
         assert [delivery.id for delivery in spool.due() if delivery.topic is None] == ["answered", "new"]
+        limit = [spool._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("wal_autocheckpoint", "page_size")]
+        assert limit[0] * limit[1] == WAL_BYTES
         spool.close()
 
 
