@@ -35,7 +35,7 @@ def test_a_job_takes_sixteen_bytes() -> None:
     for n in range(10_001, 100_001):
         ids.add(n, f"id-{n}")
     assert ids._hashes.nbytes + ids._seqs.nbytes <= 16 * 100_000
-    assert len(ids._recent) <= module._RECENT
+    assert len(ids._recent) <= 5000
     assert all(ids.get(f"id-{n}") == n for n in range(1, 100_001, 997))
     for n in range(1, 90_001):
         ids.discard(n, f"id-{n}")

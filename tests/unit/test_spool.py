@@ -115,6 +115,13 @@ def test_an_id_that_was_removed_is_free_and_belongs_to_the_next_job_with_it(spoo
     assert spool.find("a") == reopened(spool).find("a") == Known(last.seq, b"2", None, False)
 
 
+def test_a_job_that_was_removed_takes_no_memory(spool: Spool) -> None:
+    queued = add(spool, "a")
+    with spool.transaction():
+        spool.remove(queued.seq)
+    assert spool._ids.get("a") is None
+
+
 def test_no_index_is_on_disk(spool: Spool) -> None:
     """Ids are random: each would touch a page of its own."""
     assert spool._db.execute("SELECT count(*) FROM sqlite_schema WHERE type = 'index'").fetchone() == (0,)
