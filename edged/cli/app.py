@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from platform import python_version
+from typing import Annotated
+
 import typer
 
+import edged
 from edged.cli import answers, bench, config, demo, doctor, forget, model, run, submit
 
 app = typer.Typer(
     name="edged",
-    help="A dependable worker for small language models on a board, fed over MQTT.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def versions() -> str:
+    """edged's version and those of what it runs on; onnxruntime is not imported for it."""
+    runtime = "no onnxruntime"
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(PackageNotFoundError):
+            runtime = f"{name} {version(name)}"
+    return f"edged {edged.__version__} (Python {python_version()}, {runtime})"
+
+
+def _show_versions(wanted: bool) -> None:
+    if wanted:
+        typer.echo(versions())
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version_: Annotated[
+        bool, typer.Option("--version", callback=_show_versions, is_eager=True, help="Show versions and exit.")
+    ] = False,
+) -> None:
+    """A dependable worker for small language models on a board, fed over MQTT."""
+
+
 app.command()(run.run)
 app.command()(demo.demo)
 app.command()(answers.generate)
