@@ -10,6 +10,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARCH = $(shell dpkg --print-architecture)
 DEB_PYTHON = $(if $(filter python3,$(PYTHON)),$(shell /usr/bin/python3 -c 'import sys; print("3.%d" % sys.version_info[1])'),$(PYTHON))
 
+# The Debian that `make test-system` boots, and its python3.
+RELEASE ?= bookworm
+PYTHON_bookworm := python3.11
+PYTHON_trixie := python3.13
+
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
@@ -51,11 +56,12 @@ chaos-selftest: $(VENV)/.dev | mosquitto ## whether `make chaos` would notice th
 soak: $(VENV)/.dev | mosquitto ## 100,000 jobs (JOBS=N) through one process, over lost connections and brokers; the slope of its memory
 	@$(BIN)/python tests/chaos/soak.py $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
 
-test-system: $(VENV)/.dev deb ## the package on a booted Debian 12, from installation to purge (root, systemd-nspawn; minutes, 400 MB)
+test-system: DEB_PYTHON = $(or $(PYTHON_$(RELEASE)),$(error RELEASE=$(RELEASE): must be bookworm or trixie))
+test-system: $(VENV)/.dev deb ## the package on a booted Debian 12 (RELEASE=trixie: 13), from installation to purge (root, systemd-nspawn; minutes, 400 MB)
 	@{ command -v debootstrap && command -v systemd-nspawn; } >/dev/null || { \
 		echo "installing debootstrap and systemd-nspawn …"; \
 		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends debootstrap systemd-container >/dev/null; }
-	@$(BIN)/pytest -q -rP tests/system
+	@RELEASE=$(RELEASE) $(BIN)/pytest -q -rP tests/system
 
 test-faults: $(VENV)/.dev | mosquitto ## floods, 50,000 jobs, a day offline, erasure on a raw disk: with figures (root for some; minutes)
 	@command -v faketime >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends faketime >/dev/null; }

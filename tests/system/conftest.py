@@ -1,4 +1,4 @@
-"""A Debian 12 booted: real systemd in systemd-nspawn, with a network of its own (loopback), and the package to install.
+"""A Debian booted: real systemd in systemd-nspawn, with a network of its own (loopback), and the package to install.
 
 The tests run in the order of their files, on one machine: install, service, locked down, upgrade and purge.
 """
@@ -19,7 +19,12 @@ from typing import Any
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-CACHE = PROJECT / ".system-root"
+RELEASE = os.environ.get("RELEASE", "bookworm")
+"""Which Debian; `make test-system` says it."""
+PYTHON = {"bookworm": "3.11", "trixie": "3.13"}[RELEASE]
+GROWING_PAUSES = RELEASE != "bookworm"
+"""Whether its systemd knows what stands in 10-restart.conf."""
+CACHE = PROJECT / ".system-root" / RELEASE
 PACKAGES = "systemd,systemd-sysv,dbus,mosquitto,mosquitto-clients,openssl,procps,python3"
 PATIENCE = 60.0
 COLUMN = "ALTER TABLE job ADD COLUMN colour TEXT"
@@ -45,11 +50,12 @@ def run(*command: str | Path, **options: Any) -> str:
 
 
 def make_root(root: Path) -> None:
-    """A copy of a bare Debian 12, which is made once."""
+    """A copy of a bare Debian, which is made once."""
     made = CACHE / ".complete"
     if not made.exists() or made.read_text() != PACKAGES:
         shutil.rmtree(CACHE, ignore_errors=True)
-        run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", CACHE)
+        CACHE.parent.mkdir(exist_ok=True)
+        run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", RELEASE, CACHE)
         made.write_text(PACKAGES)
     run("cp", "-a", f"{CACHE}/.", root)
 
@@ -66,7 +72,7 @@ class Machine:
     def boot(self) -> None:
         command = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network"]
         self.process = subprocess.Popen(
-            [*command, "--machine=edged-test", "-D", str(self.root)],
+            [*command, f"--machine=edged-test-{os.getpid()}", "-D", str(self.root)],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
         )  # fmt: skip
         try:
@@ -192,9 +198,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.fixture(scope="session")
 def package() -> Path:
-    """What `make deb` made for Debian 12."""
+    """What `make deb` made for this Debian."""
     architecture = run("dpkg", "--print-architecture").strip()
-    found = [*(PROJECT / "dist").glob(f"edged_*+py3.11_{architecture}.deb")]
+    found = [*(PROJECT / "dist").glob(f"edged_*+py{PYTHON}_{architecture}.deb")]
     assert len(found) == 1, f"`make deb` makes the one package in dist/, and there are {len(found)}"
     return found[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import Machine
+from conftest import PYTHON, Machine
 from test_install import before
 from test_service import LONG, ORDER
 
@@ -40,7 +40,7 @@ def change(machine: Machine, package: Path, id: str, options: str = "") -> None:
 
 
 def test_an_upgrade_keeps_jobs_models_and_settings(machine: Machine, later: Path) -> None:
-    home = "/usr/lib/edged/lib/python3.11/site-packages/edged/demo/model"
+    home = f"/usr/lib/edged/lib/python{PYTHON}/site-packages/edged/demo/model"
     machine.shell(f"mkdir -p {MODEL} && cp {home}/* {MODEL} && chown -R edged: {MODEL}")
     settings = machine.root / "etc/edged/edged.toml"
     settings.write_text(settings.read_text() + f'[model]\npath = "{MODEL}"\n')
