@@ -45,6 +45,9 @@ PRUNED = (
     "**/*.pyx",
 )
 """What the wheels bring and nobody needs where edged runs: tools, tests, and what only a compiler reads."""
+RESTART = PROJECT / "systemd/edged.service.d/10-restart.conf"
+GROWING_PAUSES = 254
+"""The systemd that knows what stands in it; an older one would complain at each look at the unit."""
 COMPLETION = (
     "from typer._completion_shared import get_completion_script as script; "
     "print(script(prog_name='edged', complete_var='_EDGED_COMPLETE', shell='bash'))"
@@ -105,6 +108,8 @@ class Package:
         self.file("etc/edged/edged.toml", PROJECT / "deploy/edged.example.toml")
         for unit in ("edged.service", "edged@.service"):
             self.file(f"usr/lib/systemd/system/{unit}", PROJECT / "systemd" / unit)
+            if self.target.systemd >= GROWING_PAUSES:
+                self.file(f"usr/lib/systemd/system/{unit}.d/{RESTART.name}", RESTART)
         self.file("usr/lib/sysusers.d/edged.conf", PROJECT / "systemd/edged.sysusers")
         completion = run(sys.executable, "-c", COMPLETION, PYTHONPATH=str(self.site), PYTHONDONTWRITEBYTECODE="1")
         self.file("usr/share/bash-completion/completions/edged", completion)
@@ -139,6 +144,7 @@ class Package:
                 next=f"3.{minor + 1}",
                 glibc=f"2.{max(map(int, glibc))}",
                 system=self.target.system,
+                systemd=self.target.systemd,
             )
         )
         sums = [f"{hashlib.md5(path.read_bytes()).hexdigest()}  {path.relative_to(self.root)}\n" for path in files]

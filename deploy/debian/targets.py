@@ -1,4 +1,4 @@
-"""What packages are made for: a distribution's Python and C library, and a processor."""
+"""What packages are made for: a distribution's Python, C library and systemd, and a processor."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 SYSTEMS = {
-    "3.10": ("Ubuntu 22.04", 35),
-    "3.11": ("Debian 12", 36),
-    "3.12": ("Ubuntu 24.04", 39),
-    "3.13": ("Debian 13", 41),
+    "3.10": ("Ubuntu 22.04", 35, 249),
+    "3.11": ("Debian 12", 36, 252),
+    "3.12": ("Ubuntu 24.04", 39, 255),
+    "3.13": ("Debian 13", 41, 257),
 }
-"""By the version of python3: who has it, and with which glibc 2.x."""
+"""By the version of python3: who has it, and with which glibc 2.x and systemd."""
 OLDEST_GLIBC = 17
 """What manylinux2014 stands for."""
 
@@ -35,6 +35,11 @@ class Target:
     def glibc(self) -> int:
         """The x of that distribution's glibc 2.x."""
         return SYSTEMS[self.python][1]
+
+    @property
+    def systemd(self) -> int:
+        """The version of that distribution's systemd."""
+        return SYSTEMS[self.python][2]
 
     @property
     def lock(self) -> Path:

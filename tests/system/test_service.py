@@ -10,7 +10,8 @@ import time
 import zipfile
 from pathlib import Path
 
-from conftest import IMPATIENT, PROJECT, SETTINGS, Machine, run
+import pytest
+from conftest import GROWING_PAUSES, IMPATIENT, PROJECT, SETTINGS, Machine, run
 
 ORDER = "Command to JSON:\nstop pump 7"
 OTHER = "1.30.0"
@@ -98,10 +99,17 @@ def test_a_reload_takes_new_settings_in_the_same_process(machine: Machine) -> No
 def test_a_reload_with_a_wrong_setting_changes_nothing(machine: Machine) -> None:
     settings = machine.root / "etc/edged/edged.toml"
     settings.write_text("heartbeat_seconds = -1\n" + SETTINGS)
-    machine.shell("systemctl reload edged")
+    pid = machine.show("MainPID")
+    assert "Job for edged.service failed" in machine.shell("! systemctl reload edged 2>&1")
+    status = machine.shell("systemctl status edged")
+    assert "heartbeat_seconds = -1" in status
+    assert "status=78" in status
+    assert machine.events("reload_refused") == []  # it was not asked
+    machine.shell(f"kill -HUP {pid}")
     (entry,) = machine.until(lambda: machine.events("reload_refused"), "nothing was said")
     assert "heartbeat_seconds = -1" in entry["EDGED_REASON"]
     assert machine.ask("after-refusal", ORDER)["state"] == "succeeded"
+    assert (machine.show("MainPID"), machine.show("ActiveState")) == (pid, "active")
 
 
 def test_a_start_with_a_wrong_setting_ends_for_good_and_says_why(machine: Machine) -> None:
@@ -112,6 +120,37 @@ def test_a_start_with_a_wrong_setting_ends_for_good_and_says_why(machine: Machin
     assert "heartbeat_seconds = -1" in machine.shell("journalctl -q -u edged -n 20 -o cat")
     (machine.root / "etc/edged/edged.toml").write_text(SETTINGS)
     machine.shell("systemctl reset-failed edged && systemctl start edged")
+    machine.until_status("serving")
+
+
+def test_a_fault_that_lasts_is_outlived(machine: Machine) -> None:
+    """Another program has the port for longer than systemd's start limits have patience."""
+    machine.shell("systemctl stop edged")
+    hasty = machine.root / "etc/systemd/system/edged.service.d/zz-hasty.conf"
+    hasty.write_text("[Service]\nRestartSec=100ms\n" + "RestartSteps=0\n" * GROWING_PAUSES)
+    machine.shell("systemctl daemon-reload")
+    listen = "import socket, signal; s = socket.create_server(('127.0.0.1', 9765)); signal.pause()"
+    holder = machine.shell(f'python3 -c "{listen}" >/dev/null 2>&1 & echo $!')
+    machine.shell("systemctl start edged", check=False)
+    machine.until(lambda: int(machine.show("NRestarts")) > 20, "it gave up")
+    assert "http.port = 9765 on 127.0.0.1 cannot be had" in machine.shell("journalctl -q -u edged -n 30 -o cat")
+    machine.shell(f"kill {holder}")
+    machine.until_status("serving")
+    hasty.unlink()
+    machine.shell("systemctl daemon-reload")
+
+
+@pytest.mark.skipif(not GROWING_PAUSES, reason="systemd 252 has one pause for all")
+def test_pauses_between_restarts_grow(machine: Machine) -> None:
+    machine.shell("systemctl reset-failed edged; rm /etc/systemd/system/edged.service.d/test.conf")
+    machine.shell("systemctl daemon-reload")
+    assert machine.show("RestartUSecNext") == machine.show("RestartUSec") == "5s"
+    machine.shell("kill -9 $(systemctl show -P MainPID edged)")
+    machine.until(lambda: machine.show("NRestarts") == "1", "no restart")
+    machine.until_status("serving")
+    assert machine.show("RestartUSecNext").startswith("6.")
+    (machine.root / "etc/systemd/system/edged.service.d/test.conf").write_text(IMPATIENT)
+    machine.shell("systemctl daemon-reload && systemctl restart edged")
     machine.until_status("serving")
 
 
@@ -149,6 +188,10 @@ def test_a_further_instance_runs_beside_it(machine: Machine) -> None:
     job = {"id": "to-hall", "messages": [{"role": "user", "content": ORDER}]}
     assert machine.ask_document(job, device="hall")["device"] == "hall"
     assert machine.ask("to-the-first", ORDER)["device"] == "board"
+    (machine.root / "etc/edged/hall.toml").write_text("heartbeat_seconds = -1\n" + own)
+    machine.shell("! systemctl reload edged@hall")
+    assert "heartbeat_seconds = -1 (from /etc/edged/hall.toml)" in machine.shell("systemctl status edged@hall")
+    (machine.root / "etc/edged/hall.toml").write_text(own)
     machine.shell("systemctl stop edged@hall")
     assert machine.shell("cat /var/lib/edged/instances/hall/last-exit") == "success exited 0"
 

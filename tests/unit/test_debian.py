@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 DEBIAN = ROOT / "deploy/debian"
 sys.path.insert(0, str(DEBIAN))
 
+import package  # noqa: E402
 from package import changelog  # noqa: E402
 from sbom import bill, parts_of, table  # noqa: E402
 from targets import TARGETS, Target, target_of  # noqa: E402
@@ -27,9 +28,24 @@ def test_the_man_page_names_every_command() -> None:
 def test_a_further_instance_differs_from_the_service_only_in_its_names() -> None:
     first, further = [(ROOT / f"systemd/edged{at}.service").read_text("utf-8").splitlines() for at in ("", "@")]
     differing = {line.split("=")[0] for line in {*first} ^ {*further} if not line.startswith("#")}
-    assert differing == {"Description", "ExecStart", "StateDirectory"}
+    assert differing == {"Description", "ExecStart", "ExecReload", "StateDirectory"}
     assert "ExecStart=/usr/bin/edged run --config /etc/edged/%i.toml --state-dir %S/edged/instances/%i" in further
     assert "StateDirectory=edged/instances/%i" in further
+    assert "ExecReload=/bin/sh -c 'exec /usr/bin/edged config --config /etc/edged/%i.toml >/dev/null'" in further
+
+
+def test_growing_pauses_are_for_the_systemd_that_knows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "PROJECT", tmp_path)
+    # What environment() reads; the real files, in a project whose dist/ is nobody's.
+    for name in ("edged", "systemd", "deploy"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    brought = {}
+    for target in TARGETS:
+        made = package.Package(target)
+        made.environment()
+        brought[target.system] = {str(path.relative_to(made.root)) for path in made.root.rglob("*-restart.conf")}
+    both = {f"usr/lib/systemd/system/edged{at}.service.d/10-restart.conf" for at in ("", "@")}
+    assert brought == {"Ubuntu 22.04": set(), "Debian 12": set(), "Ubuntu 24.04": both, "Debian 13": both}
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
