@@ -50,8 +50,12 @@ def test_an_upgrade_keeps_jobs_models_and_settings(machine: Machine, later: Path
     kept["model"] = machine.shell(f"cat {MODEL}/genai_config.json")
     kept["answer"] = machine.ask("kept", ORDER)
     kept["schema"] = schema(machine)
+    machine.shell("systemctl enable -q --now edged@hall")
+    hall = machine.shell("systemctl show edged@hall -P MainPID")
     change(machine, later, "upgraded")
     assert version(machine) == "99.0"
+    assert machine.shell("systemctl is-active edged@hall") == "active"
+    assert machine.shell("systemctl show edged@hall -P MainPID") != hall
     assert schema(machine) == int(str(kept["schema"])) + 1
 
 
@@ -75,6 +79,7 @@ def test_the_doctor_is_content(machine: Machine) -> None:
 
 
 def test_a_removal_keeps_what_is_the_users(machine: Machine) -> None:
+    assert machine.shell("systemctl is-enabled edged@hall && systemctl is-active edged@hall") == "enabled\nactive"
     machine.shell("apt-get remove -y edged")
     assert machine.show("ActiveState") == "inactive"
     assert machine.shell("pgrep -u edged", check=False) == ""
