@@ -364,7 +364,7 @@ def for_a_board(own: Path, password: bool) -> str:
     keep += ["(umask 077; cat >/etc/edged-secrets/mqtt-password)   # type it, then Ctrl-D"] if password else []
     load = "".join(f"LoadCredential={name}:/etc/edged-secrets/{name}\\n" for name in secrets)
     lines = [
-        "install -b -m 0644 edged.toml *.pem /etc/edged/",
+        "install -b -g edged -m 0640 edged.toml /etc/edged/ && install -b -m 0644 *.pem /etc/edged/",
         "install -d -m 0700 /etc/edged-secrets && install -d /etc/systemd/system/edged.service.d",
         *keep,
         f"printf '[Service]\\n{load}' >/etc/systemd/system/edged.service.d/credentials.conf",

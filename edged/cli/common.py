@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from edged.engine import wheels
-from edged.settings import Settings, SettingsError, load
+from edged.settings import Loaded, Settings, SettingsError, load
 
 DONE, FAILED, BAD_USE, BAD_SETTINGS = 0, 1, 2, 78
 
@@ -31,8 +31,13 @@ class BadUseError(Exception):
 
 def settings_or_exit(config: Path | None, **sections: dict[str, Any]) -> Settings:
     """The effective settings; flags that were not given are None. Exits 78 with one line where one is wrong."""
+    return loaded_or_exit(config, **sections).settings
+
+
+def loaded_or_exit(config: Path | None, **sections: dict[str, Any]) -> Loaded:
+    """The same, with the origin of each."""
     try:
-        return load(config, sections).settings
+        return load(config, sections)
     except SettingsError as error:
         end(BAD_SETTINGS, str(error))
 

@@ -7,17 +7,19 @@ import os
 import platform
 import shutil
 import socket
+import stat
 import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from edged import logs
-from edged.cli.common import FAILED, ConfigOption, JsonOption, settings_or_exit
+from edged.cli.common import FAILED, ConfigOption, JsonOption, loaded_or_exit
 from edged.cli.running import ask_ready, is_running
 from edged.demo import MODEL_FOLDER
 from edged.engine import ort, wheels
@@ -27,7 +29,7 @@ from edged.health.board.jetson import cuda_runtime
 from edged.health.clock import Clock
 from edged.health.memory import available
 from edged.health.storage import mount_of, swaps_on_card
-from edged.settings import Settings
+from edged.settings import Loaded, Settings
 
 _FREE_DISK = 1 << 30
 _FASTER = {"asimddp", "i8mm", "avx2", "avx512_vnni", "avx_vnni"}
@@ -48,9 +50,9 @@ class Finding:
 
 def doctor(config: ConfigOption = None, json_: JsonOption = False) -> None:
     """Check this board, its settings, broker and model; exit code 1 where something fails."""
-    settings = settings_or_exit(config)
+    loaded = loaded_or_exit(config)
     logs.configure("error", "auto")
-    findings = list(examine(settings, detect()))
+    findings = [*open_secrets(loaded), *examine(loaded.settings, detect())]
     if json_:
         typer.echo(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
     else:
@@ -63,6 +65,26 @@ def doctor(config: ConfigOption = None, json_: JsonOption = False) -> None:
                 console.print(Text(f"                {finding.mend}", style="dim"), soft_wrap=True)
     if any(finding.state == "fail" for finding in findings):
         raise typer.Exit(FAILED)
+
+
+def open_secrets(loaded: Loaded) -> Iterator[Finding]:
+    """Which files with a secret every user of this board may read."""
+    mqtt, http = loaded.settings.mqtt, loaded.settings.http
+    files = [mqtt.password_file, mqtt.key_file, http.key_file]
+    if mqtt.password is not None:
+        files.append(Path(loaded.origins["mqtt.password"]))  # or a variable, which is no file
+    for file in files:
+        if file is not None and _open_to_all(file.resolve()):
+            mend = f"let only root and the service read it: chgrp edged {file}; chmod 640 {file}"
+            yield Finding("settings", "warn", f"{file} holds a secret, and every user here may read it", mend)
+
+
+def _open_to_all(file: Path) -> bool:
+    try:
+        folders = all(folder.stat().st_mode & stat.S_IXOTH for folder in file.parents)
+        return folders and bool(file.stat().st_mode & stat.S_IROTH)
+    except OSError:  # not there, or not even this user's
+        return False
 
 
 def examine(settings: Settings, board: Board) -> Iterator[Finding]:

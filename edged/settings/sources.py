@@ -66,6 +66,9 @@ def _from_file(config: Path | None) -> tuple[str, dict[str, Any]]:
         if config is None:
             return str(path), {}
         raise SettingsError(f"{path}: there is no such file") from None
+    except PermissionError:
+        mend = "use sudo, or let a group of this user read it (chgrp, chmod g+r)"
+        raise SettingsError(f"{path}: this user may not read it: {mend}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {reason(error)}") from None
     except ValueError as error:  # tomllib's on 3.11, tomli's on 3.10; it says line and column

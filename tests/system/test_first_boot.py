@@ -77,6 +77,10 @@ def test_it_answers_over_tls_as_the_device_it_was_made(card: Machine) -> None:
     assert (result["text"], result["device"]) == (sample["answer"], "pi-7")
 
 
+def test_its_settings_are_for_root_and_the_service(card: Machine) -> None:
+    assert card.shell("stat -c '%U %G %a' /etc/edged/edged.toml") == "root edged 640"
+
+
 def test_its_key_is_roots_alone_and_gone_from_the_boot_partition(card: Machine) -> None:
     assert card.shell("stat -c '%U %a %n' /etc/edged-secrets /etc/edged-secrets/*").splitlines() == [
         "root 700 /etc/edged-secrets",

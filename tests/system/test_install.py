@@ -32,6 +32,13 @@ def test_every_file_is_as_it_was_packed(machine: Machine) -> None:
     assert machine.shell("dpkg --verify edged") == ""
 
 
+def test_the_settings_are_for_root_and_the_service_and_others_are_told_so(machine: Machine) -> None:
+    assert machine.shell("stat -c '%U %G %a' /etc/edged/edged.toml") == "root edged 640"
+    told = machine.shell("runuser -u nobody -- edged doctor 2>&1; echo $?")
+    line = "edged: /etc/edged/edged.toml: this user may not read it: use sudo, or let a group of this user read it"
+    assert told == f"{line} (chgrp, chmod g+r)\n78"
+
+
 def test_every_library_that_it_needs_is_there(machine: Machine) -> None:
     missing = "find /usr/lib/edged -name '*.so*' -type f -exec ldd {} + 2>&1 | grep -E 'not found|GLIBC' || true"
     assert machine.shell(missing) == ""

@@ -65,6 +65,17 @@ def test_a_downgrade_keeps_them_too(machine: Machine, package: Path) -> None:
     assert schema(machine) == int(str(kept["schema"])) + 1  # the older one goes on with it
 
 
+def test_rights_that_the_administrator_gave_stay(machine: Machine, package: Path) -> None:
+    settings = "/etc/edged/edged.toml"
+    machine.shell(f"chmod 604 {settings}")
+    machine.install(package, "--reinstall")
+    assert machine.shell(f"stat -c '%U %G %a' {settings}") == "root edged 640"
+    machine.shell(f"dpkg-statoverride --update --add root edged 0644 {settings}")
+    machine.install(package, "--reinstall")
+    assert machine.shell(f"stat -c '%U %G %a' {settings}") == "root edged 644"
+    machine.shell(f"dpkg-statoverride --remove {settings}")
+
+
 def test_who_has_stopped_it_finds_it_stopped_after_an_upgrade(machine: Machine, later: Path) -> None:
     machine.shell("systemctl disable -q --now edged")
     machine.install(later)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import shutil
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from edged.cli.doctor import Finding, _c_library, examine
+from edged.cli.doctor import Finding, _c_library, examine, open_secrets
 from edged.health.board import detect
 from edged.health.board.jetson import cuda_runtime
 from edged.health.storage import mount_of, swaps_on_card
@@ -51,6 +53,40 @@ def test_a_port_that_another_program_has_is_a_failure(settings: Settings) -> Non
         with (settings.state_dir / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # as a running edged does
             assert bad(taken, BOARDS / "pi5", "http") == []
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+def test_a_secret_that_every_user_may_read_is_a_warning(open_folder: Path) -> None:
+    settings, secret = open_folder / "edged.toml", open_folder / "key"
+    secret.touch(0o644)
+    settings.write_text(
+        f'[mqtt]\ntls = true\nusername = "u"\npassword = "x"\ncert_file = "{secret}"\nkey_file = "{secret}"\n'
+    )
+    settings.chmod(0o644)
+    assert [found.what.split()[0] for found in open_secrets(load(settings))] == [str(secret), str(settings)]
+    secret.chmod(0o600)
+    (found,) = open_secrets(load(settings))
+    assert (found.state, f"chmod 640 {settings}" in found.mend) == ("warn", True)
+    settings.chmod(0o640)
+    assert [*open_secrets(load(settings))] == []
+
+
+def test_settings_without_a_secret_and_secrets_in_a_closed_folder_are_nobodys_concern(open_folder: Path) -> None:
+    settings = open_folder / "edged.toml"
+    settings.write_text('[device]\nid = "board"\n')
+    assert [*open_secrets(load(settings))] == []
+    settings.write_text('[mqtt]\nusername = "board"\npassword = "x"\n')
+    assert len([*open_secrets(load(settings))]) == 1
+    open_folder.chmod(0o700)
+    assert [*open_secrets(load(settings))] == []
 
 
 def test_swap_on_the_card_is_a_warning(settings: Settings) -> None:

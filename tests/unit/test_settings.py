@@ -217,6 +217,16 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     assert fault(tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
 
 
+def test_a_file_that_this_user_may_not_read_says_what_would_help(toml: Any) -> None:
+    path, user = toml("drain_seconds = 1\n"), os.geteuid()
+    path.chmod(0)
+    os.seteuid(user or 65534)  # root may read everything
+    try:
+        assert fault(path).startswith(f"{path}: this user may not read it: use sudo, or ")
+    finally:
+        os.seteuid(user)
+
+
 def test_a_file_that_is_not_text_says_so(tmp_path: Path) -> None:
     (tmp_path / "edged.toml").write_bytes(b"\xff\xfe\x00")
     assert "not UTF-8" in fault(tmp_path / "edged.toml")
