@@ -140,6 +140,27 @@ def test_a_fault_that_lasts_is_outlived(machine: Machine) -> None:
     machine.shell("systemctl daemon-reload")
 
 
+def test_a_disk_for_its_state_may_come_late(machine: Machine) -> None:
+    """Nothing is written beneath the mount meanwhile, and whoever mounts it need not think of edged."""
+    machine.shell("systemctl stop edged")
+    helper = machine.root / "usr/sbin/mount.late"
+    helper.write_text("#!/bin/sh\n[ -d /srv/disk ] && exec mount --bind /srv/disk /var/lib/edged\nexit 32\n")
+    helper.chmod(0o755)
+    table = machine.root / "etc/fstab"
+    shipped = table.read_text()
+    table.write_text("disk /var/lib/edged late nofail 0 0\n")
+    machine.shell("systemctl daemon-reload")
+    machine.shell("! systemctl start edged")
+    assert machine.show("ActiveState") == "inactive"
+    machine.shell("mkdir /srv/disk && mount /var/lib/edged")
+    machine.until_status("serving")
+    assert machine.shell("stat -c %U /srv/disk/spool.db") == "edged"
+    machine.shell("systemctl stop edged && umount /var/lib/edged && rm -r /srv/disk /usr/sbin/mount.late")
+    table.write_text(shipped)
+    machine.shell("systemctl daemon-reload && systemctl start edged")
+    machine.until_status("serving")
+
+
 @pytest.mark.skipif(not GROWING_PAUSES, reason="systemd 252 has one pause for all")
 def test_pauses_between_restarts_grow(machine: Machine) -> None:
     machine.shell("systemctl reset-failed edged; rm /etc/systemd/system/edged.service.d/test.conf")
