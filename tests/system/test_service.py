@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import GROWING_PAUSES, IMPATIENT, PROJECT, SETTINGS, Machine, run
+from conftest import GROWING_PAUSES, IMPATIENT, PROJECT, PYTHON, SETTINGS, Machine, run
 
 ORDER = "Command to JSON:\nstop pump 7"
 OTHER = "1.30.0"
@@ -227,7 +227,7 @@ def runtime(machine: Machine) -> tuple[str, str]:
 def test_another_onnxruntime_computes_out_of_a_wheel(machine: Machine, tmp_path: Path) -> None:
     carried, _ = runtime(machine)
     download = f"{sys.executable} -m pip --disable-pip-version-check download -q --no-deps --only-binary=:all:"
-    run(*download.split(), "--python-version=3.11", "-d", tmp_path, f"onnxruntime=={OTHER}")
+    run(*download.split(), f"--python-version={PYTHON}", "-d", tmp_path, f"onnxruntime=={OTHER}")
     (wheel,) = tmp_path.iterdir()
     shutil.copy(wheel, machine.root / "root")
     machine.shell(f"install -D -m 644 -t /etc/edged/wheels /root/{wheel.name}")
