@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -25,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from edged.mqtt.topics import is_id
+from edged.settings.keys import allowed
 
 MAX_MESSAGES = 1000
 MAX_STOPS = 16
@@ -33,8 +35,16 @@ MAX_DEPTH = 64
 was accepted once must be readable for ever."""
 MAX_READ = 4 << 20
 """Bytes. A larger payload is refused unread: parsed, it would take many times its size in memory."""
-MAX_FAULTS = 5
+MAX_FAULTS, MAX_LOOKED = 5, 50
+"""What a refusal names, and out of how many: a list of a million wrong items has as many."""
+MAX_TTL = 10 * 365 * 86400
+"""Seconds."""
 _MAX_DIGITS = 300
+_ID_ALLOWED = "1 to 64 characters out of A-Z a-z 0-9 . _ -"
+_STOP_ALLOWED = f"text or a list of up to {MAX_STOPS} texts, each of 1 to 256 characters"
+_TIME_ALLOWED = "an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z"
+_TURN = '{"role": "user", "content": "…"}'
+_EXAMPLE = f'{{"id": "a", "messages": [{_TURN}]}}'
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -79,9 +89,10 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     role: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]{1,32}$")] = Field(
-        description="who speaks: system, user, assistant, or what the chat template knows"
+        description="who speaks: system, user, assistant, or what the chat template knows",
+        json_schema_extra={"allowed": "a word of up to 32 letters, such as system, user or assistant"},
     )
-    content: str = Field(description="what is said")
+    content: str = Field(description="what is said", json_schema_extra={"allowed": "text"})
 
 
 class ResponseFormat(BaseModel):
@@ -107,17 +118,20 @@ class Job(BaseModel):
 
     id: str | None = Field(
         default=None,
-        description="1 to 64 characters out of A-Z a-z 0-9 . _ -; may be absent where the message has a Response "
-        "Topic and Correlation Data",
+        description=f"{_ID_ALLOWED}; may be absent where the message has a Response Topic and Correlation Data",
+        json_schema_extra={"allowed": _ID_ALLOWED},
     )
     messages: list[Message] | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_MESSAGES,
         description="a chat, rendered by the package's template",
+        json_schema_extra={"allowed": f"a list of 1 to {MAX_MESSAGES} turns such as {_TURN}"},
     )
     prompt: str | list[int] | None = Field(
-        default=None, description="in place of messages: text without a template, or exactly these token ids"
+        default=None,
+        description="in place of messages: text without a template, or exactly these token ids",
+        json_schema_extra={"allowed": "text or a list of token ids"},
     )
     max_tokens: int = Field(
         default=256,
@@ -128,29 +142,58 @@ class Job(BaseModel):
     )
     temperature: float = Field(default=0.0, ge=0.0, le=10.0, allow_inf_nan=False, description="0 is greedy")
     top_p: float | None = Field(
-        default=None, gt=0.0, le=1.0, allow_inf_nan=False, description="when sampling; default: the package's"
+        default=None,
+        gt=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="when sampling; default: the package's",
+        json_schema_extra={"allowed": "a number above 0 and up to 1"},
     )
     top_k: int | None = Field(default=None, ge=0, le=1 << 24, description="when sampling; default: the package's")
-    seed: int | None = Field(default=None, ge=0, lt=1 << 63, description="when sampling; default: derived from the id")
+    seed: int | None = Field(
+        default=None, ge=0, le=(1 << 63) - 1, description="when sampling; default: derived from the id"
+    )
     stop: str | list[str] | None = Field(
-        default=None, description=f"up to {MAX_STOPS} texts that end the answer and are not part of it"
+        default=None,
+        description=f"up to {MAX_STOPS} texts that end the answer and are not part of it",
+        json_schema_extra={"allowed": _STOP_ALLOWED},
     )
     response_format: ResponseFormat | None = Field(
-        default=None, description="structured answers; this version serves {'type': 'text'} only"
+        default=None,
+        description="structured answers; this version serves {'type': 'text'} only",
+        json_schema_extra={"allowed": 'an object, {"type": "text"}'},
     )
     logprobs: int | None = Field(default=None, ge=0, le=20, description="not served by this version")
     stream: bool = Field(default=False, description="send pieces of the answer as it is made")
     priority: int = Field(default=5, ge=0, le=9, description="0 to 9, higher first")
     store: bool = Field(default=True, description="false: nothing is kept once the result is delivered")
     cache: Cache | None = Field(
-        default=None, description='{"pin": true} keeps the prompt\'s prefix on disk, where the device allows it'
+        default=None,
+        description='{"pin": true} keeps the prompt\'s prefix on disk, where the device allows it',
+        json_schema_extra={"allowed": 'an object, {"pin": true}'},
     )
-    metadata: dict[str, Any] | None = Field(default=None, description="returned untouched in the result")
-    model: str | None = Field(default=None, max_length=256, description="refused where this is not the model's name")
+    metadata: dict[str, Any] | None = Field(
+        default=None, description="returned untouched in the result", json_schema_extra={"allowed": "an object"}
+    )
+    model: str | None = Field(
+        default=None,
+        max_length=256,
+        description="refused where this is not the model's name",
+        json_schema_extra={"allowed": "a name of up to 256 characters"},
+    )
     ttl: float | None = Field(
-        default=None, gt=0.0, le=10 * 365 * 86400.0, allow_inf_nan=False, description="seconds from receipt"
+        default=None,
+        gt=0.0,
+        le=MAX_TTL,
+        allow_inf_nan=False,
+        description="seconds from receipt",
+        json_schema_extra={"allowed": f"a number of seconds above 0 and up to {MAX_TTL}"},
     )
-    deadline: str | None = Field(default=None, description="RFC 3339; judged only while the clock is synchronised")
+    deadline: str | None = Field(
+        default=None,
+        description="RFC 3339; judged only while the clock is synchronised",
+        json_schema_extra={"allowed": _TIME_ALLOWED},
+    )
     return_token_ids: bool = Field(default=False, description="put the answer's token ids in the result")
     ignore_eos: bool = Field(default=False, description="go on to max_tokens; for tests and benchmarks")
 
@@ -164,13 +207,15 @@ class Job(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Job:
         if self.id is not None and not is_id(self.id):
-            _refuse("id", "must be 1 to 64 characters out of A-Z a-z 0-9 . _ -")
-        if (self.messages is None) == (self.prompt is None):
-            _refuse("messages", "or prompt must be there, and not both")
+            _refuse("id", f"must be {_ID_ALLOWED}")
+        if self.messages is None and self.prompt is None:
+            _refuse("messages", f"or prompt must be there, such as {_EXAMPLE}")
+        if self.messages is not None and self.prompt is not None:
+            _refuse("messages", "and prompt are both there: send one of them")
         if isinstance(self.prompt, (str, list)) and not self.prompt:
             _refuse("prompt", "must not be empty")
         if len(self.stops) > MAX_STOPS or not all(1 <= len(stop) <= 256 for stop in self.stops):
-            _refuse("stop", f"must be a text or a list of up to {MAX_STOPS}, each of 1 to 256 characters")
+            _refuse("stop", f"must be {_STOP_ALLOWED}")
         if self.deadline is not None:
             parse_time(self.deadline)
         return self
@@ -201,7 +246,7 @@ class Submission:
 def parse_time(text: str) -> float:
     """Unix time of an RFC 3339 date-time."""
     if not _RFC3339.fullmatch(text):
-        _refuse("deadline", "must be an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z")
+        _refuse("deadline", f"must be {_TIME_ALLOWED}")
     try:
         # Python 3.10 knows neither Z nor more than six digits of a second.
         return datetime.fromisoformat(
@@ -254,11 +299,11 @@ def read_submission(
     if job.response_format is not None and job.response_format.type != "text":
         raise JobError(
             Code.UNSUPPORTED,
-            f"response_format {job.response_format.type!r} is not served by this version",
+            f"response_format {job.response_format.type!r} is not served by this version: leave it out",
             id,
         )
     if job.logprobs is not None:
-        raise JobError(Code.UNSUPPORTED, "logprobs are not served by this version", id)
+        raise JobError(Code.UNSUPPORTED, "logprobs are not served by this version: leave them out", id)
     return Submission(id, job, canonical, hashlib.sha256(canonical).digest())
 
 
@@ -268,29 +313,56 @@ def canonical_json(document: object) -> bytes:
 
 
 def explain(error: ValidationError) -> str:
-    """A validation error as one line: the first fields, what each must be, and what it is where that is short."""
-    lines = []
-    for detail in error.errors(include_url=False)[:MAX_FAULTS]:
-        # Members of a union stand in `loc` like fields: str, list[int], list[str].
-        where = ".".join(str(part) for part in detail["loc"] if part not in _UNION_TAGS)
-        if detail["type"] == "extra_forbidden":
-            name = str(detail["loc"][-1])
-            near = difflib.get_close_matches(name, _KNOWN_FIELDS, 1)
-            place = f" in {where.rpartition('.')[0]}" if len(detail["loc"]) > 1 else ""
-            lines.append(f"unknown field {_shown(name)}{place}" + (f"; did you mean {near[0]!r}?" if near else ""))
-            continue
+    """A validation error as one line: the first fields, what each must be, and what it is."""
+    found: dict[str, tuple[int, str]] = {}
+    for detail in error.errors(include_url=False)[:MAX_LOOKED]:
         if detail["type"] == "edged":
-            lines.append(detail["msg"])
+            found[""] = 0, detail["msg"]
             continue
-        message = detail["msg"].replace("Input should be", "must be").replace("Field required", "is missing")
-        value = detail.get("input")
-        shown = f", is {json.dumps(value)[:40]}" if isinstance(value, (int, float)) else ""
-        lines.append(f"{where} {message[:1].lower()}{message[1:]}{shown}")
-    return "; ".join(dict.fromkeys(lines))[:1000]
+        # Members of a union stand in `loc` like fields: str, list[int], list[str]. What is below them is one field.
+        parts = [str(part) for part in detail["loc"]]
+        where = ".".join(part for part in parts if part not in _UNION_TAGS)
+        field = ".".join(itertools.takewhile(lambda part: part not in _UNION_TAGS, parts))
+        field = re.sub(r"\.\d+$", "", field)
+        if detail["type"] == "extra_forbidden":
+            told = _unknown(parts)
+        elif detail["type"] == "missing":
+            told = f"{where} is missing: it must be {_ALLOWED[parts[-1]]}"
+        else:
+            value, is_ = detail["input"], "is" if where == field else f"but {where} is"
+            shown = _shown(value) if detail["type"] == "literal_error" and isinstance(value, str) else _what(value)
+            told = f"{field} must be {_ALLOWED[field.rpartition('.')[2]]}, {is_} {shown}"
+        # Of a union's members the one that was read furthest was meant.
+        if field not in found or found[field][0] < len(parts):
+            found[field] = len(parts), told
+    return "; ".join(told for _, told in list(found.values())[:MAX_FAULTS])[:1000]
+
+
+def _unknown(parts: list[str]) -> str:
+    owner = parts[0] if len(parts) > 1 else ""
+    near = difflib.get_close_matches(parts[-1], _FIELDS[owner], 1)
+    place = f" in {'.'.join(parts[:-1])}" if len(parts) > 1 else ""
+    return f"unknown field {_shown(parts[-1])}{place}" + (f"; did you mean {near[0]!r}?" if near else ": leave it out")
+
+
+def _what(value: object) -> str:
+    """A value's kind, and itself where it is a number: a text may be private."""
+    if isinstance(value, str):
+        return f"text of {len(value)} characters" if len(value) > 80 else "text"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    return "an object" if isinstance(value, dict) else json.dumps(value)[:40]
 
 
 _UNION_TAGS = ("str", "list[int]", "list[str]")
-_KNOWN_FIELDS = sorted({*Job.model_fields, "max_completion_tokens", *Message.model_fields, *Cache.model_fields})
+_FIELDS = {"": Job.model_fields, "messages": Message.model_fields, "cache": Cache.model_fields}
+"""The fields that may stand in the document, and in a field of it."""
+_ALLOWED = {
+    name: allowed(schema)
+    for model in (Job, Message, ResponseFormat, Cache)
+    for name, schema in model.model_json_schema()["properties"].items()
+}
+_ALLOWED["max_completion_tokens"] = _ALLOWED["max_tokens"]
 
 
 def _refuse(field: str, reason: str) -> NoReturn:
@@ -315,7 +387,7 @@ def _read_object(payload: bytes, id: str | None) -> dict[str, Any]:
     except RecursionError:
         reason = _TOO_DEEP
     except json.JSONDecodeError as error:
-        reason = f"the payload is not JSON: {error}"
+        reason = f"the payload is {_not_json(error)}: send an object such as {_EXAMPLE}"
     except ValueError as error:
         reason = str(error)
     else:
@@ -324,11 +396,17 @@ def _read_object(payload: bytes, id: str | None) -> dict[str, Any]:
         elif isinstance(document, dict):
             return document
         else:
-            reason = "the payload must be a JSON object"
+            reason = f"the payload must be a JSON object such as {_EXAMPLE}, is {_what(document)}"
     raise JobError(Code.INVALID_JOB, reason, id) from None
 
 
 _TOO_DEEP = f"the payload is nested too deeply: up to {MAX_DEPTH} levels are taken"
+
+
+def _not_json(error: json.JSONDecodeError) -> str:
+    if not error.doc.strip():
+        return "empty"
+    return f"not JSON: {error.msg[:1].lower()}{error.msg[1:]} at line {error.lineno} column {error.colno}"
 
 
 def _deeper_than(document: object, levels: int) -> bool:

@@ -68,7 +68,7 @@ def _keys() -> dict[str, Key]:
             found[prefix + short] = Key(
                 name=prefix + short,
                 description=str(field.description),
-                allowed=_allowed(schema),
+                allowed=allowed(schema),
                 default=default,
                 example=field.examples[0] if field.examples else default,
                 secret="SecretStr" in str(field.annotation),
@@ -76,12 +76,12 @@ def _keys() -> dict[str, Key]:
     return found
 
 
-def _allowed(schema: dict[str, Any]) -> str:
-    """What a JSON schema allows, in words."""
+def allowed(schema: dict[str, Any]) -> str:
+    """What a JSON schema allows, in words; its own `allowed` where it has one."""
     if "allowed" in schema:
         return str(schema["allowed"])
     if "anyOf" in schema:
-        return " or ".join(_allowed(part) for part in schema["anyOf"] if part.get("type") != "null")
+        return " or ".join(allowed(part) for part in schema["anyOf"] if part.get("type") != "null")
     if "enum" in schema:
         *most, last = [f'"{choice}"' for choice in schema["enum"]]
         return f"{', '.join(most)} or {last}" if most else last
@@ -95,7 +95,7 @@ def _allowed(schema: dict[str, Any]) -> str:
     if kind == "boolean":
         return "true or false"
     if kind == "array":
-        return f"a list of {_allowed(schema['items'])}"
+        return f"a list of {allowed(schema['items'])}"
     return "a path" if schema.get("format") == "path" else "text that is not empty"
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edged.jobs.document import (
     MAX_DEPTH,
+    MAX_FAULTS,
     MAX_READ,
     Code,
     Job,
@@ -26,6 +27,8 @@ from edged.jobs.document import (
 )
 
 LIMIT = 1 << 20
+TURNS = 'a list of 1 to 1000 turns such as {"role": "user", "content": "…"}'
+STOPS = "text or a list of up to 16 texts, each of 1 to 256 characters"
 FIELDS = sorted({*Job.model_fields, "max_completion_tokens"})
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
@@ -94,42 +97,80 @@ def test_what_was_accepted_can_be_read_again_from_its_canonical_form(document: d
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"stream": 1}, "stream must be a valid boolean"),
-        ({"max_tokens": 0}, "max_tokens must be greater than or equal to 1, is 0"),
-        ({"max_tokens": True}, "max_tokens must be a valid integer"),
-        ({"max_tokens": 1.5}, "max_tokens must be a valid integer"),
+        ({"stream": 1}, "stream must be true or false, is 1"),
+        ({"max_tokens": 0}, "max_tokens must be a whole number from 1 to 16777216, is 0"),
+        ({"max_tokens": "3"}, "max_tokens must be a whole number from 1 to 16777216, is text"),
+        ({"max_tokens": None}, "max_tokens must be a whole number from 1 to 16777216, is null"),
+        ({"max_completion_tokens": True}, "max_completion_tokens must be a whole number from 1 to 16777216, is true"),
         ({"max_tokens": 5, "max_completion_tokens": 5}, "max_completion_tokens stands there beside"),
-        ({"temperature": -1}, "temperature must be greater than or equal to 0, is -1"),
-        ({"top_p": 0}, "top_p must be greater than 0"),
-        ({"priority": 10}, "priority must be less than or equal to 9, is 10"),
-        ({"seed": 1 << 64}, "seed must be less than"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "messages or prompt must be there, and not both"),
-        ({"prompt": None}, "messages or prompt must be there"),
+        ({"temperature": -1}, "temperature must be a number from 0 to 10, is -1"),
+        ({"temperature": "0.5"}, "temperature must be a number from 0 to 10, is text"),
+        ({"top_p": 0}, "top_p must be a number above 0 and up to 1, is 0"),
+        ({"priority": 10}, "priority must be a whole number from 0 to 9, is 10"),
+        ({"seed": 1 << 63}, "seed must be a whole number from 0 to 9223372036854775807, is 9223372036854775808"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "messages and prompt are both there: send one of them"),
+        ({"prompt": None}, "messages or prompt must be there, such as {"),
         ({"prompt": ""}, "prompt must not be empty"),
         ({"prompt": []}, "prompt must not be empty"),
-        ({"prompt": ["x"]}, "prompt.0 must be a valid integer"),
-        ({"prompt": None, "messages": [{"role": "user"}]}, "messages.0.content is missing"),
-        ({"prompt": None, "messages": [{"role": "a b", "content": ""}]}, "messages.0.role"),
-        ({"prompt": None, "messages": []}, "messages"),
-        ({"stop": [""]}, "stop must be"),
-        ({"stop": ["x"] * 17}, "stop must be"),
-        ({"stop": "x" * 257}, "stop must be"),
-        ({"ttl": 0}, "ttl must be greater than 0"),
+        ({"prompt": 1}, "prompt must be text or a list of token ids, is 1"),
+        ({"prompt": [1, "x", "y"]}, "prompt must be text or a list of token ids, but prompt.1 is text"),
+        ({"messages": "x"}, f"messages must be {TURNS}, is text"),
+        ({"messages": []}, f"messages must be {TURNS}, is an empty list"),
+        ({"messages": ["x"]}, f"messages must be {TURNS}, but messages.0 is text"),
+        ({"messages": [{}] * 1001}, f"messages must be {TURNS}, is a list of 1001"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content is missing: it must be text"),
+        ({"messages": [{"role": "user", "content": [{}]}]}, "messages.0.content must be text, is a list of 1"),
+        ({"messages": [{"role": "a b", "content": ""}]}, "messages.0.role must be a word of up to 32 letters, such as"),
+        ({"messages": [{"contents": ""}]}, "unknown field 'contents' in messages.0; did you mean 'content'?"),
+        ({"stop": 5}, f"stop must be {STOPS}, is 5"),
+        ({"stop": [1]}, f"stop must be {STOPS}, but stop.0 is 1"),
+        ({"stop": [""]}, f"stop must be {STOPS}"),
+        ({"stop": ["x"] * 17}, f"stop must be {STOPS}"),
+        ({"stop": "x" * 257}, f"stop must be {STOPS}"),
+        ({"ttl": 0}, "ttl must be a number of seconds above 0 and up to 315360000, is 0"),
+        ({"deadline": 5}, "deadline must be an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z, is 5"),
         ({"deadline": "2027-02-30T00:00:00Z"}, "deadline is not a time that exists"),
         ({"deadline": "2027-01-01T00:00:00"}, "deadline must be an RFC 3339 time with its offset"),
-        ({"metadata": []}, "metadata"),
-        ({"model": "x" * 257}, "model string should have at most 256 characters"),
+        ({"metadata": []}, "metadata must be an object, is an empty list"),
+        ({"cache": True}, 'cache must be an object, {"pin": true}, is true'),
+        ({"model": "x" * 257}, "model must be a name of up to 256 characters, is text of 257 characters"),
         ({"max_token": 1}, "unknown field 'max_token'; did you mean 'max_tokens'?"),
+        ({"content": "x"}, "unknown field 'content': leave it out"),
         ({"a\nb": 1}, "unknown field 'a\\nb'"),
-        ({"response_format": {"type": "xml"}}, "response_format.type must be 'text'"),
+        ({"response_format": "json"}, 'response_format must be an object, {"type": "text"}, is text'),
+        ({"response_format": {"type": "xml"}}, 'response_format.type must be "text", '),
+        ({"response_format": {"type": "xml"}}, "is 'xml'"),
         ({"metadata": {"x": float("inf")}}, "Infinity is not a number"),
         ({"metadata": {"\udc80": 1}}, "lone surrogate"),
     ],
 )
 def test_the_message_says_what_would_be_right(fields: dict[str, Any], words: str) -> None:
-    error = refusal(job(**fields))
+    alone = "messages" in fields and "both" not in words
+    error = refusal({"id": "a", **fields} if alone else job(**fields))
     assert words in str(error)
     assert error.code is Code.INVALID_JOB
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        (b"", "the payload is empty: send an object such as {"),
+        (b"hello", "the payload is not JSON: expecting value at line 1 column 1: send an object such as {"),
+        (b'"hello"', "is text"),
+        (b"[]", "the payload must be a JSON object such as {"),
+    ],
+)
+def test_a_payload_that_is_no_object_is_shown_one(payload: bytes, words: str) -> None:
+    message = str(refusal(payload))
+    assert words in message
+    assert message.count('"messages": [{"role": "user", "content": "…"}]}') == 1
+
+
+def test_a_refusal_of_a_million_faults_is_short_and_soon_there() -> None:
+    error = refusal({"id": "a", "prompt": ["x"] * 100_000, "max_tokens": 0})
+    assert str(error) == "prompt must be text or a list of token ids, but prompt.0 is text"
+    many = refusal({"id": "a", **{f"f{number}": 1 for number in range(9)}})
+    assert str(many).count("unknown field") == MAX_FAULTS
 
 
 @pytest.mark.parametrize("fields", [{"logprobs": 2}, {"response_format": {"type": "regex", "regex": "a"}}])
