@@ -360,6 +360,10 @@ class TestModels:
         assert str(caught.value).isprintable()
 
     def test_a_refused_package_leaves_no_process_behind(self, package: Path) -> None:
+        def children() -> set[str]:
+            return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+        before = children()  # the fixtures that other tests keep in service have theirs
         configure(package, lambda config: config["model"].update(vocab_size=1024))
         refusal(package)
-        assert not Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        assert children() <= before
