@@ -8,9 +8,16 @@ from pathlib import Path
 
 from edged.engine.session import one_line
 from edged.models.sources import Digest, Listing, SourceError, SourceFile, listing
-from edged.models.web import Remote
+from edged.models.web import Remote, explain
 
 _SOURCE = re.compile(r"hf:([\w.-]+)/([\w.-]+)((?:/[^/@]+)*)/?(?:@([\w./-]+))?", re.ASCII)
+
+
+_MEANT = {
+    401: ": it refuses the token; set HF_TOKEN to a valid one, or unset it for what everybody may read",
+    403: ": the token in HF_TOKEN may not read {repository}",
+    429: ": too many requests; try again in some minutes",
+}
 
 
 def open_hub(source: str) -> Listing:
@@ -40,8 +47,14 @@ def open_hub(source: str) -> Listing:
         raise SourceError(f"{repository} has no revision {revision}") from None
     except errors.EntryNotFoundError:
         raise SourceError(f"{repository} has no folder {path or '/'} at {revision}") from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        why = _MEANT.get(status, "").format(repository=repository)
+        raise SourceError(f"the hub at {api.endpoint} answers {status}{why}") from None
     except Exception as error:  # of whichever HTTP library this huggingface_hub uses
-        raise SourceError(f"the hub at {api.endpoint} does not answer: {one_line(error)}") from None
+        cause = _cause(error)
+        why = str(explain(cause, api.endpoint)) if cause else one_line(error)
+        raise SourceError(f"the hub cannot be asked: {why}") from None
 
     def make(inside: str) -> SourceFile:
         entry = entries[f"{path}/{inside}" if path else inside]
@@ -59,3 +72,10 @@ def open_hub(source: str) -> Listing:
 
     plain = f"hf:{repository}{'/' if path else ''}{path}@{commit}"
     return listing(plain, name, ((inside, make) for inside in paths()))
+
+
+def _cause(error: BaseException | None) -> OSError | None:
+    """What the network said first, beneath what libraries made of it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.client
+import os
+import socket
 import ssl
 import urllib.error
 import urllib.request
@@ -19,6 +22,12 @@ TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as cut."""
 _PASSING = {408, 425, 429}
 _HIDDEN = {"authorization", "cookie"}
+_MEANT = {
+    401: ": it wants credentials; edged sends some to the hub alone (HF_TOKEN)",
+    403: ": not everybody may read it",
+    404: ": it has no such file; is the address right?",
+}
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 
 
 class WebError(Exception):
@@ -69,22 +78,57 @@ def open_url(remote: Remote, method: str = "GET", more: Mapping[str, str] | None
     except urllib.error.HTTPError as error:
         with error:
             passing = error.code in _PASSING or error.code >= 500
-            raise WebError(f"the server answers {error.code} {error.reason}", passing) from None
+            meant = _MEANT.get(error.code, "")
+            raise WebError(f"the server answers {error.code} {error.reason}{meant}", passing) from None
     except urllib.error.URLError as error:
-        raise _explain(error.reason) from None
+        raise explain(error.reason, remote.url) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _explain(error) from None
+        raise explain(error, remote.url) from None
 
 
-def _explain(error: object) -> WebError:
+def explain(error: object, url: str) -> WebError:
+    """Why `url` could not be asked, and what to look at. `error` is the network's, or what says no HTTP."""
+    who = _asked(url)
+    if isinstance(error, socket.gaierror):
+        return WebError(
+            f"the name of {who} cannot be resolved: is it right, is the network up, and does "
+            "/etc/resolv.conf name a server that answers?",
+            passing=True,
+        )
+    if isinstance(error, ConnectionRefusedError):
+        return WebError(f"{who} refused the connection: nothing listens there; are name and port right?", passing=True)
+    if isinstance(error, OSError) and error.errno in _NO_WAY:
+        return WebError(f"there is no way to {who}: {os.strerror(error.errno).lower()}; is the network up?", True)
     if isinstance(error, ssl.SSLCertVerificationError):
         return WebError(
             f"the server's certificate is not trusted: {error.verify_message} (the system's authorities are asked: "
             "update-ca-certificates adds one; is the clock right?)",
             passing=False,
         )
+    if isinstance(error, ssl.SSLError):
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        hint = (
+            "; does it speak plain http on this port?"
+            if reason in ("wrong version number", "record layer failure")
+            else ""
+        )
+        return WebError(f"no TLS with {who}: {reason}{hint}", passing=True)
     if isinstance(error, TimeoutError):
-        return WebError(f"no answer in {TIMEOUT:.0f} s", passing=True)
+        return WebError(f"{who} does not answer; does a firewall stand between, or is a proxy needed?", passing=True)
     if isinstance(error, OSError):
         return WebError((error.strerror or str(error) or type(error).__name__).lower(), passing=True)
     return WebError(f"not an answer in HTTP: {type(error).__name__} {error}", passing=isinstance(error, Exception))
+
+
+def _asked(url: str) -> str:
+    """Whom the connection goes to: the URL's host, or the proxy that the environment names for it."""
+    parts = urlsplit(url)
+    proxy = "" if urllib.request.proxy_bypass(parts.hostname or "") else urllib.request.getproxies().get(parts.scheme)
+    if not proxy:
+        return _place(url)
+    return f"the proxy {_place(proxy if '://' in proxy else f'//{proxy}')} ({parts.scheme}_proxy)"
+
+
+def _place(url: str) -> str:
+    """Host and port, without a password before them."""
+    return urlsplit(url).netloc.rpartition("@")[2]

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from pull_rig import Board, Server, publish, same_files, serving
+from pull_rig import Board, Server, publish, refusal, same_files, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 INSIDE = "cpu_and_mobile/cpu-int4"
@@ -147,6 +147,30 @@ def test_what_the_hub_has_not_is_one_line(board: Board, source: str, said: str) 
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert said in done.stderr
     assert "hf_secret" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (401, "answers 401: it refuses the token; set HF_TOKEN to a valid one, or unset it"),
+        (403, "answers 403: the token in HF_TOKEN may not read maker/tiny-onnx"),
+        (500, "answers 500"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(board: Board, hub: Hub, code: int, said: str) -> None:
+    def refuse(handler: Any) -> bool:
+        handler.send_bytes(b'{"error": "Invalid credentials in Authorization header"}', code)
+        return True
+
+    hub.server.answer = refuse
+    done = board.run_apart("pull", SOURCE)
+    assert said in refusal(done.returncode, done.stderr)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_with_what_to_check(board: Board) -> None:
+    done = board.run_apart("pull", SOURCE, HF_ENDPOINT="http://hub.invalid")
+    line = refusal(done.returncode, done.stderr)
+    assert line.startswith("edged: the hub cannot be asked: the name of hub.invalid cannot be resolved: is it right")
 
 
 def test_without_the_extra_it_says_what_to_install(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 from engine_rig import copy_package
-from pull_rig import PATIENCE, Board, Server, publish, same_files, serving, write_sums
+from pull_rig import PATIENCE, Board, Server, publish, refusal, same_files, serving, write_sums
 from test_verify import flip_block
 
 from edged.health.memory import Available
 from edged.models import fetch, pull
+from edged.models.web import explain
 
 WEIGHTS = "model.onnx.data"
 
@@ -340,8 +342,16 @@ def test_what_was_there_when_the_servers_file_changed_is_thrown_away(board: Boar
     board.succeed("pull", f"{server.url}/phi3/SHA256SUMS")
 
 
-@pytest.mark.parametrize("code", [403, 404, 410])
-def test_an_error_of_the_server_is_one_line(board: Board, server: Server, code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "meant"),
+    [
+        (401, "401 Unauthorized: it wants credentials"),
+        (403, "403 Forbidden: not everybody may read it"),
+        (404, "404 Not Found: it has no such file"),
+        (410, "410 Gone"),
+    ],
+)
+def test_an_error_of_the_server_is_one_line(board: Board, server: Server, code: int, meant: str) -> None:
     publish(server.folder)
 
     def refuse(handler: Any) -> bool:
@@ -351,7 +361,7 @@ def test_an_error_of_the_server_is_one_line(board: Board, server: Server, code: 
         return False
 
     server.answer = refuse
-    assert f"{WEIGHTS}: the server answers {code}" in board.refused("pull", f"{server.url}/phi3/SHA256SUMS")
+    assert f"{WEIGHTS}: the server answers {meant}" in board.refused("pull", f"{server.url}/phi3/SHA256SUMS")
     assert len(server.gets(WEIGHTS)) == 1  # asking again would not help
 
 
@@ -372,7 +382,31 @@ def test_a_server_that_is_short_of_breath_is_asked_again(board: Board, server: S
 def test_nobody_there_is_one_line(board: Board, server: Server) -> None:
     server.shutdown()
     server.server_close()
-    assert "connection refused" in board.refused("pull", f"{server.url}/phi3/SHA256SUMS")
+    line = board.refused("pull", f"{server.url}/phi3/SHA256SUMS")
+    assert f"127.0.0.1:{server.server_port} refused the connection: nothing listens there" in line
+
+
+def test_a_name_that_cannot_be_resolved_is_told_with_what_to_check(board: Board) -> None:
+    line = board.refused("pull", "http://nowhere.invalid/phi3/SHA256SUMS")
+    assert "the name of nowhere.invalid cannot be resolved: is it right, is the network up, and does " in line
+    assert "Errno" not in line
+    proxy = {"https_proxy": "http://user:s3cret@proxy.invalid:3128", "no_proxy": ""}
+    done = board.run_apart("pull", "https://nowhere.invalid/phi3/SHA256SUMS", **proxy)
+    line = refusal(done.returncode, done.stderr)
+    assert "the name of the proxy proxy.invalid:3128 (https_proxy) cannot be resolved" in line
+    assert "s3cret" not in line
+
+
+def test_a_port_without_tls_is_told(board: Board, server: Server) -> None:
+    line = board.refused("pull", f"{server.url.replace('http', 'https')}/phi3/SHA256SUMS")
+    assert f"no TLS with 127.0.0.1:{server.server_port}: " in line
+    assert "does it speak plain http on this port?" in line
+
+
+@pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.EHOSTUNREACH])
+def test_a_network_that_leads_nowhere_is_told(number: int) -> None:
+    line = str(explain(OSError(number, os.strerror(number)), "http://user:s3cret@192.0.2.1:80/x"))
+    assert line == f"there is no way to 192.0.2.1:80: {os.strerror(number).lower()}; is the network up?"
 
 
 @pytest.mark.parametrize("target", ["ftp://127.0.0.1/x", "file:///etc/passwd"])
