@@ -40,6 +40,8 @@ def test_submit_prints_the_result_document(client: Client5, daemon: Daemon) -> N
 
 
 def test_submit_is_cancelled_by_ctrl_c(client: Client5, daemon: Daemon) -> None:
+    # Where a script runs these tests in the background, its shell has SIGINT ignored, and children take that over.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     daemon.pace(0.02)
     process = daemon.background("submit", "x", "--id", "interrupted", "--max-tokens", "400")
     client.wait("stream/interrupted")
