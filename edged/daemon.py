@@ -51,7 +51,7 @@ from edged.mqtt.events import (
     PublishRefused,
 )
 from edged.mqtt.link import Link
-from edged.mqtt.options import MqttOptions
+from edged.mqtt.options import MqttOptions, place
 from edged.mqtt.topics import Topics
 from edged.settings import Settings, SettingsError
 from edged.tls import CredentialsError, server_context
@@ -142,8 +142,10 @@ class Daemon:
                 f"state_dir {folder} cannot be written: {(error.strerror or str(error)).lower()}"
             ) from None
         self._ledger = ledger
+        options = mqtt_options(settings)
+        self._broker = options.place
         self._link = Link(
-            mqtt_options(settings),
+            options,
             self.device,
             settings.device.groups,
             instance=self._instance,
@@ -212,8 +214,8 @@ class Daemon:
             version=edged.__version__,
             device=self.device,
             board=self._board.model,
-            broker=f"{self._settings.mqtt.host}:{self._settings.mqtt.effective_port}",
-            http=f"{self._settings.http.host}:{self.http.port}",
+            broker=self._broker,
+            http=place(self._settings.http.host, self.http.port),
         )
         if self._model_path == MODEL_FOLDER:
             log.warning("model_is_demo", hint="no package is chosen (edged model use, or model.path)")
@@ -266,9 +268,8 @@ class Daemon:
         if self._id_taken is not None:
             faults.append(f"another device uses the id {self.device!r}: give one of them another device.id")
         elif not (self._link.connected("jobs") and self._link.connected("control")):
-            broker = f"{self._settings.mqtt.host}:{self._settings.mqtt.effective_port}"
             reasons = [reason for which in ("control", "jobs") if (reason := self._link_reasons.get(which))]
-            faults.append(f"broker {broker} not connected" + "".join(f": {reason}" for reason in reasons[:1]))
+            faults.append(f"broker {self._broker} not connected" + "".join(f": {reason}" for reason in reasons[:1]))
         if self._desk.fault is not None:
             faults.append(self._desk.fault)
         elif self._desk.full:

@@ -29,6 +29,7 @@ from edged.health.board.jetson import cuda_runtime
 from edged.health.clock import Clock
 from edged.health.memory import available
 from edged.health.storage import mount_of, swaps_on_card
+from edged.mqtt.options import place
 from edged.settings import Loaded, Settings
 
 _FREE_DISK = 1 << 30
@@ -247,17 +248,17 @@ def _broker(settings: Settings, board: Board) -> Iterator[Finding]:
     from edged.daemon import mqtt_options
     from edged.mqtt.probe import reach
 
-    place = f"{settings.mqtt.host}:{settings.mqtt.effective_port}"
     try:
         device = settings.device.id or device_id(board)
     except DeviceIdError:
         return  # said above
-    reason = reach(mqtt_options(settings), device, 10.0)
+    options = mqtt_options(settings)
+    reason = reach(options, device, 10.0)
     if reason is None:
-        yield Finding("broker", "ok", f"{place} answers")
+        yield Finding("broker", "ok", f"{options.place} answers")
     else:
         yield Finding(
-            "broker", "fail", f"{place}: {reason}", "check mqtt.host, mqtt.port, mqtt.username and the broker"
+            "broker", "fail", f"{options.place}: {reason}", "check mqtt.host, mqtt.port, mqtt.username and the broker"
         )
 
 
@@ -272,17 +273,17 @@ def _http(settings: Settings, board: Board) -> Iterator[Finding]:
         yield Finding("http", "fail", str(error), "mend the file, or unset http.cert_file")
         return
     if not http.is_loopback and http.client_ca_file is None:
-        what = f"metrics are open to everyone who reaches {http.host}:{http.port}"
+        what = f"metrics are open to everyone who reaches {place(http.host, http.port)}"
         yield Finding("http", "warn", what, "set http.client_ca_file, or keep http.host on 127.0.0.1")
         return
-    place = f"{http.host}:{http.port}"
+    where = place(http.host, http.port)
     with socket.socket(socket.AF_INET6 if ":" in http.host else socket.AF_INET) as probe:
         busy = http.port != 0 and probe.connect_ex((http.host, http.port)) == 0
     if not busy:
-        yield Finding("http", "ok", f"{place} is free")
+        yield Finding("http", "ok", f"{where} is free")
     elif is_running(settings):
-        yield Finding("http", "ok", f"{place} is served by the edged that is running")
+        yield Finding("http", "ok", f"{where} is served by the edged that is running")
     elif settings.state_dir.is_dir() and not os.access(settings.state_dir, os.X_OK):
-        yield Finding("http", "ok", f"{place} is in use; only root may see whether by edged")
+        yield Finding("http", "ok", f"{where} is in use; only root may see whether by edged")
     else:
-        yield Finding("http", "fail", f"{place} is used by another program", "set http.port to a free one")
+        yield Finding("http", "fail", f"{where} is used by another program", "set http.port to a free one")

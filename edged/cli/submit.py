@@ -26,6 +26,7 @@ from edged.daemon import mqtt_options
 from edged.health.board import DeviceIdError, detect, device_id
 from edged.jobs.document import JobError, read_submission
 from edged.mqtt.sender import Sender, Update
+from edged.mqtt.topics import ID_ALLOWED, is_id
 from edged.settings import Settings
 
 CANCEL_SECONDS = 10.0
@@ -39,7 +40,7 @@ def submit(
     group: Annotated[str | None, typer.Option(help="A group of which any device may answer.")] = None,
     id: Annotated[str | None, typer.Option(help="The job's id; the same id again gives the same answer.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of the answer.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds to wait for the result; else for ever.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait for the result; else for ever.")] = None,
     mqtt_host: HostOption = None,
     mqtt_port: PortOption = None,
     config: ConfigOption = None,
@@ -48,6 +49,9 @@ def submit(
     """Send a job and wait: resends until accepted, streams the answer, Ctrl-C cancels it."""
     if device is not None and group is not None:
         raise BadUseError("give --device or --group, not both")
+    for flag, name in (("--device", device), ("--group", group)):
+        if name is not None and not is_id(name):
+            raise BadUseError(f"{flag} {name!r} must be {ID_ALLOWED}")
     document = job_document(prompt, job, id=id, max_tokens=max_tokens)
     document.setdefault("id", f"submit-{uuid.uuid4().hex[:12]}")
     if not json_:
@@ -59,9 +63,9 @@ def submit(
     settings = settings_or_exit(config, mqtt={"host": mqtt_host, "port": mqtt_port})
     logs.configure("error", "auto")
     device = None if group else device or _own_id(settings)
-    place = f"{settings.mqtt.host}:{settings.mqtt.effective_port}"
-    with Sender(mqtt_options(settings), device, group) as sender:
-        terminal = _Terminal(json_, device, group, place)
+    options = mqtt_options(settings)
+    with Sender(options, device, group) as sender:
+        terminal = _Terminal(json_, device, group, options.place)
         id, accepted = document["id"], False
         try:
             for update in sender.submit(document, timeout):

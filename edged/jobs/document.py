@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from edged.mqtt.topics import is_id
+from edged.mqtt.topics import ID_ALLOWED, is_id
 from edged.settings.keys import allowed
 
 MAX_MESSAGES = 1000
@@ -40,7 +40,6 @@ MAX_FAULTS, MAX_LOOKED = 5, 50
 MAX_TTL = 10 * 365 * 86400
 """Seconds."""
 _MAX_DIGITS = 300
-_ID_ALLOWED = "1 to 64 characters out of A-Z a-z 0-9 . _ -"
 _STOP_ALLOWED = f"text or a list of up to {MAX_STOPS} texts, each of 1 to 256 characters"
 _TIME_ALLOWED = "an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z"
 _TURN = '{"role": "user", "content": "…"}'
@@ -118,8 +117,8 @@ class Job(BaseModel):
 
     id: str | None = Field(
         default=None,
-        description=f"{_ID_ALLOWED}; may be absent where the message has a Response Topic and Correlation Data",
-        json_schema_extra={"allowed": _ID_ALLOWED},
+        description=f"{ID_ALLOWED}; may be absent where the message has a Response Topic and Correlation Data",
+        json_schema_extra={"allowed": ID_ALLOWED},
     )
     messages: list[Message] | None = Field(
         default=None,
@@ -207,7 +206,7 @@ class Job(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Job:
         if self.id is not None and not is_id(self.id):
-            _refuse("id", f"must be {_ID_ALLOWED}")
+            _refuse("id", f"must be {ID_ALLOWED}")
         if self.messages is None and self.prompt is None:
             _refuse("messages", f"or prompt must be there, such as {_EXAMPLE}")
         if self.messages is not None and self.prompt is not None:

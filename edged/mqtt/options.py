@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 
+def place(host: str, port: int) -> str:
+    """``host:port``, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @dataclass(frozen=True, slots=True)
 class MqttOptions:
     """Settings of the link. Files are read anew at every attempt, so that what was renewed is used."""
@@ -32,3 +37,8 @@ class MqttOptions:
     """Bytes. An MQTT 5 broker drops larger messages without a word (§3.1.2.11.4)."""
     session_expiry: int = 7 * 24 * 3600
     """Seconds that an MQTT 5 broker keeps the session of an absent device (§3.1.2.11.2)."""
+
+    @property
+    def place(self) -> str:
+        """The broker, for people."""
+        return place(self.host, self.port)

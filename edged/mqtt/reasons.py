@@ -36,7 +36,7 @@ _CLIENT_CERTIFICATE = {
 
 def of_connect(error: Exception, options: MqttOptions) -> str:
     """What kept the TCP or TLS connection from being made."""
-    place = f"{options.host}:{options.port}"
+    place = options.place
     if isinstance(error, ssl.SSLCertVerificationError):
         return _of_certificate(error, options, Clock())
     if isinstance(error, ssl.SSLError):

@@ -19,7 +19,7 @@ from edged.mqtt.plan import Incoming, Publication, Subscription
 
 RESEND_SECONDS = 5.0
 WAITING_SECONDS = 2.0
-"""Without a sign that the job was accepted, after which that is news."""
+"""Connected, and without a sign that the job was accepted, after which that is news."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Sender:
         payload = json.dumps(document, ensure_ascii=False).encode()
         ends = None if timeout is None else time.monotonic() + timeout
         settled, next_send = False, time.monotonic()
-        tell_by = next_send + WAITING_SECONDS
+        tell_by, told = math.inf, False
         while True:
             now = time.monotonic()
             if ends is not None and now >= ends:
@@ -87,7 +87,7 @@ class Sender:
             if not settled and now >= next_send and self._publish(channel, payload):
                 next_send = now + RESEND_SECONDS
             if not settled and now >= tell_by:
-                tell_by = math.inf
+                tell_by, told = math.inf, True
                 yield Update("waiting", {})
             wait = min(0.1 if not settled else 1.0, ends - now if ends is not None else 1.0)
             try:
@@ -95,7 +95,9 @@ class Sender:
             except queue.Empty:
                 continue
             if update.kind == "link":
-                settled, next_send = False, now if update.document["up"] else next_send
+                up = update.document["up"]
+                settled, next_send = False, now if up else next_send
+                tell_by = now + WAITING_SECONDS if up and not told else math.inf
                 yield update
             elif update.document.get("id", id) == id:
                 settled = settled or (update.kind in ("event", "result") and channel == "job")

@@ -8,6 +8,7 @@ from typing import Literal
 
 ID_PATTERN = r"[A-Za-z0-9._-]{1,64}"
 """What ids of devices, groups and jobs look like."""
+ID_ALLOWED = "1 to 64 characters out of A-Z a-z 0-9 . _ -"
 
 MAX_REPLY_TOPIC_BYTES = 512
 

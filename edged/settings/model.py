@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +27,26 @@ ENV_PREFIX, ENV_NEST = "EDGED_", "__"
 _ID_ALLOWED = "1 to 64 characters out of A-Z a-z 0-9 . _ -"
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", json_schema_extra={"allowed": _ID_ALLOWED})]
 Provider = Literal["cpu", "cuda", "tensorrt"]
+
+
+def _without_port(value: str) -> str:
+    """A colon is for an IPv6 address alone, which has no brackets here."""
+    if ":" in value:
+        try:
+            ipaddress.IPv6Address(value)
+        except ValueError:
+            raise ValueError("the port has a key of its own, and an IPv6 address no brackets") from None
+    return value
+
+
+Host = Annotated[
+    str,
+    Field(
+        pattern=r"^[^\s/@]{1,255}$",
+        json_schema_extra={"allowed": "a host name or an address, without scheme, user or port"},
+    ),
+    AfterValidator(_without_port),
+]
 
 
 def _split_list(value: Any) -> Any:
@@ -80,12 +101,7 @@ class DeviceSettings(_Section):
 class MqttSettings(_Section):
     """The broker and how to reach it."""
 
-    host: str = Field(
-        default="127.0.0.1",
-        pattern=r"^[^\s/@]{1,255}$",
-        description="The broker's name or address.",
-        json_schema_extra={"allowed": "a host name or an address, without scheme, user or port"},
-    )
+    host: Host = Field(default="127.0.0.1", description="The broker's name or address.")
     port: int | None = Field(
         default=None,
         ge=1,
@@ -277,7 +293,7 @@ class JobsSettings(_Section):
 class HttpSettings(_Section):
     """Where metrics and health are served, and to whom."""
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="The address of metrics and health.")
+    host: Host = Field(default="127.0.0.1", description="The address of metrics and health.")
     port: int = Field(default=9765, ge=0, le=65535, description="The TCP port for them; 0: any free one.")
     cert_file: Path | None = Field(
         default=None,

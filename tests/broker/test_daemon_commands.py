@@ -7,6 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+from conftest import free_port
 from daemon_fixtures import REFERENCE, Client5, Daemon, Place, job, reference_job
 
 pytest_plugins = ["daemon_fixtures"]
@@ -66,6 +67,8 @@ def test_submit_ends_with_a_code_and_one_line(client: Client5, daemon: Daemon) -
         (["--job", "-"], json.dumps(job("long", 512)), 1),
         ([], "", 2),
         (["x", "--device", "nobody", "--timeout", "0.5"], "", 1),
+        (["x", "--device", "a#", "--timeout", "0.5"], "", 2),
+        (["x", "--group", "a/b", "--timeout", "0.5"], "", 2),
     ):
         cases.append((daemon.background("submit", *arguments, stdin=text), text, code))
     check(cases)
@@ -75,6 +78,7 @@ def test_submit_says_whom_it_waits_for_and_what_is_known(place: Place) -> None:
     daemon = place.daemon()
     nobody = daemon.background("submit", "x", "--device", "nobody", "--timeout", "4")
     group = daemon.background("submit", "x", "--group", "nowhere", "--timeout", "4")
+    unplugged = daemon.background("submit", "x", "--mqtt-port", str(free_port()), "--timeout", "4")
     daemon.start()
     daemon.end()
     offline = daemon.background("submit", "x", "--id", "status", "--max-tokens", "4", "--timeout", "15")
@@ -91,6 +95,24 @@ def test_submit_says_whom_it_waits_for_and_what_is_known(place: Place) -> None:
     assert "is the name right?" in err
     _out, err = group.communicate(timeout=30)
     assert "no device of group nowhere at 127.0.0.1" in err
+    _out, err = unplugged.communicate(timeout=30)
+    assert "no broker listens there" in err
+    assert "has not accepted" not in err  # nobody was asked
+
+
+def test_all_of_it_works_over_ipv6(place: Place) -> None:
+    port = free_port()
+    place.broker.kill()
+    place.broker.configure(lines=[f"listener {port} ::1"])
+    place.broker.start()
+    settings = {"mqtt__host": "::1", "mqtt__port": str(port), "http__host": "::", "http__plain_text": "true"}
+    daemon = place.daemon(**settings).start()
+    assert f'"broker": "[::1]:{port}"' in daemon.log()
+    done = daemon.command("submit", "x", "--max-tokens", "3")
+    assert done.returncode == 0, done.stderr
+    findings = {found["check"]: found for found in json.loads(daemon.command("doctor", "--json").stdout)}
+    assert findings["broker"]["what"] == f"[::1]:{port} answers"
+    assert findings["model"]["what"] == "edged is running and says that it is ready; not loaded a second time"
 
 
 def test_submit_says_that_a_result_was_not_kept(client: Client5, daemon: Daemon) -> None:

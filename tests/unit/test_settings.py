@@ -121,6 +121,9 @@ def test_a_wrong_value_is_named_with_its_key_its_source_and_what_is_allowed(
         ('[mqtt]\nroot = "edged/v1/"', "mqtt.root = edged/v1/"),
         ('[mqtt]\nroot = "$share/a"', "mqtt.root = $share/a"),
         ('[mqtt]\nhost = "mqtt://broker"', "without scheme"),
+        ('[mqtt]\nhost = "broker:1883"', "the port has a key of its own"),
+        ('[mqtt]\nhost = "[::1]"', "an IPv6 address no brackets"),
+        ('[http]\nhost = "127.0.0.1:9765"', "the port has a key of its own"),
         ('[device]\nid = "a/b"', "device.id = a/b"),
         ('[device]\nid = "' + "a" * 65 + '"', "1 to 64 characters"),
         ('[device]\ngroups = ["fine", "not fine"]', "device.groups"),
@@ -154,11 +157,17 @@ def test_the_file_and_the_bound_are_named_for(toml: Any, text: str, expected: st
         ('[http]\ncert_file = "/c"', "http.key_file is not set: must be set together with http.cert_file"),
         ('[http]\nclient_ca_file = "/c"', "http.cert_file is not set: must be set where http.client_ca_file is"),
         ('[http]\nhost = "0.0.0.0"', "must be set where http.host is 0.0.0.0, or http.plain_text be true"),
+        ('[http]\nhost = "::"', "must be set where http.host is ::, or http.plain_text be true"),
         ('[http]\nhost = "board.lan"', "must be set where http.host is board.lan, or http.plain_text be true"),
     ],
 )
 def test_keys_that_do_not_fit_together_are_named(toml: Any, text: str, expected: str) -> None:
     assert expected in fault(toml(text))
+
+
+@pytest.mark.parametrize("host", ["::1", "fe80::1%eth0", "2001:db8::1"])
+def test_a_broker_may_have_an_address_of_ipv6(toml: Any, host: str) -> None:
+    assert load(toml(f'[mqtt]\nhost = "{host}"')).settings.mqtt.host == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
