@@ -9,6 +9,7 @@ import threading
 
 from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
+from amqtt.session import Session
 
 _SPOKEN = 4
 """The protocol level of MQTT 3.1.1 (§3.1.2.2)."""
@@ -59,7 +60,10 @@ class DemoBroker:
 
 
 class _Broker(Broker):  # type: ignore[misc]
-    """Refuses MQTT 5 at once: amqtt reads its CONNECT as one of 3.1.1 and waits for bytes that never come."""
+    """Refuses MQTT 5 at once: amqtt reads its CONNECT as one of 3.1.1 and waits for bytes that never come.
+
+    And sends what is retained to those alone who subscribed to it: amqtt asks for the filters of all when one connects.
+    """
 
     async def stream_connected(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
@@ -75,6 +79,12 @@ class _Broker(Broker):  # type: ignore[misc]
             return
         writer.write(_NOT_SPOKEN)
         writer.close()
+
+    async def _publish_retained_messages_for_subscription(
+        self, subscription: tuple[str, int], session: Session
+    ) -> None:
+        if any(session is subscriber for subscriber, _ in self._subscriptions.get(subscription[0], ())):
+            await super()._publish_retained_messages_for_subscription(subscription, session)
 
 
 async def _head(reader: asyncio.StreamReader) -> tuple[bytes, int]:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from amqtt.broker import Broker
 from conftest import PATIENCE, Device, Mosquitto, Peer, free_port
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
 
 from edged.demo.broker import DemoBroker
 from edged.mqtt import session
@@ -78,6 +80,32 @@ def test_the_demos_broker_refuses_mqtt_5_at_once(demo_port: int, make_device: Ma
         ]
         assert (subprocess.run(command, capture_output=True, timeout=PATIENCE).returncode == 0) is taken
     assert device.wait_for(JobReceived).payload == b"job"
+
+
+def test_the_demos_broker_sends_retained_messages_to_their_subscribers_alone(demo_port: int) -> None:
+    def listen(topic: str) -> Client:
+        client, heard = Client(CallbackAPIVersion.VERSION2), threading.Event()
+        client.on_subscribe = lambda *_: heard.set()
+        client.on_message = lambda _client, _data, message: arrived.put((topic, message.topic, message.retain))
+        client.connect("127.0.0.1", demo_port)
+        client.loop_start()
+        client.subscribe(topic, qos=1)
+        assert heard.wait(PATIENCE)
+        return client
+
+    arrived: queue.SimpleQueue[tuple[str, str, bool]] = queue.SimpleQueue()
+    first = listen("a/status")
+    first.publish("a/status", b"online", qos=1, retain=True).wait_for_publish(PATIENCE)
+    assert arrived.get(timeout=PATIENCE) == ("a/status", "a/status", False)
+    second = listen("b")
+    first.publish("b", b"last", qos=1)
+    assert arrived.get(timeout=PATIENCE) == ("b", "b", False)  # and nothing of another topic before it
+    third = listen("a/+")
+    assert arrived.get(timeout=PATIENCE) == ("a/+", "a/status", True)
+    for client in (first, second, third):
+        client.disconnect()
+        client.loop_stop()
+    assert arrived.empty()
 
 
 def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(
