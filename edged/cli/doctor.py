@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -247,6 +248,7 @@ def _asked(settings: Settings) -> Finding:
 def _broker(settings: Settings, board: Board) -> Iterator[Finding]:
     from edged.daemon import mqtt_options
     from edged.mqtt.probe import reach
+    from edged.mqtt.reasons import mend
 
     try:
         device = settings.device.id or device_id(board)
@@ -257,9 +259,8 @@ def _broker(settings: Settings, board: Board) -> Iterator[Finding]:
     if reason is None:
         yield Finding("broker", "ok", f"{options.place} answers")
     else:
-        yield Finding(
-            "broker", "fail", f"{options.place}: {reason}", "check mqtt.host, mqtt.port, mqtt.username and the broker"
-        )
+        what = reason if options.place in reason else f"{options.place}: {reason}"
+        yield Finding("broker", "fail", what, mend(reason))
 
 
 def _http(settings: Settings, board: Board) -> Iterator[Finding]:
@@ -272,18 +273,24 @@ def _http(settings: Settings, board: Board) -> Iterator[Finding]:
     except CredentialsError as error:
         yield Finding("http", "fail", str(error), "mend the file, or unset http.cert_file")
         return
-    if not http.is_loopback and http.client_ca_file is None:
-        what = f"metrics are open to everyone who reaches {place(http.host, http.port)}"
-        yield Finding("http", "warn", what, "set http.client_ca_file, or keep http.host on 127.0.0.1")
-        return
     where = place(http.host, http.port)
-    with socket.socket(socket.AF_INET6 if ":" in http.host else socket.AF_INET) as probe:
-        busy = http.port != 0 and probe.connect_ex((http.host, http.port)) == 0
-    if not busy:
-        yield Finding("http", "ok", f"{where} is free")
-    elif is_running(settings):
+    if not http.is_loopback and http.client_ca_file is None:
+        what = f"metrics are open to everyone who reaches {where}"
+        yield Finding("http", "warn", what, "set http.client_ca_file, or keep http.host on 127.0.0.1")
+    if is_running(settings):
         yield Finding("http", "ok", f"{where} is served by the edged that is running")
-    elif settings.state_dir.is_dir() and not os.access(settings.state_dir, os.X_OK):
-        yield Finding("http", "ok", f"{where} is in use; only root may see whether by edged")
+        return
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in http.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((http.host, http.port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            what = f"{where} cannot be had: {(error.strerror or str(error)).lower()}"
+            yield Finding("http", "fail", what, "set http.host to an address of this board, and http.port")
+        elif settings.state_dir.is_dir() and not os.access(settings.state_dir, os.X_OK):
+            yield Finding("http", "ok", f"{where} is in use; only root may see whether by edged")
+        else:
+            yield Finding("http", "fail", f"{where} is used by another program", "set http.port to a free one")
     else:
-        yield Finding("http", "fail", f"{where} is used by another program", "set http.port to a free one")
+        yield Finding("http", "ok", f"{where} is free")

@@ -48,7 +48,8 @@ def of_connect(error: Exception, options: MqttOptions) -> str:
     if isinstance(error, TimeoutError):
         return f"{place} did not answer in time"
     if isinstance(error, ConnectionResetError):
-        return f"{place} closed the connection while it was being made"
+        hint = "; perhaps it does not speak TLS on this port" if options.tls else ""
+        return f"{place} closed the connection while it was being made{hint}"
     if isinstance(error, OSError):
         return f"{place} cannot be reached: {error.strerror or error}"
     return f"{options.host} is not a usable host name: {error}"
@@ -94,6 +95,12 @@ def of_connack(code: ReasonCode, options: MqttOptions) -> str:
     return f"the broker refused the connection: {_name(code)}"
 
 
+def of_silence(options: MqttOptions) -> str:
+    """Why the broker may have closed the connection instead of an answer to CONNECT."""
+    perhaps = "it does not accept the client certificate, or the lack of one" if options.tls else "it wants TLS there"
+    return f"the broker closed the connection at CONNECT without an answer; perhaps {perhaps}"
+
+
 def of_disconnect(code: ReasonCode, from_broker: bool) -> str:
     """Why a connection that stood has ended (MQTT 5 §3.14.2.1)."""
     if not from_broker:
@@ -112,6 +119,27 @@ def of_puback(code: ReasonCode, topic: str) -> str:
     """Why the broker refused a publication (MQTT 5 §3.4.2.1)."""
     hint = "; its access control list does not let this device write there" if code.value == _NOT_AUTHORIZED else ""
     return f"the broker refused the publication to {topic}: {_name(code)}{hint}"
+
+
+_MENDS = {
+    "no broker listens there": "start the broker, or set mqtt.host and mqtt.port to where it is",
+    "cannot be resolved": "set mqtt.host to a name that this board's name server knows, or to an address",
+    "did not answer in time": "check mqtt.host and mqtt.port, the network, and firewalls between",
+    "cannot be reached": "check mqtt.host, and this board's network",
+    "refused a connection without user": "set mqtt.username and mqtt.password_file",
+    "refused user": "set mqtt.username and mqtt.password_file to what the broker knows",
+    "speak TLS on this port": "set mqtt.tls = false, or mqtt.port to the broker's port for TLS",
+    "it wants TLS there": "set mqtt.tls = true, or mqtt.port to the broker's port without TLS",
+    "its authority is": "set mqtt.ca_file to the certificate of the broker's authority",
+    "for another name": "set mqtt.host to a name in the broker's certificate",
+    "cannot read": "mend the file, or the setting that names it",
+    "cannot use": "mend the file, or the setting that names it",
+}
+
+
+def mend(reason: str) -> str:
+    """What to do about a reason of this module or of the credentials' files."""
+    return next((what for words, what in _MENDS.items() if words in reason), "the broker's own log says more")
 
 
 def _name(code: ReasonCode) -> str:

@@ -292,9 +292,7 @@ class Session:
             ending.reason = reasons.of_tls_read(error, self._plan.options)
             ending.silent = False
         elif ending.silent:
-            ending.reason = "the broker closed the connection at CONNECT without an answer"
-            if self._plan.options.tls:
-                ending.reason += "; perhaps it does not accept the client certificate, or the lack of one"
+            ending.reason = reasons.of_silence(self._plan.options)
         return ending
 
     # paho's callbacks, called from within loop_read, loop_write and loop_misc.

@@ -89,6 +89,14 @@ def test_settings_without_a_secret_and_secrets_in_a_closed_folder_are_nobodys_co
     assert [*open_secrets(load(settings))] == []
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_an_address_that_is_not_the_boards_is_a_failure(settings: Settings, host: str) -> None:
+    http = settings.http.model_copy(update={"host": host, "plain_text": True})
+    is_open, found = bad(settings.model_copy(update={"http": http}), BOARDS / "pi5", "http")
+    assert (is_open.state, "are open to everyone" in is_open.what) == ("warn", True)
+    assert (found.state, found.mend) == ("fail", "set http.host to an address of this board, and http.port")
+
+
 def test_swap_on_the_card_is_a_warning(settings: Settings) -> None:
     (found,) = bad(settings, BOARDS / "pi4", "memory")
     assert (found.state, "to /var/swap" in found.what, "swapoff /var/swap" in found.mend) == ("warn", True, True)
