@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import tempfile
 import threading
 import time
@@ -17,6 +18,7 @@ from edged.demo import MODEL_FOLDER
 from edged.demo.broker import DemoBroker
 from edged.mqtt.sender import Sender
 from edged.settings import load
+from edged.settings.model import HttpSettings
 
 DEVICE = "demo"
 ANSWER_SECONDS = 30.0
@@ -43,12 +45,13 @@ def show(stay: bool) -> None:
         except OSError:
             broker = DemoBroker()
         broker.start()
+        port = HttpSettings().port if stay else 0
         flags: dict[str, Any] = {
             "state_dir": Path(folder),
             "drain_seconds": 5,
             "device": {"id": DEVICE},
             "mqtt": {"host": "127.0.0.1", "port": broker.port, "protocol": "3.1.1"},
-            "http": {"port": 0},
+            "http": {"port": port if _is_free(port) else 0},
         }
         settings = load(Path("/dev/null"), flags).settings
         try:
@@ -74,6 +77,14 @@ def show(stay: bool) -> None:
     console.print(f"[dim]stopped cleanly after {time.monotonic() - began:.1f} s[/dim]")
     if wrong:
         raise DemoError(f"{wrong} answers were not the known ones")
+
+
+def _is_free(port: int) -> bool:
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return True
+    except OSError:
+        return False
 
 
 def _wait_until_ready(daemon: Daemon) -> None:
@@ -127,6 +138,7 @@ def _stay(console: Console, port: int, http: int) -> None:
         f"mosquitto_pub -p {port} -q 1 -t edged/v1/device/{DEVICE}/job -m '{job}'",
         f'mosquitto_pub -p {port} -q 1 -t edged/v1/device/{DEVICE}/cancel -m \'{{"id": "first"}}\'',
         f"curl -s http://127.0.0.1:{http}/readyz",
+        f"curl -s http://127.0.0.1:{http}/metrics",
     ):
         console.print(f"  {line}", markup=False, soft_wrap=True)
     try:

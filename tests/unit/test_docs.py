@@ -119,6 +119,12 @@ def test_readme_names_every_command() -> None:
     assert set(re.findall(r"^\| `edged (\w+(?: \w+)*)", readme, flags=re.M)) == commands()
 
 
+def test_readme_asks_for_health_and_metrics_where_they_are() -> None:
+    asked = re.findall(r"^curl -s (\S+)", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    place = f"http://127.0.0.1:{KEYS['http.port'].default}"
+    assert asked == [f"{place}/readyz", f"{place}/metrics"]
+
+
 @pytest.mark.parametrize(
     "page", ["README.md", "docs/contract.md", "docs/operating.md", "docs/security.md", "docs/architecture.md"]
 )

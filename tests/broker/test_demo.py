@@ -1,0 +1,56 @@
+"""`edged demo --stay`: what it prints can be done, beside programs that have its ports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+HTTP_PORT = 9765
+"""As README has it for those on whose machine it is free."""
+
+
+@pytest.fixture
+def printed() -> Iterator[list[str]]:
+    """The lines to try of a demo that stays, while another program has the port of its metrics."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a script runs this in the background
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # taken already, just as well
+            stack.enter_context(socket.create_server(("127.0.0.1", HTTP_PORT)))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("EDGED_")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edged", "demo", "--stay"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        assert process.stdout is not None
+        lines: list[str] = []
+        for line in process.stdout:
+            lines += [line.strip()] if lines or line.startswith("Try,") else []
+            if "/metrics" in line and lines:
+                break
+        yield lines
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+def run(lines: list[str], words: str) -> str:
+    """Do the one printed line with these words in it."""
+    (line,) = [line for line in lines if words in line]
+    return subprocess.run(line, shell=True, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+def test_the_lines_that_it_prints_can_be_done(printed: list[str]) -> None:
+    assert json.loads(run(printed, "/readyz")) == {"ok": True, "faults": []}
+    assert f":{HTTP_PORT}/" not in "".join(printed)
+    run(printed, "/job -m")
+    assert 'edged_jobs_total{state="succeeded"}' in run(printed, "/metrics")
