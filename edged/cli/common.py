@@ -76,6 +76,8 @@ def job_document(prompt: str | None, job: str | None, **fields: Any) -> dict[str
             document = json.loads(text)
         except OSError as error:
             raise BadUseError(f"--job {job}: {(error.strerror or str(error)).lower()}") from None
+        except UnicodeDecodeError:
+            raise BadUseError(f"--job {job} is not UTF-8 text") from None
         except (ValueError, RecursionError) as error:
             raise BadUseError(f"--job {job} is not JSON: {error}") from None
         if not isinstance(document, dict):

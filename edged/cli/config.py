@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from edged.settings import SettingsError, describe, example_toml, load
 
@@ -35,9 +32,7 @@ def config(
         found = {key: {"value": value, "from": origin, "about": about} for key, value, origin, about in rows}
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    table = Table("setting", "value", "from", "about")
-    for key, value, origin, about in rows:
-        shown = "" if value is None else value if isinstance(value, str) else json.dumps(value)
-        # Text, since a value may hold what rich would take for markup.
-        table.add_row(key, Text(shown), Text(origin, style="dim" if origin == "default" else "bold"), about)
-    Console().print(table)
+    width = max(len(key) for key, *_ in rows)
+    for key, value, origin, _ in rows:  # whole lines at any width, as grep and a person want them
+        shown = value if isinstance(value, str) else json.dumps(value)
+        typer.echo(f"{key:<{width}} " + ("is not set" if value is None else f"= {shown} (from {origin})"))

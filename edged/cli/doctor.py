@@ -177,7 +177,8 @@ def _disk(settings: Settings, board: Board) -> Iterator[Finding]:
 
 def _memory(settings: Settings, board: Board) -> Iterator[Finding]:
     found = available(board.root)
-    yield Finding("memory", "ok", f"{found.usable / 2**30:.1f} GiB usable, limited by {found.limited_by}")
+    limit = "" if found.limited_by == "memory" else f", limited by {found.limited_by}"
+    yield Finding("memory", "ok", f"{found.usable / 2**30:.1f} GiB can be used now{limit}")
     for swap in swaps_on_card(board.root):
         mend = f"swapoff {swap} and take it out of the system's settings; zram does no harm"
         yield Finding("memory", "warn", f"memory is swapped to the card, to {swap}: slow, and wears it out", mend)

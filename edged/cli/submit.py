@@ -80,8 +80,8 @@ def submit(
             except TimeoutError:
                 end(FAILED, f"no device has answered the cancel of {id} within {CANCEL_SECONDS:g} s")
         except TimeoutError:
-            told = "it was accepted: the same --id fetches its result later" if accepted else "no device accepted it"
-            end(FAILED, f"no result for {id} within {timeout:g} s; {told}")
+            told = "it was accepted" if accepted else "no device has accepted it, but one that comes back may"
+            end(FAILED, f"no result for {id} within {timeout:g} s; {told}: the same --id fetches its result later")
     _conclude(update.document, terminal, json_)
 
 

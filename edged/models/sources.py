@@ -187,6 +187,8 @@ def _open_folder(folder: Path) -> Listing:
     """Every file is opened here, by whoever called: the daemon's user may not be allowed to."""
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder (nor hf:OWNER/REPO/… nor an http(s) URL)", bad_use=True)
+    if not (folder / "genai_config.json").exists():  # before what else may lie in it is looked at
+        raise SourceError(f"{folder} has no genai_config.json: it must be the folder of one package")
     sums: dict[str, str] = {}
     try:
         with suppress(FileNotFoundError), _open_file(folder / SUMS) as file:

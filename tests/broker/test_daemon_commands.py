@@ -93,6 +93,7 @@ def test_submit_says_whom_it_waits_for_and_what_is_known(place: Place) -> None:
     _out, err = nobody.communicate(timeout=30)
     assert "nobody at 127.0.0.1" in err
     assert "is the name right?" in err
+    assert "no device has accepted it, but one that comes back may: the same --id fetches" in err
     _out, err = group.communicate(timeout=30)
     assert "no device of group nowhere at 127.0.0.1" in err
     _out, err = unplugged.communicate(timeout=30)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edged.cli.common import BadUseError, job_document
 from edged.jobs.document import (
     MAX_DEPTH,
     MAX_FAULTS,
@@ -164,6 +166,13 @@ def test_a_payload_that_is_no_object_is_shown_one(payload: bytes, words: str) ->
     message = str(refusal(payload))
     assert words in message
     assert message.count('"messages": [{"role": "user", "content": "…"}]}') == 1
+
+
+def test_a_file_of_the_command_line_that_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    file.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(BadUseError, match=r"job\.json is not UTF-8 text$"):
+        job_document(None, str(file))
 
 
 def test_a_refusal_of_a_million_faults_is_short_and_soon_there() -> None:

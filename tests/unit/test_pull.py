@@ -342,6 +342,14 @@ def test_what_was_there_when_the_servers_file_changed_is_thrown_away(board: Boar
     board.succeed("pull", f"{server.url}/phi3/SHA256SUMS")
 
 
+def test_a_folder_that_is_no_package_is_told_so_whatever_else_is_in_it(board: Board, tmp_path: Path) -> None:
+    deep = tmp_path / "/".join("abcdefghij")
+    deep.mkdir(parents=True)
+    (deep / "model.onnx").touch()
+    line = board.refused("pull", tmp_path)
+    assert line == f"edged: {tmp_path} has no genai_config.json: it must be the folder of one package"
+
+
 @pytest.mark.parametrize(
     ("code", "meant"),
     [
