@@ -32,6 +32,7 @@ from edged.health.clock import Clock
 from edged.health.http import HttpServer
 from edged.health.memory import available
 from edged.health.metrics import Metrics
+from edged.health.storage import mount_of, swaps_on_card
 from edged.health.supervisor import Supervisor
 from edged.jobs.crash import CrashLedger
 from edged.jobs.desk import Desk
@@ -72,7 +73,7 @@ EVENTS = 1000
 SLOWEST_CARD = 20e6
 """Bytes a second that a slow SD card still reads, and so how long a load may take."""
 LOAD_SECONDS = 120.0
-"""What a load may take besides."""
+"""What a load may take besides. One that takes longer hangs."""
 
 
 class DaemonError(Exception):
@@ -123,6 +124,8 @@ class Daemon:
         self._id_taken: str | None = None
         self._stops = 0
         self._turned_at = self._ticked_at = time.monotonic()
+        self._load_limit = LOAD_SECONDS
+        self._throttled: set[str] = set()
         self._link_reasons: dict[str, str] = {}
         self._told: tuple[object, ...] | None = None
         self._told_info: tuple[object, ...] | None = None
@@ -219,16 +222,17 @@ class Daemon:
         )
         if self._model_path == MODEL_FOLDER:
             log.warning("model_is_demo", hint="no package is chosen (edged model use, or model.path)")
+        self._warn_of_the_disk()
         self.http.start()
         self._engine.start()
         self._link.start()
-        next_heartbeat, longest = 0.0, min(IDLE_SECONDS, self._supervisor.interval)
+        next_heartbeat, longest = time.monotonic(), min(IDLE_SECONDS, self._supervisor.interval)
         while not self._stops:
             until_heartbeat = max(0.05, next_heartbeat - time.monotonic())
             self._turn(min(TICK_SECONDS if self._desk.busy else until_heartbeat, longest))
-            if time.monotonic() >= next_heartbeat:
-                next_heartbeat = time.monotonic() + self._settings.heartbeat_seconds
-                self._link.publish(self._topics.health, self._health(), qos=0)
+            if (now := time.monotonic()) >= next_heartbeat:
+                next_heartbeat = max(next_heartbeat + self._settings.heartbeat_seconds, now)  # one late delays no other
+                self._heartbeat()
         self._drain()
         return self._reloading and not self._stop_asked
 
@@ -252,8 +256,8 @@ class Daemon:
         faults, now = [], time.monotonic()
         if now - self._turned_at > STUCK_SECONDS:
             faults.append(f"the main loop has stood still for {now - self._turned_at:.0f} s")
-        if (step := self._step_seconds()) > STUCK_SECONDS:
-            faults.append(f"a step of the model has taken {step:.0f} s so far")
+        if (hung := self._hung()) is not None:
+            faults.append("{} has taken {:.0f} s so far".format(*hung))
         if (still := self._link.stood_still()) > max(STUCK_SECONDS, self._settings.mqtt.keep_alive):
             faults.append(f"the connection to the broker has stood still for {still:.0f} s")
         return faults
@@ -304,21 +308,27 @@ class Daemon:
         self._turned_at = time.monotonic()
         if not self.alive_faults():
             self._supervisor.alive()
-        elif self._step_seconds() > STUCK_SECONDS:
-            self._crash_of_a_hung_step()
+        elif (hung := self._hung()) is not None:
+            self._crash_of_the_engine(*hung)
 
-    def _step_seconds(self) -> float:
-        """How long the step that runs now has taken; 0 between steps and during a load, which takes its time."""
-        since = self._engine.busy_since
-        return 0.0 if since is None or self._engine.loading else time.monotonic() - since
+    def _hung(self) -> tuple[str, float] | None:
+        """What the engine's thread does for longer than it may, and for how many seconds."""
+        now = time.monotonic()
+        if (since := self._engine.loading_since) is not None and now - since > self._load_limit:
+            return "loading the model", now - since
+        if (since := self._engine.busy_since) is not None and now - since > STUCK_SECONDS:
+            return "a step of the model", now - since
+        return None
 
-    def _crash_of_a_hung_step(self) -> NoReturn:
+    def _crash_of_the_engine(self, what: str, seconds: float) -> NoReturn:
         """End at once, as a crash that counts against the jobs in the step: its thread cannot be ended alone.
 
         What starts the process anew (systemd, a container's restart policy) need not know of a watchdog.
         """
-        reason = f"a step of the model hung for {self._step_seconds():.0f} s"
+        reason = f"{what} hung for {seconds:.0f} s"
         log.error("engine_stuck", reason=reason, jobs=self._desk.running, then="the process ends itself")
+        if self._engine.loading_since is not None:
+            self._ledger.write_running(())  # jobs whose session is being rebuilt are not to blame
         self._ledger.note_crash(reason)
         os.abort()
 
@@ -402,7 +412,8 @@ class Daemon:
 
     def _load(self) -> Serving:
         # onnxruntime 1.23 holds the GIL meanwhile: nobody can give a sign of life.
-        self._supervisor.long_work(LOAD_SECONDS + _folder_bytes(self._model_path) / SLOWEST_CARD)
+        self._load_limit = LOAD_SECONDS + _folder_bytes(self._model_path) / SLOWEST_CARD
+        self._supervisor.long_work(self._load_limit)
         try:
             return bring_up(
                 self._settings,
@@ -450,6 +461,21 @@ class Daemon:
         log.info("stopped", outbox=len(self._desk.outbox), queued=self._desk.queued)
 
     # What the daemon says of itself
+
+    def _warn_of_the_disk(self) -> None:
+        """What makes a board lose its jobs or wear out its card, though all works."""
+        mount = mount_of(self._settings.state_dir.resolve(), self._board.root)
+        if mount is not None and mount.volatile:
+            log.warning("state_dir_volatile", kind=mount.kind, hint="what is in memory is lost with the power")
+        for place in swaps_on_card(self._board.root):
+            log.warning("memory_swapped_to_card", place=place, hint="zram does no harm")
+
+    def _heartbeat(self) -> None:
+        throttled = {reason for reason, on in self._board.throttled().items() if on}
+        if throttled - self._throttled:
+            log.warning("board_throttled", reasons=sorted(throttled))
+        self._throttled = throttled
+        self._link.publish(self._topics.health, self._health(), qos=0)
 
     def _tell_what_changed(self) -> None:
         """Renew the retained documents; what finds no place now is tried again at the next tick."""

@@ -1,4 +1,7 @@
-"""Sets structlog up: lines for a terminal, JSON elsewhere, fields for journald. Never a prompt, never a secret."""
+"""Sets structlog up: lines for a terminal, JSON elsewhere, fields for journald. Never a prompt, never a secret.
+
+Counts warnings and errors by their event, so that each of them moves a metric too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import os
 import re
 import socket
 import sys
+import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +20,18 @@ import structlog
 JOURNAL = "/run/systemd/journal/socket"
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 """syslog(3)'s numbers, journald's PRIORITY."""
+_FAULTS = {"warning", "error"}
+_faults: Counter[tuple[str, str]] = Counter()
+_lock = threading.Lock()
+
+
+def faults() -> dict[tuple[str, str], int]:
+    """How often each (event, level) was logged as a warning or an error since the process began, at any `log.level`.
+
+    Events are names that stand in the code, so they are few.
+    """
+    with _lock:
+        return dict(_faults)
 
 
 def configure(level: str, format: Literal["auto", "json", "console"]) -> None:
@@ -22,7 +39,18 @@ def configure(level: str, format: Literal["auto", "json", "console"]) -> None:
 
     Where stderr goes to journald, it is sent the same JSON, and each field beside it: `journalctl EDGED_JOB=…`.
     """
+    least: int = getattr(logging, level.upper())
+
+    def count(_logger: Any, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if name in _FAULTS:
+            with _lock:
+                _faults[event["event"], name] += 1
+        if getattr(logging, name.upper()) < least:
+            raise structlog.DropEvent
+        return event
+
     processors: list[structlog.typing.Processor] = [
+        count,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -39,7 +67,7 @@ def configure(level: str, format: Literal["auto", "json", "console"]) -> None:
             processors.append(_render_json)
     structlog.configure(
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(min(least, logging.WARNING)),
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )

@@ -130,8 +130,9 @@ class Engine:
         self.kv_used_ratio = 0.0
         """Share of the KV cache that holds tokens."""
         self.busy_since: float | None = None
-        """When the step or load that is running now began (CLOCK_MONOTONIC), None between them. Any thread may read."""
-        self.loading = False
+        """When the step that is running now began (CLOCK_MONOTONIC), None between steps. Any thread may read."""
+        self.loading_since: float | None = None
+        """The same of a load."""
 
     def start(self) -> None:
         """Start the thread; it loads the model first."""
@@ -174,7 +175,7 @@ class Engine:
         while not self._stopping:
             self._deliver(ModelChanged("loading"))
             seen = self._watch()
-            self.busy_since, self.loading = time.monotonic(), True
+            self.loading_since = time.monotonic()
             try:
                 self._serving = self._load()
             except PackageError as error:
@@ -184,7 +185,7 @@ class Engine:
                 log.exception("model_unavailable", reason=one_line(error))
                 self._deliver(ModelChanged("unavailable", f"loading failed unexpectedly: {one_line(error)}"))
             finally:
-                self.busy_since, self.loading = None, False
+                self.loading_since = None
             if self._serving is not None:
                 self._pace = Pace(self._serving.max_stall)
                 self._serving.reuse.start(self._commands.put)

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from edged import __version__
+from edged import __version__, logs
 from edged.engine.reuse import PrefixReuse
 from edged.health.board import Board
 from edged.jobs.document import State
@@ -87,6 +87,7 @@ class Metrics:
         )
         Info("edged_build", "The version of edged", registry=registry).info({"version": __version__})
         ProcessCollector(registry=registry)
+        registry.register(_FaultCollector())
         registry.register(_BoardCollector(board))
         self._prefixes = _PrefixCollector()
         registry.register(self._prefixes)
@@ -141,6 +142,18 @@ class _PrefixCollector(Collector):
             "Bytes of prefixes written to disk",
             value=disk.written if disk else 0,
         )
+
+
+class _FaultCollector(Collector):
+    """What the process has logged as warnings and errors."""
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "edged_faults", "Warnings and errors in the log, by event", labels=["event", "level"]
+        )
+        for labels, count in sorted(logs.faults().items()):
+            family.add_metric(labels, count)
+        yield family
 
 
 class _BoardCollector(Collector):

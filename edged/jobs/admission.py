@@ -88,7 +88,7 @@ class Admission:
             batch.effects.append(lambda: log.warning("retained_job_ignored", topic=topic))
             return
         if arrival.expiry_seconds == 0:
-            batch.effects.append(lambda: log.info("expired_job_ignored", topic=topic))
+            batch.effects.append(lambda: log.warning("expired_job_ignored", topic=topic))
             return
         reply, correlation = arrival.response_topic, arrival.correlation
         refusal = self._topics.reply_refusal(reply) if reply is not None else None

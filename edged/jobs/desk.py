@@ -374,7 +374,10 @@ class Desk:
         self.outbox.add(deliveries)
         for _ in taken:
             self._arrivals.popleft()
-        self._held_back = bool(self._arrivals) and len(batch.accepted) >= room
+        held_back = bool(self._arrivals) and len(batch.accepted) >= room
+        if held_back and not self._held_back:
+            log.warning("spool_full", jobs=self._max_queued, hint="further ones are left at the broker")
+        self._held_back = held_back
         for queued in batch.accepted:
             self._queue.put(queued)
         for effect in batch.effects:
@@ -448,6 +451,8 @@ class Desk:
             attempts=queued.starts + 1,
             unjudged_deadline=queued.deadline is not None and not now.synchronised,
         )
+        if course.unjudged_deadline:
+            log.warning("deadline_not_judged", job=queued.id, reason="the clock is not synchronised")
         metrics.prompt_tokens.inc(event.prompt_tokens)
         metrics.cached_tokens.inc(event.cached_tokens)
         metrics.generated_tokens.inc(len(event.tokens))
@@ -534,7 +539,7 @@ class Desk:
             id = None
         if not isinstance(id, str) or not is_id(id):
             error = (Code.INVALID_JOB, 'a cancel must be {"id": "…"} with the id of a job')
-            log.info("cancel_rejected")
+            log.warning("cancel_rejected", reason=error[1])
             unusable = invalid_id()
             document = result_document(unusable, self._device, State.REJECTED, error=error)
             self.outbox.notify(Notice(self._topics.result(unusable), document))

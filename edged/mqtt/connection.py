@@ -179,7 +179,7 @@ class Connection:
             else:
                 self._choice.failed_otherwise()
             if at_once:
-                _log.info("mqtt_protocol_fallback", connection=self._role.name, protocol=self._choice.current)
+                _log.warning("mqtt_protocol_fallback", connection=self._role.name, protocol=self._choice.current)
             elif wanted:
                 self._log_failure(plan, ending.reason)
         if was_up or ending.taken_over or (wanted and not at_once and ending.reason != self._told):

@@ -2,7 +2,8 @@
 
 TEST_PACE_FILE names a file that holds the seconds of a step, or `hold` to stop in it until that changes. A prompt that
 begins with POISON ends the process by SIGABRT once its answer has some tokens; one that is HANG never returns from
-onnxruntime. TEST_BOOT_ID takes the place of the kernel's, TEST_STUCK_SECONDS of the product's two minutes.
+onnxruntime. TEST_BOOT_ID takes the place of the kernel's, TEST_STUCK_SECONDS of the product's two minutes, for a step
+and for a load, which hangs while the pace is `no load`.
 TEST_CLOCK_FILE holds seconds that CLOCK_BOOTTIME is ahead (libfaketime cannot move it without CLOCK_MONOTONIC, which no
 day passes by in a test), TEST_SYNCHRONISED says whether the wall clock is.
 """
@@ -23,7 +24,7 @@ from edged.health.clock import Clock
 
 POISON, HANG = (7, 7, 7), (13, 13, 13)
 _pace_file = Path(os.environ["TEST_PACE_FILE"])
-_step, _forward = Engine._step, ModelSession.forward
+_step, _forward, _bring_up = Engine._step, ModelSession.forward, daemon.bring_up
 
 
 def _sleep(seconds: float) -> None:
@@ -41,6 +42,12 @@ def _paced_step(self: Engine) -> None:
     _step(self)
 
 
+def _hung_load(*arguments: Any, **options: Any) -> Any:
+    while _pace_file.read_text() == "no load":
+        _sleep(0.01)
+    return _bring_up(*arguments, **options)
+
+
 def _hung_forward(self: ModelSession, first: int, ids: Any, past: Any, width: int) -> Any:
     if tuple(ids[0]) == HANG:
         threading.Event().wait()
@@ -56,5 +63,7 @@ if "TEST_CLOCK_FILE" in os.environ:
     Clock.boottime = lambda self: _boottime(self) + float(_clock_file.read_text())  # type: ignore[method-assign]
 if "TEST_SYNCHRONISED" in os.environ:
     Clock.synchronised = lambda _self: os.environ["TEST_SYNCHRONISED"] == "1"  # type: ignore[method-assign]
+daemon.bring_up = _hung_load
 daemon.STUCK_SECONDS = float(os.environ.get("TEST_STUCK_SECONDS", daemon.STUCK_SECONDS))
+daemon.LOAD_SECONDS = float(os.environ.get("TEST_STUCK_SECONDS", daemon.LOAD_SECONDS))
 runpy.run_module("edged", run_name="__main__")

@@ -17,6 +17,7 @@ pytest_plugins = ["daemon_fixtures"]
 
 METRICS = {
     "edged_jobs": {"state"},
+    "edged_faults": {"event", "level"},
     "edged_ready": set(),
     "edged_jobs_queued": set(),
     "edged_jobs_running": set(),

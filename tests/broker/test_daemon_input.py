@@ -156,3 +156,9 @@ def test_retained_jobs_and_cancels_are_ignored_on_3_1_1_too(place: Place) -> Non
     assert not client.all("event/retained")
     assert "retained_job_ignored" in device.log()
     assert "retained_cancel_ignored" in device.log()
+    client.send({"id": "??"}, to="cancel")
+    client.send(job("not-cancelled", 9))
+    client.event("not-cancelled", "id_conflict")
+    text = device.get("/metrics")[1]
+    for event in ("retained_job_ignored", "retained_cancel_ignored", "cancel_rejected", "job_conflict"):
+        assert f'edged_faults_total{{event="{event}",level="warning"}} 1.0' in text

@@ -92,3 +92,23 @@ def test_a_hung_step_ends_the_process_and_three_times_alone_are_a_crash_loop(pla
     assert "a step of the model hung for" in error["message"]
     assert [entry["jobs"] for entry in logged(daemon, "engine_stuck")] == [1, 1, 1]
     assert [entry["jobs"] for entry in logged(daemon, "crashed_before")] == [["hangs"]] * 3
+
+
+def test_a_hung_load_is_a_fault_and_ends_the_process_and_no_job_is_to_blame(place: Place) -> None:
+    daemon, client = place.daemon(paced=True), place.client()
+    daemon.env["TEST_STUCK_SECONDS"] = "4"
+    daemon.pace("no load")
+    daemon.start(ready=False)
+    eventually(lambda: daemon.faults() == ["model loading"])
+    client.send(job("waits"))
+    client.event("waits", "accepted")
+    assert daemon.wait() == -signal.SIGABRT
+    [stuck] = logged(daemon, "engine_stuck")
+    assert "loading the model hung for" in stuck["reason"]
+    daemon.pace("")
+    daemon.start()
+    result = client.result("waits")
+    assert (result["state"], result["attempts"]) == ("succeeded", 1)
+    [crash] = logged(daemon, "crashed_before")
+    assert (crash["jobs"], "loading the model hung" in crash["reason"]) == ([], True)
+    assert 'edged_faults_total{event="crashed_before",level="error"} 1.0' in daemon.get("/metrics")[1]

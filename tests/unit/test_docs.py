@@ -84,7 +84,8 @@ def logged() -> dict[str, set[str]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
                 told, event = ast.unparse(node.func.value), node.args[0]
-                if told in ("log", "_log") and isinstance(event, ast.Constant):
+                if told in ("log", "_log") and node.func.attr in ("debug", "info", "warning", "error", "exception"):
+                    assert isinstance(event, ast.Constant), f"{path}: {ast.unparse(node)} is no bounded label"
                     events.setdefault(node.func.attr, set()).add(event.value)
     return events
 
@@ -98,10 +99,18 @@ def test_every_fault_is_explained_in_words_that_the_code_has() -> None:
     events = logged()
     families = {family.name: family.type for family in Metrics(detect()).registry.collect()}
     metrics = {name + {"counter": "_total", "info": "_info"}.get(kind, "") for name, kind in families.items()}
+    metrics |= {"up", "process_start_time_seconds"}  # Prometheus's own, and its Python client's
     known = set().union(*events.values(), metrics, {code.value for code in Code}, {state.value for state in State})
     source = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "edged").rglob("*.py"))
     assert {word for word in named - known if f'"{word}"' not in source and f"{word}=" not in source} == set()
-    assert events["warning"] | events["error"] | events["exception"] <= named
+    counted = events["warning"] | events["error"] | events["exception"]
+    assert counted <= named
+    # Each row has a line to read and a number that moves: a warning or an error is both.
+    lines = set().union(*events.values())
+    for row in rows[1:]:
+        told = set(re.findall(r"`([a-z_]+)[`{]", row[1]))
+        assert told & (counted | metrics), f"no metric moves: {row[0]}"
+        assert told & lines or "exit code" in row[1], f"nothing in the log: {row[0]}"
 
 
 def commands() -> set[str]:

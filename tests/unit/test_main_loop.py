@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from edged import daemon as daemon_module
-from edged.daemon import EVENTS, STUCK_SECONDS, Daemon
+from edged.daemon import EVENTS, LOAD_SECONDS, STUCK_SECONDS, Daemon
+from edged.health.storage import Mount
 from edged.jobs.crash import CrashLedger
 from edged.jobs.spool import SpoolError
 from edged.settings import Settings
@@ -55,16 +56,48 @@ def test_a_hung_step_ends_the_process_and_is_told_in_log_health_and_to_the_next_
     assert "a step of the model hung for 121 s" in str(CrashLedger(tmp_path, daemon._clock.boot_id()).last_end.crash)
 
 
+def test_a_hung_load_ends_the_process_and_blames_no_job_whose_session_is_being_rebuilt(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def abort() -> None:
+        raise Aborted
+
+    monkeypatch.setattr(daemon_module.os, "abort", abort)
+    daemon._ledger.write_running([7])
+    daemon._engine.loading_since = time.monotonic() - LOAD_SECONDS - 1
+    assert any("loading the model has taken 12" in fault for fault in daemon.alive_faults())
+    with pytest.raises(Aborted):
+        daemon._turn(0.0)
+    end = CrashLedger(tmp_path, daemon._clock.boot_id()).last_end
+    assert (end.crash, end.running) == ("loading the model hung for 121 s", ())
+
+
+def test_what_threatens_the_card_is_told_at_the_start_and_a_throttled_board_when_it_begins(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(daemon_module.log, "warning", lambda event, **_: logged.append(event))
+    monkeypatch.setattr(daemon_module, "mount_of", lambda *_: Mount(Path("/"), "tmpfs", "none", False))
+    monkeypatch.setattr(daemon_module, "swaps_on_card", lambda _: ["/var/swap"])
+    daemon._warn_of_the_disk()
+    assert logged == ["state_dir_volatile", "memory_swapped_to_card"]
+    logged.clear()
+    states = [{}, {"throttled"}, {"throttled"}, {"throttled", "under_voltage"}, set(), {"throttled"}]
+    for on in states:
+        monkeypatch.setattr(daemon._board, "throttled", lambda on=on: dict.fromkeys(on, True))
+        daemon._heartbeat()
+    assert logged == ["board_throttled"] * 3
+
+
 def test_a_sign_of_life_is_given_only_while_every_loop_moves(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     signs: list[None] = []
     monkeypatch.setattr(daemon._supervisor, "alive", lambda: signs.append(None))
     daemon._turn(0.0)
     assert len(signs) == 1
-    daemon._engine.busy_since = time.monotonic() - STUCK_SECONDS - 1
-    daemon._engine.loading = True  # takes as long as it takes
+    daemon._engine.loading_since = time.monotonic() - LOAD_SECONDS + 5  # takes its time
     daemon._turn(0.0)
     assert len(signs) == 2
-    daemon._engine.busy_since, daemon._engine.loading = None, False
+    daemon._engine.loading_since = None
     monkeypatch.setattr(daemon._link, "stood_still", lambda: STUCK_SECONDS + 1)
     daemon._turn(0.0)
     assert len(signs) == 2
