@@ -1,7 +1,7 @@
 """The daemon: the one place where everything is wired, started, watched, drained and stopped.
 
-Threads: paho's network threads parse and hand over, the engine's thread owns the session, and the thread that calls
-run() owns everything else. They meet in one inbox.
+Threads: paho's network threads parse and hand over, the engine's thread owns the session, the preparer's renders and
+tokenizes, and the thread that calls run() owns everything else. They meet in one inbox.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from edged.health.storage import mount_of, swaps_on_card
 from edged.health.supervisor import Supervisor
 from edged.jobs.crash import CrashLedger
 from edged.jobs.desk import Desk
-from edged.jobs.prompt import pinned
+from edged.jobs.prompt import Prepared, Preparer
 from edged.jobs.salvage import mark_damaged, open_spool
 from edged.jobs.spool import SpoolError
 from edged.models.store import served
@@ -90,6 +90,9 @@ class _Reload:
     pass
 
 
+_News = Event | EngineEvent | Prepared | _Stop | _Reload
+
+
 class Daemon:
     """One daemon. run() blocks until stop() is called, from any thread or a signal handler."""
 
@@ -117,7 +120,7 @@ class Daemon:
             raise DaemonError(f"{error}: set device.id") from None
         self._instance = uuid.uuid4().hex
         self._started_at = time.time()
-        self._inbox: queue.SimpleQueue[Event | EngineEvent | _Stop | _Reload] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_News] = queue.SimpleQueue()
         self._metrics = Metrics(self._board)
         self._model_path, self._model_name = served(settings)
         self._model = ModelChanged("loading")
@@ -162,12 +165,14 @@ class Daemon:
             deliver=self._inbox.put,
             note_running=ledger.write_running,
         )
+        self._preparer = Preparer(self._inbox.put)
         self._desk = Desk(
             device=self.device,
             topics=self._topics,
             spool=self._spool,
             link=self._link,
             engine=self._engine,
+            preparer=self._preparer,
             ledger=ledger,
             clock=self._clock,
             metrics=self._metrics,
@@ -225,6 +230,7 @@ class Daemon:
         self._warn_of_the_disk()
         self.http.start()
         self._engine.start()
+        self._preparer.start()
         self._link.start()
         next_heartbeat, longest = time.monotonic(), min(IDLE_SECONDS, self._supervisor.interval)
         while not self._stops:
@@ -257,7 +263,7 @@ class Daemon:
         if now - self._turned_at > STUCK_SECONDS:
             faults.append(f"the main loop has stood still for {now - self._turned_at:.0f} s")
         if (hung := self._hung()) is not None:
-            faults.append("{} has taken {:.0f} s so far".format(*hung))
+            faults.append("{} has taken {:.0f} s so far".format(*hung[:2]))
         if (still := self._link.stood_still()) > max(STUCK_SECONDS, self._settings.mqtt.keep_alive):
             faults.append(f"the connection to the broker has stood still for {still:.0f} s")
         return faults
@@ -309,30 +315,37 @@ class Daemon:
         if not self.alive_faults():
             self._supervisor.alive()
         elif (hung := self._hung()) is not None:
-            self._crash_of_the_engine(*hung)
+            self._crash_of_a_thread(*hung)
 
-    def _hung(self) -> tuple[str, float] | None:
-        """What the engine's thread does for longer than it may, and for how many seconds."""
-        now = time.monotonic()
-        if (since := self._engine.loading_since) is not None and now - since > self._load_limit:
-            return "loading the model", now - since
-        if (since := self._engine.busy_since) is not None and now - since > STUCK_SECONDS:
-            return "a step of the model", now - since
+    def _hung(self) -> tuple[str, float, tuple[int, ...] | None] | None:
+        """What takes a thread longer than it may, for how many seconds now, and which jobs are to blame.
+
+        None for jobs: those that have a row, as they are noted.
+        """
+        now, preparing = time.monotonic(), self._desk.preparing
+        at_work: tuple[tuple[str, float | None, float, tuple[int, ...] | None], ...] = (
+            ("loading the model", self._engine.loading_since, self._load_limit, ()),
+            ("a step of the model", self._engine.busy_since, STUCK_SECONDS, None),
+            ("preparing a prompt", self._preparer.busy_since, STUCK_SECONDS, () if preparing is None else (preparing,)),
+        )
+        for what, since, most, blamed in at_work:
+            if since is not None and now - since > most:
+                return what, now - since, blamed
         return None
 
-    def _crash_of_the_engine(self, what: str, seconds: float) -> NoReturn:
-        """End at once, as a crash that counts against the jobs in the step: its thread cannot be ended alone.
+    def _crash_of_a_thread(self, what: str, seconds: float, blamed: tuple[int, ...] | None) -> NoReturn:
+        """End at once, as a crash that counts against the jobs that are to blame: a thread cannot be ended alone.
 
         What starts the process anew (systemd, a container's restart policy) need not know of a watchdog.
         """
         reason = f"{what} hung for {seconds:.0f} s"
         log.error("engine_stuck", reason=reason, jobs=self._desk.running, then="the process ends itself")
-        if self._engine.loading_since is not None:
-            self._ledger.write_running(())  # jobs whose session is being rebuilt are not to blame
+        if blamed is not None:
+            self._ledger.write_running(blamed)
         self._ledger.note_crash(reason)
         os.abort()
 
-    def _take(self, event: Event | EngineEvent | _Stop | _Reload) -> None:
+    def _take(self, event: _News) -> None:
         if isinstance(event, _Stop):
             if self._reloading and not event.now:  # what drains for a reload, drains for a stop
                 self._reloading = False
@@ -349,6 +362,8 @@ class Daemon:
             self._desk.published(event)
         elif isinstance(event, (LinkUp, LinkDown)):
             self._link_changed(event)
+        elif isinstance(event, Prepared):
+            self._desk.prepared(event)
         elif isinstance(event, DeviceIdTaken):
             self._id_taken = event.other
         elif isinstance(event, DeviceIdFree):
@@ -384,8 +399,7 @@ class Daemon:
         self._model = event
         if event.serving is not None:
             self._metrics.model_load.set(event.serving.load_seconds)
-            for request in pinned(self._settings.cache.pinned, event.serving, _WARM_KEY):
-                self._engine.submit(request)
+            self._preparer.pin(self._settings.cache.pinned, event.serving, _WARM_KEY, self._engine.submit)
         self._metrics.model_info.info(self._model_labels())
         self._tell_what_changed()
 
@@ -453,6 +467,7 @@ class Daemon:
                 break
             self._turn(0.1)  # no place yet among the results under way
         self._link.stop(LINK_STOP_SECONDS if self._stops < 2 else 0.5)
+        self._preparer.stop()
         self._engine.stop(timeout=2.0)
         self.http.stop()
         self._ledger.close()

@@ -174,6 +174,7 @@ class Engine:
         """Load until it works; a package that cannot be served is tried again when its files change."""
         while not self._stopping:
             self._deliver(ModelChanged("loading"))
+            self._let_go()  # only now: who prepares a prompt for it knows by then that it is gone
             seen = self._watch()
             self.loading_since = time.monotonic()
             try:
@@ -335,7 +336,6 @@ class Engine:
                 row.cached, row.reading = 0, False
                 row.unheld.clear()
             self._parked, self._rows = self._rows, []
-            self._let_go()
             self._bring_up()
 
     def _append(self, row: Row, token: int) -> None:

@@ -35,6 +35,7 @@ class ChatTemplate:
         self._setup: dict[str, object] = {"template": template, "special_tokens": special_tokens}
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
         try:
             self.render([{"role": "user", "content": "Is the pump running?"}])
         except TemplateRefusalError as error:
@@ -52,12 +53,23 @@ class ChatTemplate:
         with self._lock:
             if self._process is None:
                 self._process = self._start()
+                if self._closed:  # by another thread
+                    self._end()
+                    raise TemplateFaultError("the chat template is closed")
                 self._answer(self._process, START_SECONDS)
                 self._ask(self._process, self._setup)
             return self._ask(self._process, {"messages": messages})
 
     def close(self) -> None:
-        """End the rendering process; a later render() starts another."""
+        """End the rendering process, for good. Any thread may call it; a render() under way fails."""
+        self._closed = True
+        if (process := self._process) is not None:
+            process.kill()  # who waits for its answer sees its pipe end, which it would not if that were closed here
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        """End the rendering process; the next render() starts another."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -87,16 +99,16 @@ class ChatTemplate:
         try:
             line = _read_line(process.stdout, seconds)
         except TimeoutError:
-            self.close()
+            self._end()
             raise TemplateFaultError(f"the chat template did not finish within {seconds:g} s") from None
-        except (OSError, EOFError, ValueError):  # ValueError: closed from another thread
-            self.close()
+        except (OSError, EOFError):
+            self._end()
             raise TemplateFaultError("the chat template broke the process that renders it (out of memory?)") from None
         answer: dict[str, str] = json.loads(line)
         if "refused" in answer:
             raise TemplateRefusalError(answer["refused"])
         if "error" in answer:
-            self.close()
+            self._end()
             raise TemplateFaultError(f"the chat template fails: {answer['error']}")
         return answer["text"]
 

@@ -34,7 +34,7 @@ from edged.jobs.document import (
 )
 from edged.jobs.expiry import JobTimes
 from edged.jobs.outbox import Notice, Outbox, Publisher
-from edged.jobs.prompt import prepare
+from edged.jobs.prompt import Prepared
 from edged.jobs.queue import JobQueue
 from edged.jobs.recovery import recover
 from edged.jobs.results import Course, speed, success
@@ -58,8 +58,6 @@ SCRUB_SECONDS = 60.0
 """What is erased leaves the write-ahead log at the next idle moment, or after this time without one."""
 HELD = 4096
 """Arrivals that may wait for a place. MQTT 5 limits them by Receive Maximum, 3.1.1 only at the broker's discretion."""
-START_SECONDS = 0.5
-"""Preparing jobs that turn out not to run (a template that loops takes seconds) pauses after this for other work."""
 
 
 class JobLink(Publisher, Protocol):
@@ -79,9 +77,16 @@ class JobEngine(Protocol):
         """End a request."""
 
 
+class JobPreparer(Protocol):
+    """What the desk needs of the preparer."""
+
+    def submit(self, job: Job, key: int, id: str, serving: Serving, received: float) -> None:
+        """Turn a job into a request; Prepared comes of it."""
+
+
 @dataclass
 class _Active:
-    """A job that the engine has."""
+    """A job that the engine has, or will have once it is prepared."""
 
     queued: Queued
     job: Job
@@ -114,6 +119,7 @@ class Desk:
         spool: Spool,
         link: JobLink,
         engine: JobEngine,
+        preparer: JobPreparer,
         ledger: CrashLedger,
         clock: Clock,
         metrics: Metrics,
@@ -127,6 +133,7 @@ class Desk:
         self._spool = spool
         self._link = link
         self._engine = engine
+        self._preparer = preparer
         self._ledger = ledger
         self._clock = clock
         self._metrics = metrics
@@ -144,7 +151,8 @@ class Desk:
         self._held_back = False
         # A process that was killed may have left erased rows in the write-ahead log.
         self._scrub_by: float | None = time.monotonic()
-        self._more_to_start = False
+        self.preparing: int | None = None
+        """The number of the job whose request is being prepared; others of the queue wait, the most urgent is next."""
         self._next_prune = 0.0
         self._draining = False
         self.fault: str | None = None
@@ -191,8 +199,6 @@ class Desk:
         """Seconds until another flush() is due, though nothing new comes in."""
         if self.fault is not None:
             return math.inf
-        if self._more_to_start:
-            return 0.0
         if self._endings or (self._arrivals and self._room):
             return self._gather_left()
         return math.inf
@@ -262,6 +268,22 @@ class Desk:
         else:
             self._ended(active, event)
 
+    def prepared(self, event: Prepared) -> None:
+        """A job's request is there, or why it has none."""
+        self.preparing = None
+        active = self._active.get(event.key)
+        if active is None:  # ended meanwhile
+            return
+        if event.serving is not self._serving:  # of a model that is gone
+            self._take_back(active)
+        elif isinstance(event.outcome, JobError):
+            del self._active[event.key]
+            error = event.outcome
+            state = State.FAILED if error.code is Code.INTERNAL else State.REJECTED
+            self._end(active.queued, state, error.code, str(error), active.job.metadata)
+        else:
+            self._engine.submit(event.outcome)
+
     # What goes on
 
     def flush(self) -> None:
@@ -299,8 +321,10 @@ class Desk:
     def drain(self) -> None:
         """Give the engine no further job; those that run may finish."""
         self._draining = True
-        for seq, active in self._active.items():
-            if not active.started:
+        for seq, active in list(self._active.items()):
+            if seq == self.preparing:
+                self._take_back(active)
+            elif not active.started:
                 self._engine.cancel(seq)
 
     def abandon(self) -> list[str]:
@@ -344,6 +368,8 @@ class Desk:
     def _commit(self) -> None:
         batch = Batch()
         deliveries: list[Delivery] = []
+        ahead: list[Delivery] = []
+        """Whoever cancels looks on, and thousands of results may be due."""
         taken: list[JobReceived] = []
         endings = list(self._endings)
         with self._spool.transaction():
@@ -358,7 +384,8 @@ class Desk:
                     seq, ending.state.value, ending.document, now.wall, now.boottime, now.boot_id
                 ):
                     # Here, before a repeat among the arrivals adds a waiter that is told of separately.
-                    deliveries += self._deliveries(ending.queued)
+                    places = ahead if ending.state is State.CANCELLED else deliveries
+                    places += self._deliveries(ending.queued)
             room = self._room
             for arrival in self._arrivals:
                 if len(taken) == BATCH or len(batch.accepted) >= room:
@@ -372,6 +399,7 @@ class Desk:
             self._endings.popleft()
             self._metrics.jobs.labels(ending.state.value).inc()
         self.outbox.add(deliveries)
+        self.outbox.add(ahead, ahead=True)
         for _ in taken:
             self._arrivals.popleft()
         held_back = bool(self._arrivals) and len(batch.accepted) >= room
@@ -393,17 +421,12 @@ class Desk:
     def _hand_over(self) -> None:
         """Keep the engine's rows filled and one job ready behind them, the most urgent first."""
         serving = self._serving
-        self._more_to_start = False
         if serving is None or self._draining:
             return
-        until = time.monotonic() + START_SECONDS
-        while (first := self._queue.first()) is not None:
+        while self.preparing is None and (first := self._queue.first()) is not None:
             urgency, queued = first
             if self._active and (queued.suspect or any(a.queued.suspect for a in self._active.values())):
                 return  # a suspect runs alone
-            if time.monotonic() >= until:
-                self._more_to_start = True
-                return
             mine = [active for active in self._active.values() if not active.recalled]
             if len(mine) > serving.rows:
                 ready = [active for active in mine if not active.started]
@@ -421,22 +444,15 @@ class Desk:
                 self._queue.remove(queued)
             else:
                 self._queue.take(queued)
-                self._start(queued, Job.model_validate(json.loads(document)), serving)
+                job = Job.model_validate(json.loads(document))
+                self._active[queued.seq] = _Active(queued, job, urgency)
+                self.preparing = queued.seq
+                self._preparer.submit(job, queued.seq, queued.id, serving, self._times.received(queued))
 
-    def _start(self, queued: Queued, job: Job, serving: Serving) -> None:
-        try:
-            request = prepare(job, queued.seq, queued.id, serving, self._times.received(queued))
-        except JobError as error:
-            failed = error.code is Code.INTERNAL
-            self._end(queued, State.FAILED if failed else State.REJECTED, error.code, str(error), job.metadata)
-            return
-        except Exception as error:  # raised again after every start, it would keep the daemon down for good
-            kind = type(error).__name__  # its text may hold the prompt
-            log.error("job_unpreparable", job=queued.id, error=kind)
-            self._end(queued, State.FAILED, Code.INTERNAL, f"preparing the prompt failed: {kind}", job.metadata)
-            return
-        self._active[queued.seq] = _Active(queued, job, request.rank)
-        self._engine.submit(request)
+    def _take_back(self, active: _Active) -> None:
+        """A job that has no row waits again."""
+        del self._active[active.queued.seq]
+        self._queue.put(active.queued)
 
     def _finished(self, active: _Active, event: engine_events.Finished) -> None:
         now = self._times.now()
@@ -478,8 +494,7 @@ class Desk:
         elif event.failure is not None:
             state, code, message = State.FAILED, Code.INTERNAL, event.failure
         else:  # taken back from the engine before it had a row
-            del self._active[active.queued.seq]
-            self._queue.put(active.queued)
+            self._take_back(active)
             return
         del self._active[active.queued.seq]
         self._end(active.queued, state, code, message, active.job.metadata, active.started)

@@ -44,7 +44,8 @@ _NOTICE = "notice"
 
 
 class Outbox:
-    """Publications that are due, results in their order. What is under way when a connection dies is due again."""
+    """Publications that are due, results in their order, but for those that go ahead. What is under way when a
+    connection dies is due again."""
 
     def __init__(self, spool: Spool, link: Publisher, topics: Topics) -> None:
         self._spool = spool
@@ -63,10 +64,10 @@ class Outbox:
         """Publications that the broker has not confirmed."""
         return len(self._due) + len(self._under_way) + len(self._refused)
 
-    def add(self, deliveries: Iterable[Delivery]) -> None:
-        """More publications, of results that are on disk."""
+    def add(self, deliveries: Iterable[Delivery], ahead: bool = False) -> None:
+        """More publications, of results that are on disk; `ahead` of all that are due."""
         for delivery in deliveries:
-            self._due.append(delivery)
+            (self._due.appendleft if ahead else self._due.append)(delivery)
             self._open[delivery.seq] += 1
 
     def notify(self, notice: Notice) -> None:

@@ -1,10 +1,17 @@
-"""Turns a job into the engine's request: its prompt in tokens, its limits checked against the model that serves."""
+"""Turns a job into the engine's request: its prompt in tokens, its limits checked against the model that serves.
+
+On a thread of its own: a chat template from outside may take seconds, a tokenizer too, and nobody else should wait.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -16,6 +23,64 @@ from edged.engine.tokenizer import PromptError
 from edged.jobs.document import Code, Job, JobError
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a job (`key`: its number) that was prepared for `serving`: a request, or why there is none."""
+
+    key: int
+    serving: Serving
+    outcome: Request | JobError
+
+
+class Preparer:
+    """Prepares one job after another; what comes of each goes to `deliver`, called on the thread."""
+
+    def __init__(self, deliver: Callable[[Prepared], None]) -> None:
+        self._deliver = deliver
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="preparer", daemon=True)
+        self.busy_since: float | None = None
+        """When the work that is under way began (CLOCK_MONOTONIC), None between. Any thread may read."""
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after its work."""
+        self._work.put(None)
+
+    def submit(self, job: Job, key: int, id: str, serving: Serving, received: float) -> None:
+        """Prepare a job; arguments as for prepare()."""
+        self._work.put(lambda: self._deliver(Prepared(key, serving, _outcome(job, key, id, serving, received))))
+
+    def pin(self, texts: Sequence[str], serving: Serving, key: int, submit: Callable[[Request], None]) -> None:
+        """Prepare pinned instructions, as for pinned(), and give each to `submit`, called on the thread."""
+
+        def work() -> None:
+            for request in pinned(texts, serving, key):
+                submit(request)
+
+        self._work.put(work)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            self.busy_since = time.monotonic()
+            work()
+            self.busy_since = None
+
+
+def _outcome(job: Job, key: int, id: str, serving: Serving, received: float) -> Request | JobError:
+    try:
+        return prepare(job, key, id, serving, received)
+    except JobError as error:
+        return error
+    except Exception as error:  # raised again after every start, it would keep the daemon down for good
+        kind = type(error).__name__  # its text may hold the prompt
+        log.error("job_unpreparable", job=id, error=kind)
+        return JobError(Code.INTERNAL, f"preparing the prompt failed: {kind}", id)
 
 
 def prepare(job: Job, key: int, id: str, serving: Serving, received: float = 0.0) -> Request:
@@ -65,7 +130,7 @@ def pinned(texts: Sequence[str], serving: Serving, key: int) -> Iterator[Request
     for number, text in enumerate(texts):
         try:
             tokens = _shared(text, serving)
-        except (PromptError, TemplateRefusalError, TemplateFaultError) as error:
+        except Exception as error:  # whatever a template or a tokenizer from outside comes up with
             log.warning("pinned_instruction_refused", number=number + 1, reason=str(error))
             continue
         if len(tokens) >= serving.context:

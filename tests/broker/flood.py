@@ -8,6 +8,7 @@ import statistics
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -39,12 +40,17 @@ class Observer:
         self.heartbeats: list[float] = []
         self.health = b""
         self.status: set[str] = set()
-        # Apart: from a connection that lags behind, the broker drops what comes at QoS 0.
-        self._clients = [self._subscribed(port, kinds) for kinds in (("event/+", "result/+"), ("health", "status"))]
+        self.heard: dict[str, float] = {}
+        """When the result of a job that was cancelled came to somebody who waits for just that one."""
+        # Apart: from a connection that lags behind, the broker drops what comes at QoS 0, and puts what comes at QoS 1
+        # behind thousands.
+        self._all = self._subscribed(port, self._note, "event/+", "result/+")
+        self._health = self._subscribed(port, self._note, "health", "status")
+        self._waiter = self._subscribed(port, self._hear, "result/none")
 
-    def _subscribed(self, port: int, kinds: tuple[str, ...]) -> Client:
+    def _subscribed(self, port: int, heard: Callable[..., None], *kinds: str) -> Client:
         client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
-        client.on_message = self._heard
+        client.on_message = heard
         subscribed = threading.Event()
         client.on_subscribe = lambda *_: subscribed.set()
         client.on_connect = lambda client, *_: client.subscribe([(f"{DEVICE}/{kind}", 1) for kind in kinds])
@@ -53,7 +59,10 @@ class Observer:
         assert subscribed.wait(10)
         return client
 
-    def _heard(self, _client: Client, _data: object, message: MQTTMessage) -> None:
+    def _hear(self, _client: Client, _data: object, message: MQTTMessage) -> None:
+        self.heard.setdefault(message.topic.rpartition("/")[2], time.time())
+
+    def _note(self, _client: Client, _data: object, message: MQTTMessage) -> None:
         document, kind = json.loads(message.payload), message.topic.split("/")[4]
         if kind == "result":
             id = document["id"]
@@ -70,10 +79,12 @@ class Observer:
             self.started.add(document["id"])
 
     def cancel(self, id: str) -> None:
-        self._clients[1].publish(f"{DEVICE}/cancel", json.dumps({"id": id}), qos=1)
+        # One connection: the broker has the subscription before the cancel.
+        self._waiter.subscribe(f"{DEVICE}/result/{id}", qos=1)
+        self._waiter.publish(f"{DEVICE}/cancel", json.dumps({"id": id}), qos=1)
 
     def close(self) -> None:
-        for client in self._clients:
+        for client in (self._all, self._health, self._waiter):
             client.disconnect()
             client.loop_stop()
 
@@ -125,6 +136,7 @@ def flood(daemon: Daemon, port: int, count: int, seconds: float, seed: int = 1) 
     observer.close()
     results = observer.results
     states = Counter(result["state"] for result in results.values())
+    heard = [observer.heard[id] - at for id, at in asked.items() if results[id]["state"] == "cancelled"]
     assert len(results) == count, f"{count - len(results)} jobs have no answer after {took:.0f} s: {states}"
     assert not observer.contents, "a result came with two contents"
     assert states["succeeded"] + states["cancelled"] == count, states
@@ -152,6 +164,8 @@ def flood(daemon: Daemon, port: int, count: int, seconds: float, seed: int = 1) 
         "jobs cancelled meanwhile": len(cancelled),
         "cancel to the job's end, s, p50": round(statistics.median(cancelled), 3),
         "cancel to the job's end, s, most": round(max(cancelled), 3),
+        "cancel to its result, for who waits for just that, s, p50": round(statistics.median(heard), 3),
+        "cancel to its result, for who waits for just that, s, most": round(max(heard), 3),
         "results that waited for the broker, most": waiting,
         "heartbeat (1 s), longest pause, s": round(max(beats), 3),
         "wait on board at priority 9, s, p50": round(statistics.median(waits[9]), 3),

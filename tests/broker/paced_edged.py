@@ -2,8 +2,8 @@
 
 TEST_PACE_FILE names a file that holds the seconds of a step, or `hold` to stop in it until that changes. A prompt that
 begins with POISON ends the process by SIGABRT once its answer has some tokens; one that is HANG never returns from
-onnxruntime. TEST_BOOT_ID takes the place of the kernel's, TEST_STUCK_SECONDS of the product's two minutes, for a step
-and for a load, which hangs while the pace is `no load`.
+onnxruntime, and the text `hang` never becomes tokens. TEST_BOOT_ID takes the place of the kernel's, TEST_STUCK_SECONDS
+of the product's two minutes, for a step and for a load, which hangs while the pace is `no load`.
 TEST_CLOCK_FILE holds seconds that CLOCK_BOOTTIME is ahead (libfaketime cannot move it without CLOCK_MONOTONIC, which no
 day passes by in a test), TEST_SYNCHRONISED says whether the wall clock is.
 """
@@ -20,11 +20,12 @@ from typing import Any
 from edged import daemon
 from edged.engine.engine import Engine
 from edged.engine.session import ModelSession
+from edged.engine.tokenizer import Tokenizer
 from edged.health.clock import Clock
 
 POISON, HANG = (7, 7, 7), (13, 13, 13)
 _pace_file = Path(os.environ["TEST_PACE_FILE"])
-_step, _forward, _bring_up = Engine._step, ModelSession.forward, daemon.bring_up
+_step, _forward, _bring_up, _encode = Engine._step, ModelSession.forward, daemon.bring_up, Tokenizer.encode_text
 
 
 def _sleep(seconds: float) -> None:
@@ -54,8 +55,15 @@ def _hung_forward(self: ModelSession, first: int, ids: Any, past: Any, width: in
     return _forward(self, first, ids, past, width)
 
 
+def _hung_encode(self: Tokenizer, text: str) -> list[int]:
+    if text == "hang":
+        threading.Event().wait()
+    return _encode(self, text)
+
+
 Engine._step = _paced_step  # type: ignore[method-assign]
 ModelSession.forward = _hung_forward  # type: ignore[method-assign]
+Tokenizer.encode_text = _hung_encode  # type: ignore[method-assign]
 if "TEST_BOOT_ID" in os.environ:
     Clock.boot_id = lambda _self: os.environ["TEST_BOOT_ID"]  # type: ignore[method-assign]
 if "TEST_CLOCK_FILE" in os.environ:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import socket
 import time
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 from daemon_fixtures import MODELS, Client5, Daemon, Place, eventually, job
@@ -90,18 +93,20 @@ def test_a_flood_of_retained_messages_is_one_message_a_topic(place: Place) -> No
     assert not [m for m in client.messages[since:] if "/event/live-" in m.topic]
 
 
-def bombed(place: Place, template: str) -> tuple[Daemon, Client5]:
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def bombed(place: Place, template: str, **options: Any) -> tuple[Daemon, Client5]:
     package: Path = place.folder / "phi3"
     shutil.copytree(MODELS / "phi3", package)
     (package / "chat_template.jinja").write_text(template)
-    return place.daemon(MODEL__PATH=str(package)).start(), place.client()
+    return place.daemon(MODEL__PATH=str(package), **options).start(), place.client()
 
 
 def test_messages_that_blow_up_in_the_template_end_in_bounded_time_and_memory(place: Place) -> None:
-    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     swells = "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
     told = "{% set c = messages[0]['content'] %}"
-    template = f"{told}{{% if c == 'loop' %}}{loops}{{% elif c == 'swell' %}}{swells}{{% endif %}}{{{{ c }}}}"
+    template = f"{told}{{% if c == 'loop' %}}{LOOPS}{{% elif c == 'swell' %}}{swells}{{% endif %}}{{{{ c }}}}"
     daemon, client = bombed(place, template)
     assert daemon.process is not None
     process = psutil.Process(daemon.process.pid)
@@ -114,3 +119,46 @@ def test_messages_that_blow_up_in_the_template_end_in_bounded_time_and_memory(pl
         assert time.monotonic() - began < 12
     assert sum(p.memory_info().rss for p in (process, *process.children(recursive=True))) < 600 << 20
     assert client.ask({"id": "fine", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2})["text"]
+
+
+def test_while_a_bomb_blows_up_in_the_template_everything_else_goes_on(place: Place) -> None:
+    template = f"{{% if messages[0]['content'] == 'loop' %}}{LOOPS}{{% endif %}}{{{{ messages[0]['content'] }}}}"
+    daemon, client = bombed(place, template, paced=True, MODEL__ROWS="2", HEARTBEAT_SECONDS="1")
+    daemon.pace(0.02)
+    client.send(job("runs", 480, stream=True))
+    client.event("runs", "started")
+    client.send({"id": "bomb", "messages": [{"role": "user", "content": "loop"}], "max_tokens": 2})
+    client.send(job("waits", priority=0))
+    client.event("waits", "accepted")
+    began = len(client.messages)
+    for id in ("waits", "bomb-that-is-none", "runs"):
+        asked = time.monotonic()
+        client.send({"id": id}, to="cancel")
+        if id != "bomb-that-is-none":
+            assert client.result(id)["state"] == "cancelled"
+        assert time.monotonic() - asked < 1
+    assert not client.all("result/bomb")
+    assert client.result("bomb")["error"]["code"] == "internal"
+    beats = [json.loads(m.payload)["time"] for m in client.messages[began:] if m.topic.endswith("/health")]
+    times = [datetime.fromisoformat(beat.replace("Z", "+00:00")).timestamp() for beat in beats]
+    assert len(times) >= 4
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) < 2
+    assert client.ask(job("after"))["state"] == "succeeded"
+
+
+def test_a_bomb_itself_can_be_cancelled_and_holds_up_no_stop(place: Place) -> None:
+    template = f"{{% if messages[0]['content'] == 'loop' %}}{LOOPS}{{% endif %}}{{{{ messages[0]['content'] }}}}"
+    daemon, client = bombed(place, template)
+    bomb = {"messages": [{"role": "user", "content": "loop"}], "max_tokens": 2}
+    client.send({"id": "cancelled", **bomb})
+    client.event("cancelled", "accepted")
+    began = time.monotonic()
+    client.send({"id": "cancelled"}, to="cancel")
+    assert client.result("cancelled")["state"] == "cancelled"
+    assert time.monotonic() - began < 1
+    client.send({"id": "stopped", **bomb})
+    client.event("stopped", "accepted")
+    began = time.monotonic()
+    assert daemon.end() == 0
+    assert time.monotonic() - began < 4
+    assert daemon.query("SELECT count(*) FROM result JOIN job USING (seq) WHERE id = 'stopped'") == [(0,)]

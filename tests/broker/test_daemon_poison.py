@@ -112,3 +112,17 @@ def test_a_hung_load_is_a_fault_and_ends_the_process_and_no_job_is_to_blame(plac
     [crash] = logged(daemon, "crashed_before")
     assert (crash["jobs"], "loading the model hung" in crash["reason"]) == ([], True)
     assert 'edged_faults_total{event="crashed_before",level="error"} 1.0' in daemon.get("/metrics")[1]
+
+
+def test_a_prompt_that_is_never_prepared_ends_the_process_and_itself(place: Place) -> None:
+    daemon, client = place.daemon(paced=True), place.client()
+    daemon.env["TEST_STUCK_SECONDS"] = "1.5"
+    daemon.start()
+    client.send(job("hangs", prompt="hang"))
+    client.event("hangs", "accepted")
+    client.send(job("behind"))
+    assert run_until_answered(daemon, client, ["hangs", "behind"]) == [-signal.SIGABRT] * 3
+    assert client.result("behind")["state"] == "succeeded"
+    error = client.result("hangs")["error"]
+    assert error["code"] == "crash_loop"
+    assert "preparing a prompt hung for" in error["message"]

@@ -21,6 +21,8 @@ from edged.health.metrics import Metrics
 from edged.jobs import desk as desk_module
 from edged.jobs.crash import LastEnd
 from edged.jobs.desk import Desk
+from edged.jobs.document import Code, JobError
+from edged.jobs.prompt import Prepared
 from edged.jobs.spool import Spool, SpoolError
 from edged.mqtt.events import CancelReceived, JobReceived, Published
 from edged.mqtt.topics import Topics
@@ -36,6 +38,9 @@ class World:
         self.tokens: list[Hashable] = []
         self.submitted: list[int] = []
         self.recalled: list[int] = []
+        self.outcome: Callable[..., Any] = lambda job, key, id, serving, received: Request(
+            key, (1,), job.max_tokens, priority=job.priority, received=received
+        )
         self.spool = Spool(folder / "spool.db")
         self.committed: Callable[[str], bool] = lambda id: (
             not self.spool._db.in_transaction and self.spool.find(id) is not None
@@ -47,6 +52,7 @@ class World:
             spool=self.spool,
             link=self,
             engine=self,
+            preparer=SimpleNamespace(submit=self.prepare),  # type: ignore[arg-type]
             ledger=SimpleNamespace(last_end=last_end),  # type: ignore[arg-type]
             clock=Clock(),
             metrics=Metrics(detect(folder)),
@@ -68,6 +74,11 @@ class World:
         assert not self.spool._db.in_transaction
         self.said.append(("puback", receipt.mid))
         return True
+
+    # The preparer.
+
+    def prepare(self, job: Any, key: int, id: str, serving: Any, received: float) -> None:
+        self.desk.prepared(Prepared(key, serving, self.outcome(job, key, id, serving, received)))
 
     # The engine.
 
@@ -127,13 +138,6 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(
-        desk_module,
-        "prepare",
-        lambda job, key, id, serving, received: Request(
-            key, (1,), job.max_tokens, priority=job.priority, received=received
-        ),
-    )
     monkeypatch.setattr(desk_module, "GATHER_SECONDS", 0.0)
     return World(tmp_path)
 
@@ -231,17 +235,82 @@ def test_it_is_full_as_long_as_jobs_wait_at_the_broker(world: World) -> None:
     assert not world.desk.full
 
 
-def test_a_job_that_ends_when_it_is_handed_over_is_answered_at_once(world: World, monkeypatch: Any) -> None:
-    def refuse(*_: object) -> None:
-        raise KeyError("secret-word")
-
-    monkeypatch.setattr(desk_module, "prepare", refuse)
+def test_a_job_that_ends_when_it_is_handed_over_is_answered_at_once(world: World) -> None:
+    world.outcome = lambda *_: JobError(Code.INTERNAL, "it cannot be prepared")
     world.serve().arrive(job("a"), job("b"))
     world.desk.flush()
     assert world.desk.due_in <= 0.0
     world.desk.flush()
     assert [world.kinds(id) for id in ("a", "b")] == [["accepted", "result"]] * 2
-    assert "secret-word" not in str(world.said)
+
+
+def preparing(world: World, *documents: object) -> list[tuple[Any, ...]]:
+    """Let `documents` arrive while nothing that is to be prepared comes out; what was to be prepared, as it grows."""
+    asked: list[tuple[Any, ...]] = []
+    world.desk._preparer = SimpleNamespace(submit=lambda *job: asked.append(job))  # type: ignore[assignment]
+    world.arrive(*documents)
+    world.desk.flush()
+    return asked
+
+
+def test_one_job_is_prepared_at_a_time_and_the_most_urgent_is_next(world: World) -> None:
+    asked = preparing(world.serve(rows=4), job("bomb"), job("later"))
+    world.arrive(job("urgent", priority=9))
+    world.desk.flush()
+    assert [id for _, _, id, *_ in asked] == ["bomb"]
+    world.desk.prepared(Prepared(1, asked[0][3], JobError(Code.INTERNAL, "it did not finish")))
+    world.desk.flush()
+    assert [id for _, _, id, *_ in asked] == ["bomb", "urgent"]
+    assert world.kinds("bomb")[-1] == "result"
+
+
+def test_a_cancel_of_a_job_that_is_prepared_is_answered_at_once_and_what_comes_of_it_is_dropped(world: World) -> None:
+    asked = preparing(world.serve(), job("bomb"), job("next"))
+    world.cancelled("bomb")
+    world.desk.flush()
+    assert world.said[-1][2]["state"] == "cancelled"
+    assert len(asked) == 1  # the thread is still busy with it
+    world.prepare(*asked[0])
+    world.desk.flush()
+    assert (world.submitted, [id for _, _, id, *_ in asked]) == ([], ["bomb", "next"])
+    assert world.kinds("bomb") == ["accepted", "result"]
+
+
+def test_a_job_prepared_for_a_model_that_is_gone_waits_for_the_next(world: World) -> None:
+    asked = preparing(world.serve(), job("a"))
+    world.desk.engine_event(ModelChanged("loading"))
+    error = JobError(Code.INTERNAL, "the chat template broke the process that renders it")
+    world.desk.prepared(Prepared(1, asked[0][3], error))
+    world.desk.flush()
+    assert (world.desk.queued, len(asked)) == (1, 1)
+    world.serve()
+    world.desk.flush()
+    world.prepare(*asked[1])
+    assert world.submitted == [1]
+    assert world.kinds("a") == ["accepted"]
+
+
+def test_a_drain_does_not_wait_for_what_is_prepared(world: World) -> None:
+    asked = preparing(world.serve(), job("a"))
+    world.desk.drain()
+    assert world.desk.settled
+    world.prepare(*asked[0])
+    world.desk.flush()
+    assert (world.desk.queued, world.submitted, world.recalled) == (1, [], [])
+
+
+def test_the_result_of_a_cancel_goes_before_thousands_that_are_due(world: World, monkeypatch: Any) -> None:
+    world.serve().arrive(*[job(f"j{n}") for n in range(20)])
+    with monkeypatch.context() as patch:
+        patch.setattr(world.desk.outbox, "pump", lambda: None)
+        world.run()
+        world.arrive(job("c"))
+        world.desk.flush()
+        world.cancelled("c")
+        world.desk.flush()
+    world.desk.flush()
+    results = [said[1] for said in world.said if said[0] == "result"]
+    assert results == ["c", *(f"j{n}" for n in range(20))]
 
 
 def test_a_repeat_in_the_same_commit_as_the_end_answers_its_waiter_once(world: World) -> None:

@@ -72,6 +72,24 @@ def test_a_hung_load_ends_the_process_and_blames_no_job_whose_session_is_being_r
     assert (end.crash, end.running) == ("loading the model hung for 121 s", ())
 
 
+@pytest.mark.parametrize(("preparing", "blamed"), [(7, (7,)), (None, ())])
+def test_a_prompt_that_is_prepared_for_ever_ends_the_process_and_is_to_blame(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, preparing: int | None, blamed: tuple[int, ...]
+) -> None:
+    def abort() -> None:
+        raise Aborted
+
+    monkeypatch.setattr(daemon_module.os, "abort", abort)
+    daemon._ledger.write_running([3])  # has a row, and nothing to do with it
+    daemon._desk.preparing = preparing
+    daemon._preparer.busy_since = time.monotonic() - STUCK_SECONDS - 1
+    assert any("preparing a prompt has taken 12" in fault for fault in daemon.alive_faults())
+    with pytest.raises(Aborted):
+        daemon._turn(0.0)
+    end = CrashLedger(tmp_path, daemon._clock.boot_id()).last_end
+    assert (end.crash, end.running) == ("preparing a prompt hung for 121 s", blamed)
+
+
 def test_what_threatens_the_card_is_told_at_the_start_and_a_throttled_board_when_it_begins(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from edged.engine import template as template_module
 from edged.engine.template import ChatTemplate, TemplateFaultError, TemplateRefusalError
 
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 QUESTION = [{"role": "user", "content": "Is it on?"}]
 
 
@@ -107,12 +109,28 @@ class TestRendering:
         assert made.render(QUESTION) == "Is it on?"
         made.close()
 
+    def test_closed_by_another_thread_a_render_ends_at_once_and_none_starts_a_process_again(self) -> None:
+        before = children()
+        made = ChatTemplate("{% if messages[0].content == 'loop' %}" + LOOPS + "{% endif %}", {})
+        began = time.monotonic()
+        with ThreadPoolExecutor(1) as thread:
+            looping = thread.submit(made.render, [{"role": "user", "content": "loop"}])
+            while not made._lock.locked():
+                time.sleep(0.001)
+            made.close()
+            with pytest.raises(TemplateFaultError):
+                looping.result(10)
+        assert time.monotonic() - began < template_module.RENDER_SECONDS
+        with pytest.raises(TemplateFaultError, match="closed"):
+            made.render(QUESTION)
+        assert children() == before
+
 
 class TestHostile:
     @pytest.mark.parametrize(
         "template",
         [
-            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            LOOPS,
             "{{ 9 ** (9 ** 9) }}",
             "{% set x = 9 %}{{ x ** (x ** x) }}",
         ],

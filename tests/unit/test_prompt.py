@@ -1,0 +1,76 @@
+"""The thread that prepares jobs: what comes of each, and that it outlives whatever a package comes up with."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edged.engine.scheduler import Request
+from edged.engine.template import TemplateFaultError
+from edged.jobs.document import Code, Job, JobError
+from edged.jobs.prompt import Prepared, Preparer
+
+
+class Tokens:
+    """A tokenizer that does what the text says."""
+
+    def encode_text(self, text: str) -> list[int]:
+        if text == "break":
+            raise KeyError("secret-word")
+        return [1] * len(text)
+
+    def encode_messages(self, messages: list[dict[str, str]]) -> list[int]:
+        if messages[-1]["content"] == "break" or messages[0]["role"] == "system":
+            raise KeyError("secret-word")
+        raise TemplateFaultError("the chat template did not finish within 5 s")
+
+
+SERVING: Any = SimpleNamespace(
+    package=SimpleNamespace(name="m", search=SimpleNamespace(top_p=1.0, top_k=0, repetition_penalty=1.0)),
+    tokenizer=Tokens(),
+    context=16,
+)
+
+
+@pytest.fixture
+def done() -> Iterator[tuple[Preparer, queue.Queue[Prepared]]]:
+    prepared: queue.Queue[Prepared] = queue.Queue()
+    preparer = Preparer(prepared.put)
+    preparer.start()
+    yield preparer, prepared
+    preparer.stop()
+    preparer._thread.join(10)
+    assert not preparer._thread.is_alive()
+
+
+def test_a_job_comes_out_as_a_request_or_as_the_reason_why_not(done: tuple[Preparer, queue.Queue[Prepared]]) -> None:
+    preparer, prepared = done
+    prompts = ["good", "break", "much too long for it", "good"]
+    for key, prompt in enumerate(prompts):
+        preparer.submit(Job(id="a", prompt=prompt, max_tokens=2), key, "a", SERVING, 7.0)
+    chat: Any = [{"role": "user", "content": "x"}]
+    preparer.submit(Job(id="a", messages=chat, max_tokens=2), 4, "a", SERVING, 7.0)
+    came = [prepared.get(timeout=10) for _ in range(5)]
+    assert [each.key for each in came] == [0, 1, 2, 3, 4]
+    assert all(each.serving is SERVING for each in came)
+    good, broken, long, again, bomb = (each.outcome for each in came)
+    assert isinstance(good, Request)
+    assert (good.prompt, good.received) == ((1,) * 4, 7.0)
+    assert isinstance(again, Request)
+    codes = [error.code for error in (broken, long, bomb) if isinstance(error, JobError)]
+    assert codes == [Code.INTERNAL, Code.CONTEXT_EXCEEDED, Code.INTERNAL]
+    assert "secret-word" not in str(broken)
+    assert preparer.busy_since is None
+
+
+def test_a_pinned_instruction_that_breaks_the_template_costs_itself_alone(
+    done: tuple[Preparer, queue.Queue[Prepared]],
+) -> None:
+    preparer, prepared = done
+    preparer.pin(["break"], SERVING, -1, lambda _: pytest.fail("of what?"))
+    preparer.submit(Job(id="a", prompt="good", max_tokens=2), 1, "a", SERVING, 0.0)
+    assert isinstance(prepared.get(timeout=10).outcome, Request)
