@@ -33,6 +33,10 @@ from edged.mqtt.topics import Topics
 log = structlog.get_logger(__name__)
 
 
+MAX_WAITERS = 64
+"""Places of one job, beside the first, that wait for its result: each takes room on disk and in memory."""
+
+
 class Tell(Protocol):
     """Publishes an event of a job."""
 
@@ -91,7 +95,7 @@ class Admission:
             batch.effects.append(lambda: log.warning("expired_job_ignored", topic=topic))
             return
         reply, correlation = arrival.response_topic, arrival.correlation
-        refusal = self._topics.reply_refusal(reply) if reply is not None else None
+        refusal = self._topics.reply_refusal(reply, correlation) if reply is not None else None
         if refusal is not None:
             reply = correlation = None
         try:
@@ -168,7 +172,10 @@ class Admission:
         ended = known.state is not None
         places: list[tuple[str | None, bytes | None]] = [(None, None)] if ended else []
         if reply is not None and (ended or self._spool.first_waiter(known.seq) != (reply, correlation)):
-            places.append((reply, correlation))
+            if len(self._spool.waiters(known.seq)) < MAX_WAITERS:
+                places.append((reply, correlation))
+            else:
+                batch.effects.append(lambda: log.warning("waiter_not_kept", job=id, most=MAX_WAITERS))
         if known.kept or not ended:
             for topic, data in places:
                 waiter = self._spool.add_waiter(known.seq, topic, data, self._outbox.told)
@@ -193,13 +200,13 @@ class Admission:
 
     def _reject(self, error: JobError, reply: str | None, correlation: bytes | None, batch: Batch) -> None:
         """Answer without taking the job: nothing is stored, and its id stays free."""
-        id = error.id or invalid_id()
+        id, code = error.id or invalid_id(), error.code
         document = result_document(
             id,
             self._device,
             State.REJECTED,
             model=self.serving.package.name if self.serving else None,
-            error=(error.code, str(error)),
+            error=(code, str(error)),
             finished=format_time(self._clock.wall()),
         )
 
@@ -208,7 +215,7 @@ class Admission:
             if reply is not None:
                 self._outbox.notify(Notice(reply, document, correlation))
             self._metrics.jobs.labels(State.REJECTED.value).inc()
-            log.info("job_rejected", job=id, code=error.code.value)
+            log.info("job_rejected", job=id, code=code.value)  # not of the error, whose frames hold the payload
 
         batch.effects.append(tell)
 

@@ -56,8 +56,10 @@ PRUNE_SECONDS = 3600.0
 """Between two prunings, less where retention is short."""
 SCRUB_SECONDS = 60.0
 """What is erased leaves the write-ahead log at the next idle moment, or after this time without one."""
-HELD = 4096
-"""Arrivals that may wait for a place. MQTT 5 limits them by Receive Maximum, 3.1.1 only at the broker's discretion."""
+HELD_BYTES = 16 << 20
+"""Of arrivals at QoS 0 that may wait for a place; those at QoS 1 are limited by what the link reads."""
+_ARRIVAL_BYTES = 1024
+"""What an arrival takes in memory besides, about."""
 
 
 class JobLink(Publisher, Protocol):
@@ -149,6 +151,7 @@ class Desk:
         self._unwritten_since: float | None = None
         self._gathering_since: float | None = None
         self._held_back = False
+        self._held_bytes = 0
         # A process that was killed may have left erased rows in the write-ahead log.
         self._scrub_by: float | None = time.monotonic()
         self.preparing: int | None = None
@@ -219,9 +222,12 @@ class Desk:
 
     def job_received(self, event: JobReceived) -> None:
         """A job message; accepted or refused at the next flush."""
-        if len(self._arrivals) >= HELD and event.receipt.qos == 0:
-            log.warning("job_dropped", reason="no place, and at QoS 0 the broker does not keep it")
-            return
+        if event.receipt.qos == 0:
+            size = event.receipt.size + _ARRIVAL_BYTES
+            if self._held_bytes + size > HELD_BYTES:
+                log.warning("job_dropped", reason="no place, and at QoS 0 the broker does not keep it")
+                return
+            self._held_bytes += size
         self._arrivals.append(event)
 
     def cancel_received(self, event: CancelReceived) -> None:
@@ -235,6 +241,7 @@ class Desk:
     def jobs_disconnected(self) -> None:
         """What was not acknowledged will be delivered again: forget it."""
         self._arrivals.clear()
+        self._held_bytes = 0
         self._held_back = False
 
     def published(self, event: Published | PublishRefused) -> None:
@@ -400,8 +407,10 @@ class Desk:
             self._metrics.jobs.labels(ending.state.value).inc()
         self.outbox.add(deliveries)
         self.outbox.add(ahead, ahead=True)
-        for _ in taken:
+        for arrival in taken:
             self._arrivals.popleft()
+            if arrival.receipt.qos == 0:
+                self._held_bytes -= arrival.receipt.size + _ARRIVAL_BYTES
         held_back = bool(self._arrivals) and len(batch.accepted) >= room
         if held_back and not self._held_back:
             log.warning("spool_full", jobs=self._max_queued, hint="further ones are left at the broker")

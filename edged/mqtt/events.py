@@ -15,11 +15,12 @@ ProtocolVersion = Literal["5", "3.1.1"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Receipt:
-    """A handle for acknowledging one message; good only on the network connection that brought it."""
+    """A handle for acknowledging one message of `size` bytes; good only on the connection that brought it."""
 
     session: Session
     mid: int
     qos: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ PIECES = 256
 UNACKNOWLEDGED = 256
 """Messages received and not acknowledged at which reading stops, so that a broker that knows no Receive Maximum, or
 forgets it (mosquitto 2.0.11 after the first PUBACK), waits in TCP instead of filling our memory."""
+UNACKNOWLEDGED_BYTES = 16 << 20
+"""The same for their bytes: so many of the largest would be half a gigabyte."""
 DISCONNECT_SECONDS = 2.0
 """For writing DISCONNECT and what is queued before it."""
 _PACKET_OVERHEAD = 32
@@ -49,7 +51,7 @@ class Session:
         self._lock = threading.Lock()
         self._commands: deque[Receipt | Publication | str] = deque()
         self._under_way: dict[int, Publication] = {}
-        self._unacknowledged = 0
+        self._unacknowledged = self._unacknowledged_bytes = 0
         self._free = 0
         self._pieces = PIECES
         self._is_ready = False
@@ -180,7 +182,7 @@ class Session:
                 elif give_up is not None and now >= give_up:
                     sock.close()
                     return
-                full = self._unacknowledged >= UNACKNOWLEDGED and self._close_by is None
+                full = self._full and self._close_by is None
                 interest = (0 if full else selectors.EVENT_READ) | (selectors.EVENT_WRITE if client.want_write() else 0)
                 if sock in selector.get_map():
                     selector.unregister(sock)
@@ -199,10 +201,15 @@ class Session:
                     client.loop_read()
                 client.loop_misc()
 
+    @property
+    def _full(self) -> bool:
+        """Whether so much is unacknowledged that no more should be read."""
+        return self._unacknowledged >= UNACKNOWLEDGED or self._unacknowledged_bytes >= UNACKNOWLEDGED_BYTES
+
     def _seconds_to_wait(
         self, now: float, nap: float, started: float, give_up: float | None, tls: ssl.SSLSocket | None
     ) -> float:
-        if tls is not None and tls.pending() and self._unacknowledged < UNACKNOWLEDGED:
+        if tls is not None and tls.pending() and not self._full:
             return 0.0
         until = now + nap
         if self._accepted_at is None:
@@ -228,6 +235,7 @@ class Session:
             if isinstance(command, Receipt):
                 client.ack(command.mid, command.qos)
                 self._unacknowledged -= 1
+                self._unacknowledged_bytes -= command.size
             elif isinstance(command, str):
                 client.unsubscribe(command)
             else:
@@ -368,22 +376,25 @@ class Session:
             self._ending.silent = not self._ending.unanswered
 
     def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:
+        properties = message.properties
+        correlation = getattr(properties, "CorrelationData", None)
+        receipt = Receipt(self, message.mid, message.qos, len(message.payload) + len(correlation or b""))
         if message.qos > 0:
             self._unacknowledged += 1
+            self._unacknowledged_bytes += receipt.size
         try:
             topic = message.topic
         except UnicodeDecodeError:
             topic = ""
-        properties = message.properties
         self._listener.received(
             Incoming(
-                receipt=Receipt(self, message.mid, message.qos),
+                receipt=receipt,
                 topic=topic,
                 payload=bytes(message.payload),
                 retained=message.retain,
                 redelivered=message.dup,
                 response_topic=getattr(properties, "ResponseTopic", None),
-                correlation=getattr(properties, "CorrelationData", None),
+                correlation=correlation,
                 expiry_seconds=getattr(properties, "MessageExpiryInterval", None),
             )
         )

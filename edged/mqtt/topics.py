@@ -11,6 +11,7 @@ ID_PATTERN = r"[A-Za-z0-9._-]{1,64}"
 ID_ALLOWED = "1 to 64 characters out of A-Z a-z 0-9 . _ -"
 
 MAX_REPLY_TOPIC_BYTES = 512
+MAX_CORRELATION_BYTES = 1024
 
 _ID = re.compile(ID_PATTERN)
 
@@ -88,8 +89,8 @@ class Topics:
                 return "cancel", group
         return None
 
-    def reply_refusal(self, topic: str) -> str | None:
-        """Why a Response Topic (MQTT 5 §3.3.2.3.5) cannot be answered; None if it can."""
+    def reply_refusal(self, topic: str, correlation: bytes | None = None) -> str | None:
+        """Why a Response Topic (MQTT 5 §3.3.2.3.5) cannot be answered with this Correlation Data; None if it can."""
         prefix = self.reply_prefix
         if not topic.startswith(prefix):
             return f"the Response Topic must lie under {prefix}, and {_shown(topic)} does not"
@@ -105,6 +106,9 @@ class Topics:
             return f"the Response Topic must be valid UTF-8: {_shown(topic)}"
         if size > MAX_REPLY_TOPIC_BYTES:
             return f"the Response Topic is {size} bytes long; at most {MAX_REPLY_TOPIC_BYTES} are allowed"
+        if len(correlation or b"") > MAX_CORRELATION_BYTES:
+            size = len(correlation or b"")
+            return f"the Correlation Data is {size} bytes long; at most {MAX_CORRELATION_BYTES} are allowed"
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from conftest import PATIENCE, QUIET, Device, Mosquitto, Peer, Proxy
 
 from edged.mqtt.events import CancelReceived, JobReceived, LinkDown, LinkUp, Published
-from edged.mqtt.session import UNACKNOWLEDGED
+from edged.mqtt.session import PIECES, UNACKNOWLEDGED, UNACKNOWLEDGED_BYTES
 
 Make = Callable[..., Any]
 
@@ -380,6 +381,44 @@ def test_a_flood_waits_in_tcp_while_nothing_is_acknowledged(
         jobs.append(device.wait_for(JobReceived))
         device.link.acknowledge(jobs[-1].receipt)
     assert [int(job.payload) for job in jobs] == list(range(1000))
+
+
+def test_a_flood_of_large_messages_waits_in_tcp_by_its_bytes(
+    make_broker: Make, make_device: Make, make_peer: Make, protocol: str
+) -> None:
+    broker: Mosquitto = make_broker(lines=["max_inflight_messages 0", "max_queued_messages 0"]).start()
+    device: Device = make_device(broker.port, protocol=protocol).up()
+    peer: Peer = make_peer(broker.port)
+    large = bytes(1 << 20)
+    for _ in range(40):
+        peer.send(device.topics.job, large)
+    most = UNACKNOWLEDGED_BYTES // len(large)
+    jobs = [device.wait_for(JobReceived) for _ in range(most)]
+    device.none_of(JobReceived)
+    while len(jobs) < 40:
+        device.link.acknowledge(jobs[len(jobs) - most].receipt)
+        jobs.append(device.wait_for(JobReceived))
+    assert all(job.receipt.size == len(large) for job in jobs)
+
+
+def test_pieces_for_which_there_is_no_way_are_dropped_and_not_kept(broker: Mosquitto, make_device: Make) -> None:
+    device: Device = make_device(broker.port, keep_alive=60).up()
+    assert broker._process is not None
+    broker._process.send_signal(signal.SIGSTOP)
+    piece = bytes(1 << 16)
+    taken = 0
+    until = time.monotonic() + PATIENCE
+    while taken_at_last := [device.link.publish("edged/v1/x", piece, qos=0) for _ in range(PIECES)]:
+        taken += sum(taken_at_last)
+        if not any(taken_at_last):
+            break
+        assert time.monotonic() < until
+        assert taken < 20 * PIECES
+        time.sleep(0.02)  # for what the kernel takes
+    broker._process.send_signal(signal.SIGCONT)
+    while not device.link.publish("edged/v1/x", b"after", qos=0):
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_jobs_of_a_group_left_behind_in_the_session_are_taken_once_and_then_not_any_more(

@@ -6,6 +6,8 @@ import contextlib
 import json
 import math
 import time
+import tracemalloc
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from edged.engine.scheduler import Request
 from edged.health.board import detect
 from edged.health.clock import Clock
 from edged.health.metrics import Metrics
+from edged.jobs import admission as admission_module
 from edged.jobs import desk as desk_module
 from edged.jobs.crash import LastEnd
 from edged.jobs.desk import Desk
@@ -99,7 +102,7 @@ class World:
         for document in documents:
             payload = document if isinstance(document, bytes) else json.dumps(document).encode()
             fields = {
-                "receipt": SimpleNamespace(mid=len(self.said) + len(self.desk._arrivals), qos=qos),
+                "receipt": SimpleNamespace(mid=len(self.said) + len(self.desk._arrivals), qos=qos, size=len(payload)),
                 "topic": TOPICS.job,
                 "payload": payload,
                 "retained": False,
@@ -468,9 +471,53 @@ def test_cancelled_jobs_leave_no_heap_behind(world: World) -> None:
 
 
 def test_unkeepable_messages_do_not_fill_the_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk_module, "HELD", 10)
-    world.arrive(*[job("a")] * 30, qos=0)
-    assert len(world.desk._arrivals) == 10
+    monkeypatch.setattr(desk_module, "HELD_BYTES", 10 * (desk_module._ARRIVAL_BYTES + 100_000))
+    world.serve().desk._max_queued = 1
+    world.arrive(job("first"))
+    world.desk.flush()
+    for _ in range(2):
+        world.arrive(*[job(f"a{n}", metadata={"x": "y" * 99_000}) for n in range(30)], qos=0)
+        assert len(world.desk._arrivals) == 10
+        world.desk.jobs_disconnected()
+    world.arrive(*[job(f"a{n}", metadata={"x": "y" * 99_000}) for n in range(5)], qos=0)
+    world.desk._max_queued = 1000
+    world.desk.flush()
+    assert world.desk._held_bytes == 0
+
+
+def test_floods_of_refused_jobs_repeats_and_cancels_take_no_more_memory_than_there_is_for_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(World, "publish", lambda *_, **__: False)  # a broker that takes nothing
+    world.desk.outbox._notices = deque(maxlen=100)
+    tracemalloc.start()
+    world.serve().arrive(job("waited-for"))
+    world.desk.flush()
+    before = tracemalloc.get_traced_memory()[0]
+    for n in range(300):
+        bad = {"id": f"bad-{n}", "nonsense": "x" * 50_000, **{f"field-{m}": 1 for m in range(20)}}
+        world.arrive(bad, reply="edged/v1/reply/" + "r" * 400, correlation=b"%d" % n * 10)
+        world.arrive(job("waited-for"), reply="edged/v1/reply/r", correlation=b"%d" % n * 100)
+        world.arrive(bad, reply="edged/v1/reply/r", correlation=bytes(60_000))
+        world.cancelled(f"unknown-{n}")
+        world.desk.flush()
+    assert tracemalloc.get_traced_memory()[0] - before < 1 << 20
+    tracemalloc.stop()
+    assert len(world.spool.waiters(1)) == admission_module.MAX_WAITERS
+    assert world.desk.queued == 0
+
+
+def test_no_more_cancels_of_unknown_jobs_are_remembered_than_there_is_room_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk_module, "CANCEL_MEMORY", 5)
+    for n in range(20):
+        world.cancelled(f"j{n}")
+    world.serve().arrive(job("j14"), job("j15"), job("j19"))
+    world.desk.flush()
+    world.desk.flush()
+    states = {said[1]: said[2].get("state") for said in world.said if said[0] == "result"}
+    assert states == {"j15": "cancelled", "j19": "cancelled"}
 
 
 def test_suspects_run_alone_and_the_others_after_them(world: World, tmp_path: Path) -> None:
