@@ -162,3 +162,25 @@ def test_a_bomb_itself_can_be_cancelled_and_holds_up_no_stop(place: Place) -> No
     assert daemon.end() == 0
     assert time.monotonic() - began < 4
     assert daemon.query("SELECT count(*) FROM result JOIN job USING (seq) WHERE id = 'stopped'") == [(0,)]
+
+
+def test_schema_bombs_are_refused_one_after_another_and_leave_nothing_behind(place: Place) -> None:
+    daemon, client = place.daemon(JOBS__MAX_BYTES=str(1 << 20)).start(), place.client()
+    assert daemon.process is not None
+    process = psutil.Process(daemon.process.pid)
+    client.ask(job("before"))
+    before = process.memory_info().rss
+    wide, deep = "[" + "{}, " * 250_000 + "{}]", '{"items": ' * 80_000 + "{}" + "}" * 80_000
+    for n in range(20):
+        for kind, schema in (("wide", wide), ("deep", deep), ("ref", '{"$ref": "#"}')):
+            form = f'{{"type": "json_schema", "json_schema": {{"name": "n", "schema": {schema}}}}}'
+            payload = f'{{"id": "{kind}-{n}", "prompt": "x", "response_format": {form}}}'.encode()
+            if kind == "deep":
+                assert client.refusal(payload)["error"]["code"] == "invalid_job"
+            else:
+                client.send(payload)
+                assert client.result(f"{kind}-{n}")["error"]["code"] == "unsupported"
+    assert process.memory_info().rss - before < 48 << 20
+    began = time.monotonic()
+    assert client.ask(job("after"))["state"] == "succeeded"
+    assert time.monotonic() - began < 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,55 @@ def attempt(payload: bytes, limit: int = LIMIT, **options: Any) -> Submission | 
         assert len(str(error)) < 1200
         str(error).encode()
         return error
+
+
+MEBIBYTE = 1 << 20
+
+
+def schema(inner: str) -> bytes:
+    form = f'{{"type": "json_schema", "json_schema": {{"name": "n", "strict": true, "schema": {inner}}}}}'
+    return f'{{"id": "a", "prompt": "x", "response_format": {form}}}'.encode()
+
+
+def filled(opening: str, each: str, closing: str, size: int = MEBIBYTE - 200) -> str:
+    """`each` as often as there is room for in `size` characters."""
+    return opening + ", ".join([each] * ((size - len(opening + closing)) // (len(each) + 2))) + closing
+
+
+@pytest.mark.parametrize(
+    ("bomb", "code"),
+    [
+        ('{"$ref": "#"}', Code.UNSUPPORTED),
+        ('{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}}}', Code.UNSUPPORTED),
+        ('{"$ref": "file:///etc/passwd", "$schema": "http://127.0.0.1:1/"}', Code.UNSUPPORTED),
+        ('{"type": "string", "pattern": "^(a+)+$", "maxLength": ' + "9" * 290 + "}", Code.UNSUPPORTED),
+        ('{"items": ' * 70 + "{}" + "}" * 70, Code.INVALID_JOB),
+        ('{"items": ' * 80_000 + "{}" + "}" * 80_000, Code.INVALID_JOB),
+        ("[" * 500_000 + "]" * 500_000, Code.INVALID_JOB),
+        (filled('{"anyOf": [', '{"$ref": "#"}', "]}"), Code.UNSUPPORTED),
+        (filled('{"enum": [', "[]", "]}"), Code.UNSUPPORTED),
+        (filled('{"enum": [', "{}", "]}"), Code.UNSUPPORTED),
+        (filled('{"properties": {', '"a": {}', "}}"), Code.INVALID_JOB),
+        ('{"properties": {' + ", ".join(f'"{n:x}": 0' for n in range(90_000)) + "}}", Code.UNSUPPORTED),
+        ('{"const": "' + "x" * (MEBIBYTE - 300) + '"}', Code.UNSUPPORTED),
+        (filled('{"enum": [', "[]", "]}", 2 * MEBIBYTE), Code.TOO_LARGE),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else None,
+)
+def test_schema_bombs_are_refused_in_bounded_time_and_memory(bomb: str, code: Code) -> None:
+    payload = schema(bomb)
+    began = time.process_time()
+    refused = attempt(payload, MEBIBYTE)
+    assert time.process_time() - began < 2
+    assert isinstance(refused, JobError)
+    assert refused.code is code
+    tracemalloc.start()
+    attempt(payload, MEBIBYTE)
+    left, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # What JSON itself takes once it is read: an empty object of two characters has 64 bytes and its place in a list.
+    assert most < 1 * MEBIBYTE + 50 * len(payload)
+    assert left < 256 << 10
 
 
 @given(st.binary(max_size=200))
