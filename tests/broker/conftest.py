@@ -149,6 +149,7 @@ class Proxy:
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                self.passes(source, data)
                 sink.sendall(data)
             if any(source is near for near, _ in self._pairs):
                 sink.shutdown(socket.SHUT_WR)
@@ -160,6 +161,9 @@ class Proxy:
                 continue
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def passes(self, source: socket.socket, data: bytes) -> None:
+        """For a test that looks at what goes through."""
 
     def cut(self) -> None:
         """Both sides lose the connection, without DISCONNECT."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import statistics
@@ -119,19 +120,20 @@ def flood(daemon: Daemon, port: int, count: int, seconds: float, seed: int = 1) 
     asked: dict[str, float] = {}
     rss: list[int] = []
     shares: list[float] = []
-    full = waiting = 0
+    full = waiting = on_board = 0
     while len(observer.results) < count and time.monotonic() - began < seconds:
         time.sleep(0.5)  # between two samples
         rss.append(process.memory_info().rss)
         shares.append(len(observer.results) / count)
         waiting = max(waiting, int(json.loads(observer.health or "{}").get("outbox", 0)))
+        on_board = max(on_board, int(json.loads(observer.health or "{}").get("queued", 0)))
         full += any("spool full" in fault for fault in daemon.faults() or [])
         # Of those that came last: some hundred others are before it.
         late = [id for id in observer.accepted[-20:] if id not in observer.started and id not in observer.results]
         if late and shares[-1] < 0.9:
             asked[late[-1]] = time.time()
             observer.cancel(late[-1])
-    took = time.monotonic() - began
+    took, ended = time.monotonic() - began, time.time()
     sender.join()
     observer.close()
     results = observer.results
@@ -152,7 +154,8 @@ def flood(daemon: Daemon, port: int, count: int, seconds: float, seed: int = 1) 
         priority, result = order.randrange(10), results[f"flood-{n}"]
         if result["state"] == "succeeded":
             waits.setdefault(priority, []).append(result["timings"]["queued"])
-    beats = [later - earlier for earlier, later in zip(observer.heartbeats, observer.heartbeats[1:], strict=False)]
+    # From beginning to end: those that never came leave a pause too.
+    beats = [later - earlier for earlier, later in itertools.pairwise([ended - took, *observer.heartbeats, ended])]
     settled = next(index for index, share in enumerate(shares) if share >= 0.2)
     return {
         "jobs": count,
@@ -161,6 +164,7 @@ def flood(daemon: Daemon, port: int, count: int, seconds: float, seed: int = 1) 
         "RSS when a fifth was answered": rss[settled],
         "RSS at most after that": max(rss[settled:]),
         "looks at /readyz that said spool full, of": f"{full} of {len(rss)}",
+        "jobs that waited on board, most": on_board,
         "jobs cancelled meanwhile": len(cancelled),
         "cancel to the job's end, s, p50": round(statistics.median(cancelled), 3),
         "cancel to the job's end, s, most": round(max(cancelled), 3),
