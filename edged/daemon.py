@@ -482,8 +482,8 @@ class Daemon:
         mount = mount_of(self._settings.state_dir.resolve(), self._board.root)
         if mount is not None and mount.volatile:
             log.warning("state_dir_volatile", kind=mount.kind, hint="what is in memory is lost with the power")
-        for place in swaps_on_card(self._board.root):
-            log.warning("memory_swapped_to_card", place=place, hint="zram does no harm")
+        for swap in swaps_on_card(self._board.root):
+            log.warning("memory_swapped_to_card", place=swap, hint="zram does no harm")
 
     def _heartbeat(self) -> None:
         throttled = {reason for reason, on in self._board.throttled().items() if on}
