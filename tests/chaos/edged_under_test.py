@@ -1,7 +1,9 @@
 """Runs edged so that it kills itself at a chosen instant, or with one of its promises broken on purpose.
 
 Nothing of this is in the product. CHAOS_KILL=STAGE:COUNT:DELAY ends the process with SIGKILL when it is at STAGE for
-the COUNTth time, DELAY seconds later where the stage lasts. CHAOS_SABOTAGE names what the oracle must notice.
+the COUNTth time, DELAY seconds later where the stage lasts. While it starts or drains, each statement of SQL and each
+publication counts, and the last instant is the end of it. CHAOS_SABOTAGE names what the oracle must notice.
+CHAOS_CLOCK_TRUSTED lets the daemon take its wall clock for synchronised.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ import json
 import os
 import runpy
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from edged.daemon import Daemon
 from edged.engine.engine import Engine
+from edged.health.clock import Clock
 from edged.jobs.desk import Desk
 from edged.jobs.outbox import Outbox
 from edged.jobs.spool import Known, Spool
@@ -99,6 +104,38 @@ def _watch_stages() -> None:
     Session._send = watched_send  # type: ignore[method-assign]
 
 
+def _watch_start_and_drain() -> None:
+    init, drain, connect, publish = Daemon.__init__, Daemon._drain, sqlite3.connect, Link.publish
+    now = "starting"
+
+    def watched_init(self: Daemon, *arguments: Any, **options: Any) -> None:
+        nonlocal now
+        init(self, *arguments, **options)
+        if now == _wanted:
+            _kill()
+        now = ""
+
+    def watched_drain(self: Daemon) -> None:
+        nonlocal now
+        now = "draining"
+        drain(self)
+        _kill()
+
+    def watched_connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        db = connect(*arguments, **options)
+        db.set_trace_callback(lambda _: _reached(now))
+        return db
+
+    def watched_publish(self: Link, *arguments: Any, **options: Any) -> bool:
+        _reached(now)
+        return publish(self, *arguments, **options)
+
+    Daemon.__init__, sqlite3.connect = watched_init, watched_connect  # type: ignore[method-assign]
+    Link.publish = watched_publish  # type: ignore[method-assign]
+    if _wanted == "draining":
+        Daemon._drain = watched_drain  # type: ignore[method-assign]
+
+
 def _try_again_soon() -> None:
     """A connection that was lost is tried again within a second, not after the minute that spares a broker."""
     init = Link.__init__
@@ -168,5 +205,10 @@ if __name__ == "__main__":
     _try_again_soon()
     if sabotage := os.environ.get("CHAOS_SABOTAGE"):
         SABOTAGES[sabotage]()
-    _watch_stages()
+    if os.environ.get("CHAOS_CLOCK_TRUSTED"):
+        Clock.synchronised = lambda self: True  # type: ignore[method-assign]
+    if _wanted in ("starting", "draining"):
+        _watch_start_and_drain()
+    else:
+        _watch_stages()
     runpy.run_module("edged", run_name="__main__")

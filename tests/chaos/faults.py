@@ -5,19 +5,27 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from places import Disk
-from world import World
+from world import Device, Life, World
 
 # (stage, at most so many times, at most so many seconds into it): an instant is drawn within these.
 Instant = tuple[str, int, float]
-RECEIVED: Instant = ("received", 20, 0.0)
+RECEIVED: Instant = ("received", 12, 0.0)
 COMMITTING: Instant = ("committing", 6, 0.03)
 COMMITTED: Instant = ("committed", 6, 0.0)
-RUNNING: Instant = ("running", 60, 0.01)
+RUNNING: Instant = ("running", 40, 0.01)
 RESULT_COMMITTED: Instant = ("result-committed", 6, 0.0)
-PUBLISHED: Instant = ("published", 20, 0.0)
+PUBLISHED: Instant = ("published", 12, 0.0)
+STARTING: Instant = ("starting", 25, 0.0)
+SALVAGING: Instant = ("salvaging", 400, 0.0)
+"""A start that takes the spool for damaged and takes over what is in it."""
+DRAINING: Instant = ("draining", 25, 0.0)
+LIFE = (RECEIVED, COMMITTING, COMMITTED, RUNNING, RESULT_COMMITTED, PUBLISHED)
+"""Those of a job's life."""
+STAGES = [stage for stage, _, _ in (*LIFE, STARTING, SALVAGING, DRAINING)]
 INSTANT_SECONDS = 30.0
 """An instant that does not come by then is none: jobs are sent all the time."""
 
@@ -26,7 +34,7 @@ def kill_at(world: World, instant: Instant, device: int = 0) -> bool:
     """Start the device, which runs until it kills itself at that instant; False where the instant does not come."""
     stage, most, longest = instant
     count, delay = world.draw.randint(1, most), world.draw.uniform(0.0, longest)
-    life = world.devices[device].launch(f"{stage}:{count}:{delay:.4f}")
+    life = _launch(world, world.devices[device], instant, count, delay)
     code = life.ended(INSTANT_SECONDS)
     if code == -signal.SIGKILL:
         world.log.fault(f"kill {stage}", device=device, count=count, delay=round(delay, 4))
@@ -35,6 +43,23 @@ def kill_at(world: World, instant: Instant, device: int = 0) -> bool:
     life.ended(INSTANT_SECONDS)
     world.complain(f"board-{device} was not killed when {stage} for time {count}: {code}")
     return False
+
+
+def _launch(world: World, device: Device, instant: Instant, count: int, delay: float) -> Life:
+    stage = instant[0]
+    if instant is SALVAGING:
+        stage = "starting"
+        (device.state_dir / "spool.db.damage").write_text("chaos")  # the daemon's own note to its next start
+    life = device.launch(f"{stage}:{count}:{delay:.4f}")
+    if instant is DRAINING:
+        twice = world.draw.random() < 0.5  # the second one ends the drain
+        results = world.draw.randint(1, 20)
+        device.until_up_or_ended()
+        world.progress(results)
+        life.signal(signal.SIGTERM)
+        if twice:
+            life.signal(signal.SIGTERM)
+    return life
 
 
 def arm(world: World, instant: Instant, device: int) -> None:
@@ -51,7 +76,10 @@ def revive(world: World) -> None:
     """Start again what ended itself."""
     for number, device in enumerate(world.devices):
         if not device.runs:
-            world.log.fault("kill at an instant", device=number)
+            assert device.life
+            if (code := device.life.ended(0.0)) != -signal.SIGKILL:
+                world.complain(f"board-{number} ended by itself: {code}")
+            world.log.fault(f"kill {device.instant}", device=number)
             device.launch()
 
 
@@ -94,14 +122,15 @@ def delay(world: World, device: int = 0) -> None:
     world.proxies[device].delay = 0.0
 
 
-def stop(world: World, seconds: float, device: int = 0) -> None:
-    """SIGSTOP for so long."""
-    world.log.fault("SIGSTOP", device=device, seconds=round(seconds, 1))
-    life = world.devices[device].life
-    assert life
-    life.signal(signal.SIGSTOP)
+def stop(world: World, seconds: float, devices: Sequence[int] = (0,)) -> None:
+    """SIGSTOP for so long, of all these devices at a time."""
+    lives = [life for device in devices if (life := world.devices[device].life)]
+    for device, life in zip(devices, lives, strict=True):
+        world.log.fault("SIGSTOP", device=device, seconds=round(seconds, 1))
+        life.signal(signal.SIGSTOP)
     time.sleep(seconds)
-    life.signal(signal.SIGCONT)
+    for life in lives:
+        life.signal(signal.SIGCONT)
 
 
 def break_disk(world: World, disk: Disk) -> None:

@@ -15,6 +15,8 @@ class Sent:
     """Whether its result came while the sender did no more than it must."""
     results: frozenset[tuple[str, str]]
     """(device, digest) of every result that the sender saw."""
+    may_expire: bool = False
+    """Whether a moved clock may end it, by its deadline."""
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Verdict:
 
     copies: int = 0
     """Results seen beyond the first of a job on a device."""
+    expired: int = 0
+    """Results that say that the job's time was over."""
     lost: list[str] = field(default_factory=list)
     """Jobs that the sender sent as it must and whose result did not come, or not to the observer."""
     ran_again: list[str] = field(default_factory=list)
@@ -51,7 +55,8 @@ def judge(sent: Mapping[str, Sent], lines: Iterable[str]) -> Verdict:
             if place in contents:
                 verdict.copies += 1
             contents.setdefault(place, set()).add(digest)
-            if what != "succeeded" or id not in sent:
+            verdict.expired += what == "expired"
+            if id not in sent or not (what == "succeeded" or (what == "expired" and sent[id].may_expire)):
                 verdict.wrong.append(f"{id} on {device}: {what}")
         elif what in ("started", "retrying") and digest not in starts.setdefault(place, set()):
             starts[place].add(digest)  # a copy that the broker delivers again is no start

@@ -8,8 +8,8 @@ from glob import glob
 
 import faults
 import places
-from faults import COMMITTED, COMMITTING, PUBLISHED, RECEIVED, RESULT_COMMITTED, RUNNING
-from world import FaultLog, Outcome, World
+from faults import DRAINING, LIFE, RUNNING, SALVAGING, STARTING
+from world import PATIENCE, FaultLog, Outcome, World
 
 KEEP_ALIVE = 5.0
 """Seconds, of every device here; the broker gives up after half as long again."""
@@ -19,9 +19,24 @@ DAY = 86400
 def kills(seed: int, log: FaultLog) -> Outcome:
     """SIGKILL of the device, 50 times in every stage of a job's life."""
     world = World("kill -9", seed, log)
-    instants = [RECEIVED, COMMITTING] * 25 + [COMMITTED, RUNNING, RESULT_COMMITTED, PUBLISHED] * 50
+    instants = list(LIFE) * 50
     world.draw.shuffle(instants)
     world.sender.take(True)
+    for instant in instants:
+        faults.kill_at(world, instant)
+    world.launch()
+    return world.conclude()
+
+
+def kills_at_ends(seed: int, log: FaultLog) -> Outcome:
+    """SIGKILL of the device while it starts, at first on nothing, while it mends its spool, and while it drains."""
+    world = World("kill -9, start and end", seed, log)
+    world.sender.take(True)
+    for _ in range(3):
+        faults.kill_at(world, STARTING)
+    faults.kill_at(world, DRAINING)
+    instants = [STARTING, SALVAGING, DRAINING] * 20
+    world.draw.shuffle(instants)
     for instant in instants:
         faults.kill_at(world, instant)
     world.launch()
@@ -80,19 +95,19 @@ def link_down(seed: int, log: FaultLog) -> Outcome:
 
 
 def stopped(seed: int, log: FaultLog) -> Outcome:
-    """SIGSTOP, for longer than the broker waits for a sign of life."""
-    world = World("SIGSTOP", seed, log)
+    """SIGSTOP of three devices at a time, for longer than the broker waits for a sign of life."""
+    world = World("SIGSTOP", seed, log, devices=3)
     world.launch()
     world.sender.take(True)
     for _ in range(2):
         world.progress(world.draw.randint(10, 60))
-        faults.stop(world, KEEP_ALIVE * world.draw.uniform(1.7, 2.2))
+        faults.stop(world, KEEP_ALIVE * world.draw.uniform(1.7, 2.2), range(3))
     world.progress(20)
     return world.conclude()
 
 
 def moved_clock(seed: int, log: FaultLog) -> Outcome:
-    """The device's wall clock leaps, forwards past retention and ttl, and back; and a new start under it."""
+    """The device's wall clock leaps, forwards past retention, ttl and deadlines, and back; and a new start under it."""
     library = next(iter(glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None)
     if library is None:
         raise places.Skipped("libfaketime is not there (apt install faketime)")
@@ -103,16 +118,26 @@ def moved_clock(seed: int, log: FaultLog) -> Outcome:
         "FAKETIME_CACHE_DURATION": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "NO_FAKE_STAT": "1",
+        "CHAOS_CLOCK_TRUSTED": "1",
     }
+    world.sender.deadlines = tuple(_in_days(days) for days in (10, 100, 4000))
     world.launch()
     world.sender.take(True)
-    for days in (30, -3, 400, 0):
-        world.progress(world.draw.randint(30, 80))
+    for days in (30, -3, 400, 0, -400, 30, 0, 400):
+        world.progress(world.draw.randint(20, 60))
         faults.set_clock(world, days * DAY + world.draw.randint(-3600, 3600))
-        world.progress(world.draw.randint(30, 80))
-        faults.kill(world)
+        world.progress(world.draw.randint(20, 60))
+        if world.draw.random() < 0.5:
+            faults.kill(world)
     world.progress(20)
-    return world.conclude()
+    outcome = world.conclude()
+    if not outcome.verdict.expired:
+        outcome.verdict.wrong.append("no job's deadline passed")
+    return outcome
+
+
+def _in_days(days: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + days * DAY))
 
 
 def bad_disk(seed: int, log: FaultLog) -> Outcome:
@@ -153,7 +178,6 @@ def group(seed: int, log: FaultLog) -> Outcome:
     world.devices[1].env["EDGED_MQTT__PROTOCOL"] = "3.1.1"
     world.launch()
     world.sender.take(True)
-    instants = [RECEIVED, COMMITTING, COMMITTED, RUNNING, RESULT_COMMITTED, PUBLISHED]
     todo = ["kill"] * 8 + ["arm"] * 24 + ["broker"] * 8 + ["lose"] * 12 + ["halve"] * 4 + ["delay"] * 4 + ["stop"]
     world.draw.shuffle(todo)
     for what in todo:
@@ -161,11 +185,11 @@ def group(seed: int, log: FaultLog) -> Outcome:
         faults.revive(world)
         device = world.draw.randrange(3)
         if what == "arm":
-            faults.arm(world, world.draw.choice(instants), device)
+            faults.arm(world, world.draw.choice(LIFE), device)
         elif what == "broker":
             faults.kill_broker(world)
         elif what == "stop":
-            faults.stop(world, KEEP_ALIVE * 1.8, device)
+            faults.stop(world, KEEP_ALIVE * 1.8, [device])
         else:
             getattr(faults, what)(world, device)
     for number in range(3):
@@ -174,8 +198,44 @@ def group(seed: int, log: FaultLog) -> Outcome:
     return world.conclude()
 
 
+def one_leaves(seed: int, log: FaultLog) -> Outcome:
+    """A device of the group dies with jobs that it accepted, stays away while the others go on, and comes back.
+
+    What it accepted stays its own: nobody asks for it anew, and it is answered. What the sender gave up waiting for has
+    two answers then, one of each device, and the first was the one that counted.
+    """
+    world = World("one of three leaves", seed, log, devices=3)
+    sender, leaver = world.sender, world.devices[2]
+    for device in world.devices[:2]:
+        device.launch()
+    sender.take(True)
+    for _ in range(3):
+        faults.kill_at(world, RUNNING, 2)
+        log.fault("leaves", device=2)
+        world.progress(10)  # and so all that it had published is here
+        owed = sender.owed(2)
+        sender.ask_again()
+        world.progress(world.draw.randint(100, 200))
+        sender.take(False)
+        if not sender.until(sender.drained, PATIENCE):
+            world.complain(f"two of three did not answer {len(sender.open_ids())} jobs")
+        both = sender.answered_by(2)
+        leaver.launch()
+        if not sender.until(lambda: not any(sender.owed(number) for number in range(3)), PATIENCE):
+            world.complain(f"accepted and not answered: {[sender.owed(number) for number in range(3)]}")
+        log.note("is back", owed=owed, answered_by_two=sender.answered_by(2) - both)
+        if sender.answered_by(2) == both:
+            world.complain("no job has an answer of the device that left beside another's")
+        leaver.stop()
+        sender.take(True)
+    leaver.launch()
+    world.progress(20)
+    return world.conclude()
+
+
 PHASES: dict[str, Callable[[int, FaultLog], Outcome]] = {
     "kill -9": kills,
+    "kill -9, start and end": kills_at_ends,
     "broker, persistent": persistent_broker,
     "broker, forgetful": forgetful_broker,
     "bad network": bad_network,
@@ -184,6 +244,7 @@ PHASES: dict[str, Callable[[int, FaultLog], Outcome]] = {
     "wall clock moved": moved_clock,
     "disk full, read-only": bad_disk,
     "three in a group": group,
+    "one of three leaves": one_leaves,
 }
 
 
@@ -193,7 +254,7 @@ def selftest(seed: int, log: FaultLog, sabotage: str) -> Outcome:
     world.draw.seed(f"{seed}/selftest")  # the same whatever the sabotage
     world.sender.copies = 0.3
     world.sender.take(True)
-    instants = [RECEIVED, COMMITTING, COMMITTED, RUNNING, RESULT_COMMITTED, PUBLISHED] * 3
+    instants = LIFE * 3
     # Once every job that the sender may have open is lost, nothing moves any more.
     moving = all(faults.kill_at(world, instant) for instant in instants)
     world.launch()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import faults
 import phases
 from places import Skipped
 from world import HEADER, FaultLog
@@ -54,6 +55,8 @@ def main() -> int:
                     print(f"  kept: {outcomes[-1].folder}", flush=True)
     green = all(outcome.verdict.green for outcome in outcomes)
     jobs, seconds = sum(outcome.jobs for outcome in outcomes), time.monotonic() - began
+    kills = {name.removeprefix("kill "): n for name, n in log.totals.items() if name.startswith("kill ")}
+    print("kills by instant: " + ", ".join(f"{kills.get(stage, 0)} {stage}" for stage in faults.STAGES))
     print(f"{'green' if green else 'RED'}: {jobs} jobs, {seconds:.0f} s")
     return 0 if green else 1
 

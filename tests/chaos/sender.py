@@ -33,6 +33,8 @@ class _Job:
     sends: int = 0
     answered: bool = False
     results: set[tuple[str, str]] = field(default_factory=set)
+    accepted: set[str] = field(default_factory=set)
+    may_expire: bool = False
     asked_again: bool = False
 
 
@@ -45,6 +47,8 @@ class Sender:
         self.copies = 0.1
         """The share of jobs that are sent twice, and of those that are sent once more after their end."""
         self.copied = 0
+        self.deadlines: tuple[str, ...] = ()
+        """Some jobs get one of these; only a job with the last of them must not expire."""
         self._topic, self._draw = topic, draw
         self._jobs: dict[str, _Job] = {}
         self._open: dict[str, _Job] = {}
@@ -102,6 +106,27 @@ class Sender:
         with self._lock:
             return list(self._open)
 
+    def owed(self, device: int) -> list[str]:
+        """Jobs that this device has accepted and not answered."""
+        name = f"board-{device}"
+        with self._lock:
+            return [
+                id
+                for id, job in self._jobs.items()
+                if name in job.accepted and name not in {answered for answered, _ in job.results}
+            ]
+
+    def answered_by(self, devices: int) -> int:
+        """How many jobs so many devices have answered."""
+        with self._lock:
+            return sum(len({device for device, _ in job.results}) == devices for job in self._jobs.values())
+
+    def ask_again(self) -> None:
+        """Send what is open again until somebody accepts it, as after a lost connection."""
+        with self._lock:
+            for job in self._open.values():
+                job.settled, job.due = False, 0.0
+
     def roll_call(self, patience: float) -> None:
         """Ask for every finished job once more, in another order, at the device that answered it."""
         with self._lock:
@@ -126,7 +151,8 @@ class Sender:
         self._client.disconnect()
         self._client.loop_stop()
         return {
-            id: Sent(job.answered and not job.asked_again, frozenset(job.results)) for id, job in self._jobs.items()
+            id: Sent(job.answered and not job.asked_again, frozenset(job.results), job.may_expire)
+            for id, job in self._jobs.items()
         }
 
     # The thread, and paho's
@@ -151,7 +177,10 @@ class Sender:
         document |= {"max_tokens": draw.choice((1, 2, 4, 12)), "ignore_eos": True, "priority": draw.randrange(10)}
         if draw.random() < 0.5:
             document["ttl"] = 3600
+        if self.deadlines and draw.random() < 0.5:
+            document["deadline"] = draw.choice(self.deadlines)
         job = _Job(self._topic, json.dumps(document).encode())
+        job.may_expire = document.get("deadline", self.deadlines[-1:]) in self.deadlines[:-1]
         self._jobs[id] = self._open[id] = job
         if draw.random() < self.copies:
             self._copy(job)
@@ -172,8 +201,7 @@ class Sender:
     def _link(self, up: bool) -> None:
         with self._lock:
             self._connected = up
-            for job in self._open.values():
-                job.settled, job.due = False, 0.0
+            self.ask_again()
 
     def _heard(self, _client: Client, _data: object, message: MQTTMessage) -> None:
         *_, device, kind, id = message.topic.split("/")
@@ -183,6 +211,8 @@ class Sender:
                 return
             job.settled = True
             if kind != "result":
+                if json.loads(message.payload)["event"] == "accepted":
+                    job.accepted.add(device)
                 return
             job.results.add((device, digest(message.payload)))
             self.progressed_at = time.monotonic()

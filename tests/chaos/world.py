@@ -43,6 +43,8 @@ class FaultLog:
         self._began = time.monotonic()
         self.counts: Counter[str] = Counter()
         """Of the phase under way, by fault."""
+        self.totals: Counter[str] = Counter()
+        """Of the whole run."""
 
     def begin(self, phase: str) -> None:
         self.counts = Counter()
@@ -50,6 +52,7 @@ class FaultLog:
 
     def fault(self, name: str, **fields: object) -> None:
         self.counts[name] += 1
+        self.totals[name] += 1
         self.note(name, **fields)
 
     def note(self, event: str, **fields: object) -> None:
@@ -122,6 +125,8 @@ class Device(Daemon):
         self._nursery: Nursery | None = None
         self.life: Life | None = None
         """The daemon of now, or the last one."""
+        self.instant = ""
+        """The stage at which it is to end itself."""
 
     def inside(self, *command: str) -> None:
         """Start by this command from now on, which must replace itself (exec) by what it is given."""
@@ -132,7 +137,7 @@ class Device(Daemon):
         """Start, and do not wait; `kill` is STAGE:COUNT:DELAY."""
         if self._nursery is None:
             self._nursery = Nursery([*self._prefix, sys.executable, *self._script], self.env, self.log_file)
-        self.life = self._nursery.bear(kill)
+        self.life, self.instant = self._nursery.bear(kill), kill.partition(":")[0]
         return self.life
 
     @property
