@@ -1,9 +1,10 @@
 """Runs edged so that it kills itself at a chosen instant, or with one of its promises broken on purpose.
 
 Nothing of this is in the product. CHAOS_KILL=STAGE:COUNT:DELAY ends the process with SIGKILL when it is at STAGE for
-the COUNTth time, DELAY seconds later where the stage lasts. While it starts or drains, each statement of SQL and each
-publication counts, and the last instant is the end of it. CHAOS_SABOTAGE names what the oracle must notice.
-CHAOS_CLOCK_TRUSTED lets the daemon take its wall clock for synchronised.
+the COUNTth time, DELAY seconds later where the stage lasts. While it starts or drains, each statement of SQL (of many
+alike in a row the first), file renamed or removed, and publication counts, and the last instant is the end of it.
+CHAOS_SABOTAGE names what the oracle must notice. CHAOS_CLOCK_TRUSTED lets the daemon take its wall clock for
+synchronised.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import runpy
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -107,6 +109,17 @@ def _watch_stages() -> None:
 def _watch_start_and_drain() -> None:
     init, drain, connect, publish = Daemon.__init__, Daemon._drain, sqlite3.connect, Link.publish
     now = "starting"
+    last: list[str] = []
+
+    def stated(sql: str) -> None:
+        nonlocal last
+        if (words := sql.split()[:3]) != last:
+            last = words
+            _reached(now)
+
+    def audited(event: str, _arguments: object) -> None:
+        if event in ("os.rename", "os.remove"):
+            _reached(now)
 
     def watched_init(self: Daemon, *arguments: Any, **options: Any) -> None:
         nonlocal now
@@ -123,13 +136,14 @@ def _watch_start_and_drain() -> None:
 
     def watched_connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
         db = connect(*arguments, **options)
-        db.set_trace_callback(lambda _: _reached(now))
+        db.set_trace_callback(stated)
         return db
 
     def watched_publish(self: Link, *arguments: Any, **options: Any) -> bool:
         _reached(now)
         return publish(self, *arguments, **options)
 
+    sys.addaudithook(audited)
     Daemon.__init__, sqlite3.connect = watched_init, watched_connect  # type: ignore[method-assign]
     Link.publish = watched_publish  # type: ignore[method-assign]
     if _wanted == "draining":

@@ -19,10 +19,10 @@ COMMITTED: Instant = ("committed", 6, 0.0)
 RUNNING: Instant = ("running", 40, 0.01)
 RESULT_COMMITTED: Instant = ("result-committed", 6, 0.0)
 PUBLISHED: Instant = ("published", 12, 0.0)
-STARTING: Instant = ("starting", 25, 0.0)
-SALVAGING: Instant = ("salvaging", 400, 0.0)
+STARTING: Instant = ("starting", 20, 0.0)
+SALVAGING: Instant = ("salvaging", 60, 0.0)
 """A start that takes the spool for damaged and takes over what is in it."""
-DRAINING: Instant = ("draining", 25, 0.0)
+DRAINING: Instant = ("draining", 100, 0.0)
 LIFE = (RECEIVED, COMMITTING, COMMITTED, RUNNING, RESULT_COMMITTED, PUBLISHED)
 """Those of a job's life."""
 STAGES = [stage for stage, _, _ in (*LIFE, STARTING, SALVAGING, DRAINING)]
