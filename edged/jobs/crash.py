@@ -39,6 +39,7 @@ class CrashLedger:
         self.last_end = _read_last_end(folder, boot_id)
         (folder / "last-exit").unlink(missing_ok=True)
         # Python writes the signal's name and every thread's stack here on SIGSEGV, SIGABRT, SIGILL, SIGBUS and SIGFPE.
+        # The name comes first: while it reads the stacks of threads that go on, it may crash itself, by SIGSEGV.
         self._last_words = (folder / "crash.txt").open("w")
         faulthandler.enable(self._last_words, all_threads=True)
         self._running = os.open(folder / "running", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -49,7 +49,8 @@ def test_three_crashes_while_it_ran_alone_are_a_crash_loop(place: Place, number:
     daemon, client = place.daemon(paced=True).start(), place.client()
     running(daemon, client, "poison")
     for crash in range(3):
-        assert daemon.end(number) == -number
+        # Writing down every thread's stack while they go on, CPython can crash itself (its issue 116008): once in 60.
+        assert daemon.end(number) in (-number, -signal.SIGSEGV)
         daemon.start(ready=False)
         if crash < 2:
             client.wait("event/poison", crash + 3)
@@ -60,6 +61,8 @@ def test_three_crashes_while_it_ran_alone_are_a_crash_loop(place: Place, number:
     assert client.ask(job("healthy"))["state"] == "succeeded"
     crashes = [json.loads(line) for line in daemon.log().splitlines() if "crashed_before" in line]
     assert [crash["jobs"] for crash in crashes] == [["poison"]] * 3
+    words = {signal.SIGABRT: "Fatal Python error: Aborted", signal.SIGSEGV: "Fatal Python error: Segmentation fault"}
+    assert {crash["reason"] for crash in crashes} == {words[number]}
 
 
 def test_after_a_crash_with_two_rows_the_suspects_run_one_at_a_time(place: Place) -> None:
