@@ -64,12 +64,15 @@ def network() -> Iterator[Network]:
     except OSError as error:
         raise Skipped(f"no network namespace here: {error}") from None
     try:
-        _run("ip", "link", "add", host, "type", "veth", "peer", "name", device, "netns", name)
-        _run("ip", "address", "add", f"{net}.1/24", "dev", host)
-        _run("ip", "link", "set", host, "up")
-        _run("ip", "-n", name, "address", "add", f"{net}.2/24", "dev", device)
-        _run("ip", "-n", name, "link", "set", device, "up")
-        _run("ip", "-n", name, "link", "set", "lo", "up")
+        try:
+            _run("ip", "link", "add", host, "type", "veth", "peer", "name", device, "netns", name)
+            _run("ip", "address", "add", f"{net}.1/24", "dev", host)
+            _run("ip", "link", "set", host, "up")
+            _run("ip", "-n", name, "address", "add", f"{net}.2/24", "dev", device)
+            _run("ip", "-n", name, "link", "set", device, "up")
+            _run("ip", "-n", name, "link", "set", "lo", "up")
+        except OSError as error:
+            raise Skipped(f"no link into a network namespace here: {error}") from None
         yield Network(name, host, device, f"{net}.1")
     finally:
         _run("ip", "netns", "del", name)
@@ -108,12 +111,18 @@ class Disk:
 
     def fail(self) -> None:
         """An error as of a bad card: the kernel remounts the disk read-only, under those who write to it."""
-        device = Path(os.path.realpath(self._device())).name
-        Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text("1")
+        self._trigger.write_text("1")
 
-    def _device(self) -> str:
+    @property
+    def breakable(self) -> bool:
+        """Whether the kernel takes the order to fail."""
+        return os.access(self._trigger, os.W_OK)
+
+    @property
+    def _trigger(self) -> Path:
         lines = Path("/proc/self/mounts").read_text().splitlines()
-        return next(line.split()[0] for line in lines if line.split()[1] == str(self.path))
+        mounted = next(line.split()[0] for line in lines if line.split()[1] == str(self.path))
+        return Path(f"/sys/fs/ext4/{Path(os.path.realpath(mounted)).name}/trigger_fs_error")
 
     def mend(self) -> None:
         """What a restart of the board does: check and mount again. Nobody uses it meanwhile.
@@ -141,6 +150,8 @@ def disk(megabytes: int) -> Iterator[Disk]:
         shutil.rmtree(folder, ignore_errors=True)
         raise Skipped(f"no loop device here: {error}") from None
     try:
+        if not made.breakable:
+            raise Skipped("the kernel breaks no disk by order here (trigger_fs_error)")
         yield made
     finally:
         made.unmount()
