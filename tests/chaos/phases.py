@@ -181,7 +181,7 @@ def group(seed: int, log: FaultLog) -> Outcome:
     todo = ["kill"] * 8 + ["arm"] * 24 + ["broker"] * 8 + ["lose"] * 12 + ["halve"] * 4 + ["delay"] * 4 + ["stop"]
     world.draw.shuffle(todo)
     for what in todo:
-        world.progress(world.draw.randint(2, 20))
+        world.progress(world.draw.randint(2, 20), lambda: faults.revive(world))
         faults.revive(world)
         device = world.draw.randrange(3)
         if what == "arm":

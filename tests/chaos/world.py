@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TextIO
 
@@ -30,6 +31,8 @@ from sender import Sender  # noqa: E402
 
 PATIENCE = 30.0
 """Seconds without any result, all faults over, after which what is open counts as lost."""
+QUIET = 3.0
+"""Seconds without any result, after which devices that ended themselves are looked for."""
 GROUP = "chaos"
 NEVER = "never:0:0"
 """The kill that does not come."""
@@ -229,10 +232,17 @@ class World:
         self._complaints.append(what)
         self.log.note("complaint", what=what)
 
-    def progress(self, results: int) -> None:
-        """Wait until so many more results have come."""
+    def progress(self, results: int, revive: Callable[[], None] = lambda: None) -> None:
+        """Wait until so many more results have come. Devices that ended may own all that is open: `revive` them."""
         wanted = self.sender.finished + results
-        if not self.sender.until(lambda: self.sender.finished >= wanted, PATIENCE):
+
+        def come() -> bool:
+            return self.sender.finished >= wanted
+
+        if self.sender.until(come, QUIET):
+            return
+        revive()
+        if not self.sender.until(come, PATIENCE):
             self.complain(f"no result within {PATIENCE:.0f} s, with {len(self.sender.open_ids())} jobs open")
 
     def conclude(self, patience: float = PATIENCE) -> Outcome:
