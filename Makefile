@@ -47,7 +47,7 @@ test-pull: $(VENV)/.dev ## edged model pull from a real nginx: cuts, damage, ful
 		[ ! -d /run/systemd/system ] || $(SUDO) systemctl disable --quiet --now nginx; }
 	@$(BIN)/pytest -q tests/pull
 
-chaos: $(VENV)/.dev | mosquitto faketime ## kills, cuts and broken networks: no job lost, none run twice (SEED=N repeats a run; minutes; all of it as root)
+chaos: $(VENV)/.dev | mosquitto chaos-tools ## kills, cuts and broken networks: no job lost, none run twice (SEED=N repeats a run; minutes; all of it as root)
 	@$(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED))
 
 chaos-selftest: $(VENV)/.dev | mosquitto ## whether `make chaos` would notice three broken promises (a minute and a half)
@@ -160,8 +160,8 @@ mosquitto:
 		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends \
 			mosquitto mosquitto-clients openssl curl prometheus >/dev/null; }
 
-.PHONY: faketime
-faketime:
-	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || { \
-		echo "installing faketime …"; \
-		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends faketime >/dev/null; }
+.PHONY: chaos-tools
+chaos-tools:
+	@{ command -v ip && command -v mkfs.ext4 && ls /usr/lib/*/faketime/libfaketimeMT.so.1; } >/dev/null 2>&1 || { \
+		echo "installing faketime, iproute2 and e2fsprogs …"; \
+		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends faketime iproute2 e2fsprogs >/dev/null; }
