@@ -39,6 +39,8 @@ groups = ["fleet"]
 [mqtt]
 host = "127.0.0.1"
 """
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": "/root", "LANG": "C.UTF-8"}
+"""The booted system's own: what this machine says of proxies and certificates is not for it."""
 # What a test cannot wait for; the rest is as shipped.
 IMPATIENT = "[Service]\nWatchdogSec=8\nTimeoutAbortSec=4\nRestartSec=1\n"
 
@@ -108,7 +110,7 @@ class Machine:
     def shell(self, command: str, check: bool = True, timeout: float = PATIENCE) -> str:
         done = subprocess.run(
             ["nsenter", "-t", self.leader, "-a", "/bin/sh", "-c", command],
-            capture_output=True, text=True, check=False, timeout=timeout, start_new_session=True,
+            capture_output=True, text=True, check=False, timeout=timeout, start_new_session=True, env=ENVIRONMENT,
         )  # fmt: skip
         assert not check or done.returncode == 0, f"{command}: {done.stdout[-1500:]} {done.stderr[-1500:]}"
         return done.stdout.strip()

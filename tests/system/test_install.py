@@ -63,7 +63,7 @@ def test_bash_completes_commands(machine: Machine) -> None:
 
 def test_it_can_ask_the_hub(machine: Machine) -> None:
     said = machine.shell("HF_ENDPOINT=http://127.0.0.1:9 edged model pull hf:some/model 2>&1", check=False)
-    assert "the hub at http://127.0.0.1:9 does not answer" in said
+    assert "the hub cannot be asked: 127.0.0.1:9 refused the connection" in said
     assert "pip install" not in said
 
 
