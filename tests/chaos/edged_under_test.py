@@ -184,16 +184,9 @@ def _acknowledge_before_commit() -> None:
 
 
 def _forget_what_is_known() -> None:
-    init = Spool.__init__
-
-    def without_index(self: Spool, *arguments: Any, **options: Any) -> None:
-        init(self, *arguments, **options)
-        self._db.execute("DROP INDEX IF EXISTS job_id")
-
     def nothing(self: Spool, id: str) -> Known | None:
         return None
 
-    Spool.__init__ = without_index  # type: ignore[method-assign]
     Spool.find = nothing  # type: ignore[method-assign]
 
 

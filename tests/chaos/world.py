@@ -31,7 +31,7 @@ from sender import Sender  # noqa: E402
 
 PATIENCE = 30.0
 """Seconds without any result, all faults over, after which what is open counts as lost."""
-QUIET = 3.0
+QUIET = 1.0
 """Seconds without any result, after which devices that ended themselves are looked for."""
 GROUP = "chaos"
 NEVER = "never:0:0"
