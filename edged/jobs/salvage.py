@@ -58,6 +58,7 @@ def open_spool(path: Path) -> Spool:
         except SpoolDamagedError as error:
             reason = str(error)
     try:
+        path.touch(0o600)  # where somebody removed it, and left its log or the note of its damage
         return _salvage(path, reason)
     except (OSError, sqlite3.Error) as error:  # the disk is full, say; the damaged file is as it was
         with contextlib.suppress(OSError):

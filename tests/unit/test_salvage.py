@@ -221,6 +221,19 @@ def test_a_file_that_was_emptied_beside_its_log_is_kept(killed: Path) -> None:
     assert Path(f"{damaged}-wal").stat().st_size > 0
 
 
+def test_a_file_that_was_removed_beside_its_log_or_a_note_of_its_damage_keeps_no_start_away(killed: Path) -> None:
+    killed.unlink()
+    spool = open_spool(killed)
+    assert spool.ids() == []
+    (damaged,) = set_aside(killed)
+    assert Path(f"{damaged}-wal").stat().st_size > 0
+    spool.close()
+    killed.unlink()
+    mark_damaged(killed, "the spool is damaged")
+    assert open_spool(killed).ids() == []
+    assert not killed.with_name("spool.db.damage").exists()
+
+
 def test_a_log_of_garbage_costs_what_was_only_there(killed: Path) -> None:
     overwrite(Path(f"{killed}-wal"), 0, Path(f"{killed}-wal").stat().st_size)
     spool = open_spool(killed)
