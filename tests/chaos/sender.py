@@ -116,10 +116,10 @@ class Sender:
                 if name in job.accepted and name not in {answered for answered, _ in job.results}
             ]
 
-    def answered_by(self, devices: int) -> int:
-        """How many jobs so many devices have answered."""
+    def answered_twice(self) -> int:
+        """How many jobs have answers of more than one device."""
         with self._lock:
-            return sum(len({device for device, _ in job.results}) == devices for job in self._jobs.values())
+            return sum(len({device for device, _ in job.results}) > 1 for job in self._jobs.values())
 
     def ask_again(self) -> None:
         """Send what is open again until somebody accepts it, as after a lost connection."""
