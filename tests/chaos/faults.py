@@ -14,10 +14,10 @@ from world import Device, Life, World
 # (stage, at most so many times, at most so many seconds into it): an instant is drawn within these.
 Instant = tuple[str, int, float]
 RECEIVED: Instant = ("received", 12, 0.0)
-COMMITTING: Instant = ("committing", 4, 0.03)
-COMMITTED: Instant = ("committed", 4, 0.0)
+COMMITTING: Instant = ("committing", 3, 0.03)
+COMMITTED: Instant = ("committed", 3, 0.0)
 RUNNING: Instant = ("running", 40, 0.01)
-RESULT_COMMITTED: Instant = ("result-committed", 4, 0.0)
+RESULT_COMMITTED: Instant = ("result-committed", 3, 0.0)
 PUBLISHED: Instant = ("published", 12, 0.0)
 STARTING: Instant = ("starting", 20, 0.0)
 SALVAGING: Instant = ("salvaging", 60, 0.0)
