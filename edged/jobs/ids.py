@@ -1,16 +1,21 @@
 """Which job has which id, in memory: ids are random, so that each new one would cost the card a page of an index.
 
-A job takes 16 bytes: what Python's hash makes of its id, and its number, in two arrays in the order of the hashes. What
-came last waits in a dictionary and is sorted in with others.
+A job takes 16 bytes: what Python's hash makes of its id, and its number, in arrays in the order of the hashes. What
+came last waits in a dictionary and becomes an array with others; the arrays stay apart, since sorting all of them anew
+each time would leave the process several times their size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 _RECENT = 4096
+_ARRAYS = 64
+"""A look takes some microseconds for each; beyond, they become one."""
 
 
 class Ids:
@@ -18,41 +23,51 @@ class Ids:
 
     def __init__(self, jobs: Iterable[tuple[int, str]]) -> None:
         """`jobs`: number and id of each."""
-        pairs = np.fromiter(((hash(id), seq) for seq, id in jobs), np.dtype((np.int64, 2)))
-        order = np.argsort(pairs[:, 0], kind="stable")
-        self._hashes, self._seqs = pairs[order, 0], pairs[order, 1]
+        self._arrays = [_sorted(_pairs((hash(id), seq) for seq, id in jobs))]
         self._recent: dict[int, int] = {}
 
     def get(self, id: str) -> int | None:
         """The job that came with this id last, None if there is none."""
         key = hash(id)
-        place = self._place(key)
-        return self._recent.get(key) or (None if place is None else int(self._seqs[place]) or None)
+        if (recent := self._recent.get(key)) is not None:
+            return recent
+        found = (int(seqs[place]) for seqs, place in self._places(key))
+        return next((seq for seq in found if seq), None)
 
     def add(self, seq: int, id: str) -> None:
         """One more job."""
         self._recent[hash(id)] = seq
         if len(self._recent) > _RECENT:
-            self._sort_in()
+            self._arrays.append(_sorted(_pairs(self._recent.items())))
+            self._recent.clear()
+            self._arrays = [(hashes, seqs) for hashes, seqs in self._arrays if seqs.any()]
+            if len(self._arrays) > _ARRAYS:
+                pairs = np.concatenate([np.stack(array, axis=1) for array in self._arrays])
+                self._arrays = [_sorted(pairs[pairs[:, 1] != 0])]
 
     def discard(self, seq: int, id: str) -> None:
         """A job that is no more, unless its id is another's by now."""
         key = hash(id)
-        place = self._place(key)
         if self._recent.get(key) == seq:
             del self._recent[key]
-        if place is not None and self._seqs[place] <= seq:
-            self._seqs[place] = 0
+        for seqs, place in self._places(key):
+            if seqs[place] <= seq:
+                seqs[place] = 0
 
-    def _place(self, key: int) -> int | None:
-        place = int(np.searchsorted(self._hashes, key))
-        return place if place < len(self._hashes) and self._hashes[place] == key else None
+    def _places(self, key: int) -> Iterable[tuple[NDArray[np.int64], int]]:
+        """Where a hash stands, the newest first."""
+        for hashes, seqs in reversed(self._arrays):
+            place = int(np.searchsorted(hashes, key))
+            if place < len(hashes) and hashes[place] == key:
+                yield seqs, place
 
-    def _sort_in(self) -> None:
-        new = np.fromiter(self._recent.items(), np.dtype((np.int64, 2)))
-        kept = (self._seqs != 0) & ~np.isin(self._hashes, new[:, 0])
-        hashes = np.concatenate([self._hashes[kept], new[:, 0]])
-        order = np.argsort(hashes, kind="stable")
-        self._seqs = np.concatenate([self._seqs[kept], new[:, 1]])[order]
-        self._hashes = hashes[order]
-        self._recent.clear()
+
+def _pairs(items: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+    pairs: NDArray[Any] = np.fromiter(items, np.dtype((np.int64, 2)))
+    return pairs
+
+
+def _sorted(pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Hashes in order, and the number that came last with each."""
+    hashes, last = np.unique(pairs[::-1, 0], return_index=True)
+    return hashes, pairs[::-1, 1][last]

@@ -13,6 +13,7 @@ from edged.jobs.ids import Ids
 @pytest.mark.parametrize("seed", range(5))
 def test_it_knows_what_a_dictionary_knows(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.setattr(module, "_RECENT", 7)
+    monkeypatch.setattr(module, "_ARRAYS", 4)
     draw = random.Random(seed)
     model = {f"id-{n}": n for n in range(1, 20)}
     ids = Ids((seq, id) for id, seq in model.items())
@@ -30,18 +31,19 @@ def test_it_knows_what_a_dictionary_knows(monkeypatch: pytest.MonkeyPatch, seed:
     assert [ids.get(f"id-{n}") for n in range(100)] == [model.get(f"id-{n}") for n in range(100)]
 
 
-def test_a_job_takes_sixteen_bytes() -> None:
+def test_a_job_takes_sixteen_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ARRAYS", 2)
     ids = Ids((n, f"id-{n}") for n in range(1, 10_001))
     for n in range(10_001, 100_001):
         ids.add(n, f"id-{n}")
-    assert ids._hashes.nbytes + ids._seqs.nbytes <= 16 * 100_000
+    assert sum(hashes.nbytes + seqs.nbytes for hashes, seqs in ids._arrays) <= 16 * 100_000
     assert len(ids._recent) <= 5000
     assert all(ids.get(f"id-{n}") == n for n in range(1, 100_001, 997))
     for n in range(1, 90_001):
         ids.discard(n, f"id-{n}")
     for n in range(100_001, 110_001):
         ids.add(n, f"id-{n}")
-    assert len(ids._hashes) <= 20_000
+    assert sum(len(hashes) for hashes, _ in ids._arrays) <= 20_000
 
 
 def test_without_jobs_it_knows_none() -> None:
