@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from folders import open_to_all
 
 from edged.cli.doctor import Finding, _c_library, examine, open_secrets
 from edged.health.board import detect
@@ -57,10 +57,7 @@ def test_a_port_that_another_program_has_is_a_failure(settings: Settings) -> Non
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter, which pytest's own are not."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
+    with open_to_all() as folder:
         yield folder
 
 

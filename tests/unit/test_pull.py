@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from engine_rig import copy_package
+from folders import open_to_all
 from pull_rig import PATIENCE, Board, Server, publish, refusal, same_files, serving, write_sums
 from test_verify import flip_block
 
@@ -251,23 +252,21 @@ def test_a_store_that_cannot_be_written_is_one_line(board: Board, tmp_path: Path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_root_leaves_everything_to_the_daemons_user(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = Path(tmp_path_factory.mktemp("owned"))
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
-    state = folder / "state"
-    state.mkdir(mode=0o700)
-    os.chown(state, 12345, 12346)
-    board = Board(state)
-    if "give access" in board.run_apart("remove", "nothing").stderr:
-        pytest.skip("this Python cannot be read by other users")
-    stick = publish(folder)
-    stick.chmod(0o700)  # as a stick that only the caller may read
-    for command in (("pull", stick), ("use", "phi3"), ("pull", stick, "--name", "other"), ("remove", "other")):
-        done = board.run_apart(*command)
-        assert done.returncode == 0, done.stderr
-    found = {(path.lstat().st_uid, path.lstat().st_gid) for path in state.rglob("*")}
-    assert found == {(12345, 12346)}
+def test_root_leaves_everything_to_the_daemons_user() -> None:
+    with open_to_all() as folder:
+        state = folder / "state"
+        state.mkdir(mode=0o700)
+        os.chown(state, 12345, 12346)
+        board = Board(state)
+        if "give access" in board.run_apart("remove", "nothing").stderr:
+            pytest.skip("this Python cannot be read by other users")
+        stick = publish(folder)
+        stick.chmod(0o700)  # as a stick that only the caller may read
+        for command in (("pull", stick), ("use", "phi3"), ("pull", stick, "--name", "other"), ("remove", "other")):
+            done = board.run_apart(*command)
+            assert done.returncode == 0, done.stderr
+        found = {(path.lstat().st_uid, path.lstat().st_gid) for path in state.rglob("*")}
+        assert found == {(12345, 12346)}
 
 
 # From a web server
