@@ -66,10 +66,9 @@ def submit(
     options = mqtt_options(settings)
     with Sender(options, device, group) as sender:
         terminal = _Terminal(json_, device, group, options.place)
-        id, accepted = document["id"], False
+        id = document["id"]
         try:
             for update in sender.submit(document, timeout):
-                accepted = accepted or update.kind in ("event", "result")
                 terminal.show(update)
         except KeyboardInterrupt:
             typer.echo(f"\nedged: cancelling {id}", err=True)
@@ -80,7 +79,7 @@ def submit(
             except TimeoutError:
                 end(FAILED, f"no device has answered the cancel of {id} within {CANCEL_SECONDS:g} s")
         except TimeoutError:
-            told = "it was accepted" if accepted else "no device has accepted it, but one that comes back may"
+            told = "it was accepted" if terminal.accepted else "no device has accepted it, but one that comes back may"
             end(FAILED, f"no result for {id} within {timeout:g} s; {told}: the same --id fetches its result later")
     _conclude(update.document, terminal, json_)
 
@@ -95,15 +94,15 @@ class _Terminal:
         self._asked = device or f"no device of group {group}"
         self._place = place
         self._status: dict[str, Any] = {}
-        self._waiting = self._accepted = False
+        self._waiting = self.accepted = False
         self._shown = ""
 
     def show(self, update: Update) -> None:
-        self._accepted = self._accepted or update.kind in ("event", "result", "stream")
+        self.accepted = self.accepted or update.kind in ("event", "result", "stream")
         self._waiting = self._waiting or update.kind == "waiting"
         if update.kind == "status":
             self._status = update.document
-        if update.kind in ("status", "waiting") and self._waiting and not self._accepted:
+        if update.kind in ("status", "waiting") and self._waiting and not self.accepted:
             typer.echo(f"edged: {self._asked} at {self._place} {self._why()}", err=True)
         if update.kind == "link" and not update.document["up"]:
             typer.echo(f"edged: not connected: {update.document['reason']}; trying again", err=True)

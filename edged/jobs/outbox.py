@@ -66,9 +66,12 @@ class Outbox:
 
     def add(self, deliveries: Iterable[Delivery], ahead: bool = False) -> None:
         """More publications, of results that are on disk; `ahead` of all that are due."""
-        for delivery in deliveries:
-            (self._due.appendleft if ahead else self._due.append)(delivery)
-            self._open[delivery.seq] += 1
+        new = list(deliveries)
+        if ahead:
+            self._due.extendleft(reversed(new))
+        else:
+            self._due.extend(new)
+        self._open.update(delivery.seq for delivery in new)
 
     def notify(self, notice: Notice) -> None:
         """Publish once, at the next pump(); dropped if the connection goes before."""

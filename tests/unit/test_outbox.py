@@ -66,6 +66,14 @@ def make(count: int, window: int = 32) -> tuple[Outbox, FakeLink, Stub]:
     return Outbox(stub, link, TOPICS), link, stub  # type: ignore[arg-type]
 
 
+def test_what_goes_ahead_keeps_its_own_order() -> None:
+    outbox, link, stub = make(2)
+    stub.results |= {7: b"r7", 8: b"r8"}
+    outbox.add([Delivery(7, "j7", None, None), Delivery(8, "j8", None, None)], ahead=True)
+    outbox.pump()
+    assert link.results == ["j7", "j8", "j0", "j1"]
+
+
 def test_results_go_out_in_order_and_no_more_than_the_link_takes() -> None:
     outbox, link, _ = make(5, window=2)
     outbox.pump()
