@@ -11,7 +11,9 @@ import pytest
 
 from edged.cli.app import app
 from edged.engine.engine import ModelChanged
+from edged.engine.serving import LOADED_RATIO, LOGITS_BYTES, RUNTIME_BYTES
 from edged.health.board import detect
+from edged.health.memory import Available, plan
 from edged.health.metrics import Metrics
 from edged.jobs.document import Code, Job, State
 from edged.models.verify import BUDGET, NEAR_TIE, KnownAnswers, Question, RecordedWith, Sample
@@ -127,6 +129,34 @@ def commands() -> set[str]:
 def test_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `edged (\w+(?: \w+)*)", readme, flags=re.M)) == commands()
+
+
+KV_BYTES = {
+    # Layers, heads and head size by each package's genai_config.json; keys and values of 4 bytes, as for the CPU.
+    "llmware/llama-3.2-1b": 16 * 8 * 64 * 2 * 4,
+    "microsoft/Phi-3-mini": 32 * 32 * 96 * 2 * 4,
+    "microsoft/Phi-3.5-mini": 32 * 32 * 96 * 2 * 4,
+    "onnx-community/Llama-3.2-3B": 28 * 8 * 128 * 2 * 4,
+    "microsoft/Phi-4-mini": 32 * 8 * 128 * 2 * 4,
+}
+MEMORY = {4: 3884968 << 10, 8: 8252368 << 10, 16: 2 * 8252368 << 10}
+"""MemTotal of a Pi 4 and a Pi 5 (tests/fixtures/boards), and twice that."""
+
+
+def test_readmes_boards_hold_what_the_memory_plan_says() -> None:
+    share = re.search(r"^MemoryHigh=(\d+)%$", (ROOT / "systemd/edged.service").read_text(), flags=re.M)
+    assert share
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) GB \| `(.*?)`.*? \| ([\d.]+) \| (.*) \|$", readme, flags=re.M)
+    assert len(rows) == 7
+    for board, package, gigabytes, fits in rows:
+        (per_token,) = (size for name, size in KV_BYTES.items() if package.startswith(f"{name}-"))
+        memory = Available(MEMORY[int(board)] * int(share[1]) // 100, "memory")
+        weights, working = int(float(gigabytes) * 1e9 * LOADED_RATIO), RUNTIME_BYTES + LOGITS_BYTES
+        for context, planned in re.findall(r"([\d,]+) × (\d)", fits):
+            tokens = int(context.replace(",", ""))
+            found = plan(weights, 0, per_token, None, tokens, working, memory, prefixes=None)
+            assert (package, tokens, int(planned)) == (package, tokens, found.rows)
 
 
 def test_readme_asks_for_health_and_metrics_where_they_are() -> None:
