@@ -23,6 +23,7 @@ def test_it_installs_and_runs(machine: Machine, package: Path) -> None:
     before.update(machine.files())
     said = machine.install(package)
     assert "warning" not in said.lower()
+    assert "non-existent" not in said
     assert machine.shell("systemctl is-enabled edged") == "enabled"
     assert machine.show("ActiveState") == "active"
     machine.until_status("not connected")
