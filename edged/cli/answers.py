@@ -31,8 +31,9 @@ from edged.engine.package import PackageError
 from edged.engine.serving import bring_up
 from edged.health.board import detect
 from edged.health.memory import available
-from edged.jobs.document import JobError, read_submission
+from edged.jobs.document import JobError
 from edged.jobs.prompt import prepare
+from edged.jobs.reading import read_submission
 from edged.jobs.results import Course, success
 from edged.models.store import served
 

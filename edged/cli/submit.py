@@ -24,7 +24,8 @@ from edged.cli.common import (
 )
 from edged.daemon import mqtt_options
 from edged.health.board import DeviceIdError, detect, device_id
-from edged.jobs.document import JobError, read_submission
+from edged.jobs.document import JobError
+from edged.jobs.reading import read_submission
 from edged.mqtt.sender import Sender, Update
 from edged.mqtt.topics import ID_ALLOWED, is_id
 from edged.settings import Settings

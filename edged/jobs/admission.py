@@ -14,18 +14,10 @@ import structlog
 from edged.engine.serving import Serving
 from edged.health.clock import Clock
 from edged.health.metrics import Metrics
-from edged.jobs.document import (
-    Code,
-    JobError,
-    State,
-    Submission,
-    format_time,
-    invalid_id,
-    read_submission,
-    result_document,
-)
+from edged.jobs.document import Code, JobError, State, format_time, invalid_id, result_document
 from edged.jobs.expiry import Moment
 from edged.jobs.outbox import Notice, Outbox
+from edged.jobs.reading import Submission, read_submission
 from edged.jobs.spool import Delivery, Known, Queued, Spool
 from edged.mqtt.events import JobReceived
 from edged.mqtt.topics import Topics

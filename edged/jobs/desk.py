@@ -23,15 +23,7 @@ from edged.health.clock import Clock
 from edged.health.metrics import Metrics
 from edged.jobs.admission import Admission, Batch
 from edged.jobs.crash import CrashLedger
-from edged.jobs.document import (
-    Code,
-    Job,
-    JobError,
-    State,
-    format_time,
-    invalid_id,
-    result_document,
-)
+from edged.jobs.document import Code, Job, JobError, State, format_time, invalid_id, result_document
 from edged.jobs.expiry import JobTimes
 from edged.jobs.outbox import Notice, Outbox, Publisher
 from edged.jobs.prompt import Prepared

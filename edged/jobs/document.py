@@ -1,15 +1,10 @@
-"""The job document and the result document: what may stand in them, and the words for what may not."""
+"""The job document and the result document: what may stand in them."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import itertools
 import json
-import math
 import re
 import uuid
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Annotated, Any, Literal, NoReturn
@@ -20,30 +15,20 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from edged.mqtt.topics import ID_ALLOWED, is_id
-from edged.settings.keys import allowed
 
 MAX_MESSAGES = 1000
 MAX_STOPS = 16
-MAX_DEPTH = 64
-"""Levels of nesting. Far below what json and pydantic survive, which differs with how deep the stack is already: what
-was accepted once must be readable for ever."""
-MAX_READ = 4 << 20
-"""Bytes. A larger payload is refused unread: parsed, it would take many times its size in memory."""
-MAX_FAULTS, MAX_LOOKED = 5, 50
-"""What a refusal names, and out of how many: a list of a million wrong items has as many."""
 MAX_TTL = 10 * 365 * 86400
 """Seconds."""
-_MAX_DIGITS = 300
 _STOP_ALLOWED = f"text or a list of up to {MAX_STOPS} texts, each of 1 to 256 characters"
 _TIME_ALLOWED = "an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z"
 _TURN = '{"role": "user", "content": "…"}'
-_EXAMPLE = f'{{"id": "a", "messages": [{_TURN}]}}'
+EXAMPLE = f'{{"id": "a", "messages": [{_TURN}]}}'
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -208,7 +193,7 @@ class Job(BaseModel):
         if self.id is not None and not is_id(self.id):
             _refuse("id", f"must be {ID_ALLOWED}")
         if self.messages is None and self.prompt is None:
-            _refuse("messages", f"or prompt must be there, such as {_EXAMPLE}")
+            _refuse("messages", f"or prompt must be there, such as {EXAMPLE}")
         if self.messages is not None and self.prompt is not None:
             _refuse("messages", "and prompt are both there: send one of them")
         if isinstance(self.prompt, (str, list)) and not self.prompt:
@@ -232,16 +217,6 @@ class Job(BaseModel):
         return None if self.deadline is None else parse_time(self.deadline)
 
 
-@dataclass(frozen=True)
-class Submission:
-    """A job as it came: checked, with its id, and the digest that tells a repeat from a conflict."""
-
-    id: str
-    job: Job
-    canonical: bytes
-    digest: bytes
-
-
 def parse_time(text: str) -> float:
     """Unix time of an RFC 3339 date-time."""
     if not _RFC3339.fullmatch(text):
@@ -260,208 +235,13 @@ def format_time(moment: float) -> str:
     return datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def derived_id(response_topic: str, correlation: bytes) -> str:
-    """The id of a job that gives none: the same for every redelivery of its message."""
-    name = response_topic.encode("utf-8", "surrogatepass") + b"\0" + correlation
-    return "r-" + hashlib.sha256(name).hexdigest()[:32]
-
-
 def invalid_id() -> str:
     """An id to answer a payload under that has none that can be used."""
     return f"invalid-{uuid.uuid4().hex}"
 
 
-def read_submission(
-    payload: bytes, limit: int, response_topic: str | None = None, correlation: bytes | None = None
-) -> Submission:
-    """Check a job message's payload (`limit` in bytes) and give it its id. Raises JobError."""
-    fallback = derived_id(response_topic, correlation) if response_topic and correlation else None
-    if len(payload) > max(limit, MAX_READ):
-        raise JobError(Code.TOO_LARGE, _too_large(payload, limit), fallback)
-    document = _read_object(payload, fallback)
-    given = document.get("id")
-    id = fallback if given is None else given if isinstance(given, str) and is_id(given) else None
-    if len(payload) > limit:
-        raise JobError(Code.TOO_LARGE, _too_large(payload, limit), id)
-    try:
-        canonical = canonical_json(document)
-        job = Job.model_validate(document)
-    except UnicodeEncodeError:
-        raise JobError(Code.INVALID_JOB, "a text holds a lone surrogate, which no UTF-8 can carry", id) from None
-    except ValidationError as error:
-        raise JobError(Code.INVALID_JOB, explain(error), id) from None
-    if id is None:
-        raise JobError(
-            Code.INVALID_JOB,
-            "id must be there, or the message must have a Response Topic and Correlation Data",
-        )
-    if job.response_format is not None and job.response_format.type != "text":
-        raise JobError(
-            Code.UNSUPPORTED,
-            f"response_format {job.response_format.type!r} is not served by this version: leave it out",
-            id,
-        )
-    if job.logprobs is not None:
-        raise JobError(Code.UNSUPPORTED, "logprobs are not served by this version: leave them out", id)
-    return Submission(id, job, canonical, hashlib.sha256(canonical).digest())
-
-
-def canonical_json(document: object) -> bytes:
-    """JSON with sorted keys and no spaces, in UTF-8. Raises UnicodeEncodeError for a lone surrogate."""
-    return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def explain(error: ValidationError) -> str:
-    """A validation error as one line: the first fields, what each must be, and what it is."""
-    found: dict[str, tuple[int, str]] = {}
-    for detail in error.errors(include_url=False)[:MAX_LOOKED]:
-        if detail["type"] == "edged":
-            found[""] = 0, detail["msg"]
-            continue
-        # Members of a union stand in `loc` like fields: str, list[int], list[str]. What is below them is one field.
-        parts = [str(part) for part in detail["loc"]]
-        where = ".".join(part for part in parts if part not in _UNION_TAGS)
-        field = ".".join(itertools.takewhile(lambda part: part not in _UNION_TAGS, parts))
-        field = re.sub(r"\.\d+$", "", field)
-        if detail["type"] == "extra_forbidden":
-            told = _unknown(parts)
-        elif detail["type"] == "missing":
-            told = f"{where} is missing: it must be {_ALLOWED[parts[-1]]}"
-        else:
-            value, is_ = detail["input"], "is" if where == field else f"but {where} is"
-            shown = _shown(value) if detail["type"] == "literal_error" and isinstance(value, str) else _what(value)
-            told = f"{field} must be {_ALLOWED[field.rpartition('.')[2]]}, {is_} {shown}"
-        # Of a union's members the one that was read furthest was meant.
-        if field not in found or found[field][0] < len(parts):
-            found[field] = len(parts), told
-    return "; ".join(told for _, told in list(found.values())[:MAX_FAULTS])[:1000]
-
-
-def _unknown(parts: list[str]) -> str:
-    owner = parts[0] if len(parts) > 1 else ""
-    near = difflib.get_close_matches(parts[-1], _FIELDS[owner], 1)
-    place = f" in {'.'.join(parts[:-1])}" if len(parts) > 1 else ""
-    return f"unknown field {_shown(parts[-1])}{place}" + (f"; did you mean {near[0]!r}?" if near else ": leave it out")
-
-
-def _what(value: object) -> str:
-    """A value's kind, and itself where it is a number: a text may be private."""
-    if isinstance(value, str):
-        return f"text of {len(value)} characters" if len(value) > 80 else "text"
-    if isinstance(value, list):
-        return f"a list of {len(value)}" if value else "an empty list"
-    return "an object" if isinstance(value, dict) else json.dumps(value)[:40]
-
-
-_UNION_TAGS = ("str", "list[int]", "list[str]")
-_FIELDS = {"": Job.model_fields, "messages": Message.model_fields, "cache": Cache.model_fields}
-"""The fields that may stand in the document, and in a field of it."""
-_ALLOWED = {
-    name: allowed(schema)
-    for model in (Job, Message, ResponseFormat, Cache)
-    for name, schema in model.model_json_schema()["properties"].items()
-}
-_ALLOWED["max_completion_tokens"] = _ALLOWED["max_tokens"]
-
-
 def _refuse(field: str, reason: str) -> NoReturn:
     raise PydanticCustomError("edged", "{text}", {"text": f"{field} {reason}"})
-
-
-def _too_large(payload: bytes, limit: int) -> str:
-    return f"the job has {len(payload)} bytes, this device takes up to {limit}"
-
-
-def _read_object(payload: bytes, id: str | None) -> dict[str, Any]:
-    try:
-        document = json.loads(
-            payload.decode(),
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            parse_int=_integer,
-        )
-    except UnicodeDecodeError as error:
-        reason = f"the payload is not UTF-8: {error.reason} at byte {error.start}"
-    except RecursionError:
-        reason = _TOO_DEEP
-    except json.JSONDecodeError as error:
-        reason = f"the payload is {_not_json(error)}: send an object such as {_EXAMPLE}"
-    except ValueError as error:
-        reason = str(error)
-    else:
-        if isinstance(document, dict) and _deeper_than(document, MAX_DEPTH):
-            reason = _TOO_DEEP
-        elif isinstance(document, dict):
-            return document
-        else:
-            reason = f"the payload must be a JSON object such as {_EXAMPLE}, is {_what(document)}"
-    raise JobError(Code.INVALID_JOB, reason, id) from None
-
-
-_TOO_DEEP = f"the payload is nested too deeply: up to {MAX_DEPTH} levels are taken"
-
-
-def _not_json(error: json.JSONDecodeError) -> str:
-    if not error.doc.strip():
-        return "empty"
-    return f"not JSON: {error.msg[:1].lower()}{error.msg[1:]} at line {error.lineno} column {error.colno}"
-
-
-def _deeper_than(document: object, levels: int) -> bool:
-    """Whether `document` has more levels; level by level, since recursion is what is to be feared."""
-    level = [document]
-    for _ in range(levels):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, (dict, list))
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, (dict, list))
-        ]
-        if not level:
-            return False
-    return True
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"the field {_shown(twice)} stands there twice: send it once")
-    return document
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number in JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:40]} is beyond what a number can be, at most about 1.8e308")
-    return number
-
-
-def _integer(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"a number has {len(text)} digits: up to {_MAX_DIGITS} are taken")
-    return int(text)
-
-
-def _shown(name: str) -> str:
-    """A name of the sender's for a message: quoted, escaped, cut."""
-    return ascii(name if len(name) <= 80 else name[:77] + "...")
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of a job."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
 
 
 def result_document(

@@ -15,8 +15,8 @@ from edged.engine.engine import Ended, Engine, EngineEvent, Finished
 from edged.engine.serving import bring_up
 from edged.health.board import detect
 from edged.health.memory import available
-from edged.jobs.document import read_submission
 from edged.jobs.prompt import prepare
+from edged.jobs.reading import read_submission
 from edged.settings import load
 
 

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_desk import TOPICS, World
 
-from edged.jobs.document import Code, State, read_submission, result_document
+from edged.jobs.document import Code, State, result_document
+from edged.jobs.reading import read_submission
 from edged.mqtt.events import CancelReceived
 from edged.mqtt.identity import Status, read_status
 from edged.mqtt.topics import is_id
