@@ -265,6 +265,27 @@ def test_another_onnxruntime_computes_out_of_a_wheel(machine: Machine, tmp_path:
     )
 
 
+def test_confined_it_reads_the_sensors_and_is_refused_its_threads_affinity(machine: Machine) -> None:
+    """Refused by an error, which onnxruntime goes on after, and not by a kill. The sensor is a Pi 5's."""
+    shutil.copytree(PROJECT / "tests/fixtures/boards/pi5/sys/class/thermal", machine.root / "srv/thermal")
+    (machine.root / "srv/affinity.py").write_text(
+        "import os\ntry:\n    os.sched_setaffinity(0, {0})\nexcept PermissionError:\n    print('affinity refused')\n"
+    )
+    more = machine.root / "etc/systemd/system/edged.service.d/zz-sensors.conf"
+    more.write_text(
+        "[Service]\nBindReadOnlyPaths=/srv/thermal:/sys/class/thermal\nExecStartPre=/usr/bin/python3 /srv/affinity.py\n"
+    )
+    machine.shell("systemctl daemon-reload && systemctl restart edged")
+    machine.until_status("serving")
+    assert "affinity refused" in machine.shell("journalctl -q -u edged -n 40 -o cat")
+    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9765/metrics').read().decode())"
+    celsius = [line for line in machine.shell(f'python3 -c "{ask}"').splitlines() if "board_temperature" in line]
+    assert celsius[-1].endswith(" 52.35")
+    more.unlink()
+    machine.shell("systemctl daemon-reload && systemctl restart edged")
+    machine.until_status("serving")
+
+
 def test_the_units_are_clean_and_closed(machine: Machine) -> None:
     units = "/usr/lib/systemd/system/edged.service"
     assert machine.shell(f"systemd-analyze verify --man=no {units} edged@hall.service 2>&1") == ""
