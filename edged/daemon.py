@@ -21,24 +21,20 @@ import structlog
 
 import edged
 from edged.demo import MODEL_FOLDER
-from edged.documents import health_document, info_document, model_labels, status_document
-from edged.engine import wheels
+from edged.engine import runtime
 from edged.engine.engine import Engine, EngineEvent, ModelChanged
+from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import signature
-from edged.engine.prefix_disk import PREFIXES
-from edged.engine.serving import Serving, bring_up
-from edged.health.board import Board, DeviceIdError, detect, device_id
-from edged.health.clock import Clock
-from edged.health.http import HttpServer
-from edged.health.memory import available
-from edged.health.metrics import Metrics
-from edged.health.storage import mount_of, swaps_on_card
-from edged.health.supervisor import Supervisor
+from edged.engine.prefix_store import PREFIXES
 from edged.jobs.crash import CrashLedger
 from edged.jobs.desk import Desk
 from edged.jobs.prompt import Prepared, Preparer
-from edged.jobs.salvage import mark_damaged, open_spool
 from edged.jobs.spool import SpoolError
+from edged.jobs.spool_recovery import mark_damaged, open_spool
+from edged.machine.board import Board, DeviceIdError, detect, device_id
+from edged.machine.clock import Clock
+from edged.machine.memory import available
+from edged.machine.storage import mount_of, swaps_on_card
 from edged.models.store import served
 from edged.mqtt.events import (
     CancelReceived,
@@ -54,6 +50,10 @@ from edged.mqtt.events import (
 from edged.mqtt.link import Link
 from edged.mqtt.options import MqttOptions, place
 from edged.mqtt.topics import Topics
+from edged.report.documents import health_document, info_document, model_labels, status_document
+from edged.report.http import HttpServer
+from edged.report.metrics import Metrics
+from edged.report.supervisor import Supervisor
 from edged.settings import Settings, SettingsError
 from edged.tls import CredentialsError, server_context
 
@@ -190,7 +190,7 @@ class Daemon:
             damaged_spools=lambda: len(self._spool.set_aside),
             batch_rows=lambda: self._engine.batch_rows,
             kv_used_ratio=lambda: self._engine.kv_used_ratio,
-            reuse=lambda: self._model.serving.reuse if self._model.serving else None,
+            prefixes=lambda: self._model.loaded.prefixes if self._model.loaded else None,
         )
         http = settings.http
         try:
@@ -208,8 +208,8 @@ class Daemon:
 
     def _choose_runtime(self) -> None:
         if self._settings.model.runtime_wheels is not None:
-            self._supervisor.long_work(wheels.UNPACK_SECONDS + wheels.CHECK_SECONDS)
-        wheels.tidy(self._settings.state_dir, keep=wheels.use(self._settings))
+            self._supervisor.long_work(runtime.UNPACK_SECONDS + runtime.CHECK_SECONDS)
+        runtime.tidy(self._settings.state_dir, keep=runtime.use(self._settings))
         self._supervisor.long_work_done()
 
     def run(self) -> bool:
@@ -397,9 +397,9 @@ class Daemon:
 
     def _model_changed(self, event: ModelChanged) -> None:
         self._model = event
-        if event.serving is not None:
-            self._metrics.model_load.set(event.serving.load_seconds)
-            self._preparer.pin(self._settings.cache.pinned, event.serving, _WARM_KEY, self._engine.submit)
+        if event.loaded is not None:
+            self._metrics.model_load.set(event.loaded.load_seconds)
+            self._preparer.pin(self._settings.cache.pinned, event.loaded, _WARM_KEY, self._engine.submit)
         self._metrics.model_info.info(self._model_labels())
         self._tell_what_changed()
 
@@ -424,12 +424,12 @@ class Daemon:
         self._reloading = True
         self._stops = 2
 
-    def _load(self) -> Serving:
+    def _load(self) -> LoadedModel:
         # onnxruntime 1.23 holds the GIL meanwhile: nobody can give a sign of life.
         self._load_limit = LOAD_SECONDS + _folder_bytes(self._model_path) / SLOWEST_CARD
         self._supervisor.long_work(self._load_limit)
         try:
-            return bring_up(
+            return load_model(
                 self._settings,
                 self._board,
                 available,

@@ -16,10 +16,10 @@ from generator import TASKS, TEST_CASES, Message, Sample, Task, test_samples
 
 from edged import logs
 from edged.engine.engine import Ended, Engine, EngineEvent, Finished
+from edged.engine.loaded_model import load_model
 from edged.engine.scheduler import Request
-from edged.engine.serving import bring_up
-from edged.health.board import detect
-from edged.health.memory import available
+from edged.machine.board import detect
+from edged.machine.memory import available
 from edged.settings import Settings
 
 GOALS = {"combinations": 0.98, "frames": 0.90, "outside": 0.95}
@@ -32,16 +32,16 @@ class Package:
 
     def __init__(self, folder: Path, threads: int = 2) -> None:
         settings = Settings(model={"rows": 8, "context": 1024, "threads": threads})
-        self._serving = bring_up(settings, detect(), available, folder)
+        self._loaded = load_model(settings, detect(), available, folder)
         self._events: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
-        self._engine = Engine(lambda: self._serving, lambda: "", self._events.put, lambda _keys: None)
+        self._engine = Engine(lambda: self._loaded, lambda: "", self._events.put, lambda _keys: None)
         self._engine.start()
         self.tokens = 0
 
     def answers(self, conversations: list[list[Message]]) -> list[str]:
         """The answer to each conversation, with the likeliest token at each step."""
         for key, messages in enumerate(conversations):
-            prompt = tuple(self._serving.tokenizer.encode_messages(messages))
+            prompt = tuple(self._loaded.tokenizer.encode_messages(messages))
             self._engine.submit(Request(key=key, prompt=prompt, max_tokens=MAX_NEW_TOKENS))
         answers: dict[int, str] = {}
         while len(answers) < len(conversations):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from edged.health import instructions
+from edged.machine import instructions
 
 
 def main() -> None:

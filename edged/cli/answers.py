@@ -27,14 +27,14 @@ from edged.cli.common import (
     settings_or_exit,
 )
 from edged.engine import engine as events
+from edged.engine.loaded_model import load_model
 from edged.engine.package import PackageError
-from edged.engine.serving import bring_up
-from edged.health.board import detect
-from edged.health.memory import available
 from edged.jobs.document import JobError
 from edged.jobs.prompt import prepare
 from edged.jobs.reading import read_submission
 from edged.jobs.results import Course, success
+from edged.machine.board import detect
+from edged.machine.memory import available
 from edged.models.store import served
 
 _JOB_BYTES = 1 << 20
@@ -60,15 +60,15 @@ def generate(
     try:
         submission = read_submission(json.dumps(document).encode(), _JOB_BYTES)
         path, name = served(settings)
-        serving = bring_up(settings, detect(), available, path=path, name=name)
-        request = prepare(submission.job, 0, submission.id, serving)
+        loaded = load_model(settings, detect(), available, path=path, name=name)
+        request = prepare(submission.job, 0, submission.id, loaded)
     except JobError as error:
         end(BAD_USE, f"{error.code.value}: {error}")
     except PackageError as error:
         end(FAILED, f"model_unavailable: {error}")
     request = request if json_ else replace(request, stream=True)
     inbox: queue.SimpleQueue[events.EngineEvent] = queue.SimpleQueue()
-    engine = events.Engine(lambda: serving, lambda: "", inbox.put, lambda _keys: None)
+    engine = events.Engine(lambda: loaded, lambda: "", inbox.put, lambda _keys: None)
     engine.start()
     engine.submit(request)
     started = time.monotonic()
@@ -82,7 +82,7 @@ def generate(
         elif isinstance(event, events.Ended):
             end(FAILED, f"internal: {event.failure}")
     if json_:
-        course = Course(submission.id, "local", serving.package.name, received, started - began, 1, False)
+        course = Course(submission.id, "local", loaded.package.name, received, started - began, 1, False)
         typer.echo(success(submission.job, course, event, time.time()).decode())
     else:
         typer.echo()

@@ -27,11 +27,11 @@ from edged.cli.common import (
 )
 from edged.engine import ort
 from edged.engine.bench import JOINING, BenchError, Figures, forget_peak, measure
+from edged.engine.loaded_model import LoadedModel, TooLargeError, load_model, thread_count
 from edged.engine.package import PackageError, open_package
-from edged.engine.serving import Serving, TooLargeError, bring_up, thread_count
-from edged.health.bandwidth import read_bandwidth
-from edged.health.board import Board, detect
-from edged.health.memory import available, size
+from edged.machine.bandwidth import read_bandwidth
+from edged.machine.board import Board, detect
+from edged.machine.memory import available, size
 from edged.models.store import served
 
 _MOST_ROWS = 64
@@ -65,13 +65,13 @@ def bench(
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"context": context})})
         bandwidth = read_bandwidth(thread_count(settings, board))
         forget_peak()
-        serving = bring_up(settings, board, available, path, name)
-        figures = measure(serving, board, counts, prompt, tokens)
+        loaded = load_model(settings, board, available, path, name)
+        figures = measure(loaded, board, counts, prompt, tokens)
     except TooLargeError as error:
         end(BAD_USE, str(error))
     except (PackageError, BenchError) as error:
         end(FAILED, str(error))
-    document = _document(serving, board, figures, bandwidth, prompt, tokens)
+    document = _document(loaded, board, figures, bandwidth, prompt, tokens)
     if json_:
         typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
     else:
@@ -86,11 +86,11 @@ def _rows(text: str) -> list[int]:
 
 
 def _document(
-    serving: Serving, board: Board, figures: Figures, bandwidth: float, prompt: int, tokens: int
+    loaded: LoadedModel, board: Board, figures: Figures, bandwidth: float, prompt: int, tokens: int
 ) -> dict[str, Any]:
     """Everything measured, in base units, with what it was measured on."""
-    package, plan = serving.package, serving.plan
-    on_cpu = serving.session.device == "cpu"
+    package, plan = loaded.package, loaded.plan
+    on_cpu = loaded.session.device == "cpu"
     rows = [asdict(row) for row in figures.rows]
     for row in rows:
         read = row["weights_bytes_per_second"]
@@ -100,8 +100,8 @@ def _document(
         "board": board.model,
         "machine": platform.machine(),
         "onnxruntime": ort.__version__,
-        "execution_provider": serving.session.providers[0],
-        "threads": serving.threads,
+        "execution_provider": loaded.session.providers[0],
+        "threads": loaded.threads,
         "prompt_tokens": prompt,
         "answer_tokens": tokens,
         "load_seconds": figures.load_seconds,

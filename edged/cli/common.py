@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edged.engine import wheels
+from edged.engine import runtime
 from edged.settings import Loaded, Settings, SettingsError, load
 
 DONE, FAILED, BAD_USE, BAD_SETTINGS = 0, 1, 2, 78
@@ -44,9 +44,9 @@ def loaded_or_exit(config: Path | None, **sections: dict[str, Any]) -> Loaded:
 
 def choose_runtime(settings: Settings) -> None:
     """Compute with the wheel in model.runtime_wheels; where it is refused, say so and go on without."""
-    wheels.use(settings)
-    if wheels.chosen.refused is not None:
-        typer.echo(f"edged: {wheels.chosen.refused}", err=True)
+    runtime.use(settings)
+    if runtime.chosen.refused is not None:
+        typer.echo(f"edged: {runtime.chosen.refused}", err=True)
 
 
 def end(code: int, message: str) -> NoReturn:

@@ -23,13 +23,13 @@ from edged import logs
 from edged.cli.common import FAILED, ConfigOption, JsonOption, loaded_or_exit
 from edged.cli.running import ask_ready, is_running
 from edged.demo import MODEL_FOLDER
-from edged.engine import ort, wheels
-from edged.health import instructions
-from edged.health.board import Board, DeviceIdError, detect, device_id
-from edged.health.board.jetson import cuda_runtime
-from edged.health.clock import Clock
-from edged.health.memory import available
-from edged.health.storage import mount_of, swaps_on_card
+from edged.engine import ort, runtime
+from edged.machine import instructions
+from edged.machine.board import Board, DeviceIdError, detect, device_id
+from edged.machine.board.jetson import cuda_runtime
+from edged.machine.clock import Clock
+from edged.machine.memory import available
+from edged.machine.storage import mount_of, swaps_on_card
 from edged.mqtt.options import place
 from edged.settings import Loaded, Settings
 
@@ -185,9 +185,9 @@ def _memory(settings: Settings, board: Board) -> Iterator[Finding]:
 
 
 def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
-    wheels.use(settings)
-    if wheels.chosen.refused is not None:
-        yield Finding("runtime", "warn", wheels.chosen.refused, "edged computes with the onnxruntime it came with")
+    runtime.use(settings)
+    if runtime.chosen.refused is not None:
+        yield Finding("runtime", "warn", runtime.chosen.refused, "edged computes with the onnxruntime it came with")
     try:
         found = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
     except ImportError as error:
@@ -196,7 +196,7 @@ def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
         )
         return
     offered = [name for name in found if name != "Azure"]  # in every wheel, and computes nothing here
-    origin = f", from {wheels.chosen.wheel}" if wheels.chosen.wheel else ""
+    origin = f", from {runtime.chosen.wheel}" if runtime.chosen.wheel else ""
     yield Finding("runtime", "ok", f"onnxruntime {ort.__version__} computes on {', '.join(offered)}{origin}")
     if board.kind == "jetson" and "CUDA" not in offered:
         python = (sys.version_info.major, sys.version_info.minor)
@@ -206,8 +206,8 @@ def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
 
 
 def _model(settings: Settings, board: Board) -> Iterator[Finding]:
+    from edged.engine.loaded_model import load_model
     from edged.engine.package import PackageError
-    from edged.engine.serving import bring_up
     from edged.models.store import served
 
     if is_running(settings):
@@ -215,19 +215,19 @@ def _model(settings: Settings, board: Board) -> Iterator[Finding]:
         return
     path, name = served(settings)
     try:
-        serving = bring_up(settings, board, available, path, name)
+        loaded = load_model(settings, board, available, path, name)
     except PackageError as error:
         yield Finding("model", "fail", str(error), "mend the package or set model.path")
         return
-    serving.close()
-    provider = serving.session.providers[0].removesuffix("ExecutionProvider")
-    what = f"{path} loads in {serving.load_seconds:.1f} s on {provider} ({serving.choice.reason})"
-    yield Finding("model", "warn" if serving.choice.fell_back else "ok", what)
-    if serving.verified is None:
+    loaded.close()
+    provider = loaded.session.providers[0].removesuffix("ExecutionProvider")
+    what = f"{path} loads in {loaded.load_seconds:.1f} s on {provider} ({loaded.choice.reason})"
+    yield Finding("model", "warn" if loaded.choice.fell_back else "ok", what)
+    if loaded.verified is None:
         mend = "edged model verify --record makes them, once, where the package is known to be right"
         yield Finding("model", "warn", "it has no known answers: a damaged copy would not be noticed", mend)
     else:
-        yield Finding("model", "ok", f"{serving.verified.compared} tokens of its known answers are right")
+        yield Finding("model", "ok", f"{loaded.verified.compared} tokens of its known answers are right")
     if path == MODEL_FOLDER:
         mend = "edged model pull and use one of your own, or set model.path"
         yield Finding("model", "warn", "it is the built-in demo model", mend)

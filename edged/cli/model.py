@@ -22,17 +22,17 @@ from edged.cli.common import (
 )
 from edged.cli.progress import progress
 from edged.demo import MODEL_FOLDER
+from edged.engine.known_answers import FILE, Verified, read_known_answers
+from edged.engine.loaded_model import load_model
 from edged.engine.package import PackageError
-from edged.engine.serving import bring_up
-from edged.health.board import detect
-from edged.health.memory import available, size
+from edged.machine.board import detect
+from edged.machine.memory import available, size
 from edged.models.fetch import FetchError
 from edged.models.pull import PullError, choose
 from edged.models.pull import pull as bring
 from edged.models.record import record as make_known_answers
 from edged.models.sources import NAME, NAME_ALLOWED, RESERVED, SourceError, open_source
 from edged.models.store import StoreError, act_as_owner, served, store_of
-from edged.models.verify import FILE, Verified, read_known_answers
 
 NameArgument = Annotated[str, typer.Argument(help="The package's name, as edged model list shows it.")]
 
@@ -177,22 +177,22 @@ def verify(
     try:
         if record:
             make_known_answers(settings, detect(), available, path, name)
-        serving = bring_up(settings, detect(), available, path, name)
-        serving.close()
-        known = read_known_answers(serving.package)
+        loaded = load_model(settings, detect(), available, path, name)
+        loaded.close()
+        known = read_known_answers(loaded.package)
     except PackageError as error:
         end(FAILED, str(error))
-    verified = serving.verified
+    verified = loaded.verified
     if verified is None or known is None:
         end(FAILED, f"{path} has no {FILE}: --record makes it, once, where the package is known to be right")
     if json_:
         document = {
-            "model": serving.package.name,
+            "model": loaded.package.name,
             "verified": True,
             "tokens": verified.tokens,
             "compared": verified.compared,
             "seconds": round(verified.seconds, 3),
-            "load_seconds": round(serving.load_seconds, 3),
+            "load_seconds": round(loaded.load_seconds, 3),
             "recorded_with": known.recorded_with.model_dump(),
         }
         typer.echo(json.dumps(document))
@@ -200,8 +200,8 @@ def verify(
     made = known.recorded_with
     genai = f", checked against onnxruntime-genai {made.onnxruntime_genai}" if made.onnxruntime_genai else ""
     typer.echo(
-        f"{serving.package.name} answers as recorded: {verified.compared} tokens compared, {verified.tokens} computed "
-        f"in {verified.seconds:.2f} s of {serving.load_seconds:.2f} s to load"
+        f"{loaded.package.name} answers as recorded: {verified.compared} tokens compared, {verified.tokens} computed "
+        f"in {verified.seconds:.2f} s of {loaded.load_seconds:.2f} s to load"
     )
     typer.echo(f"recorded with edged {made.edged}, onnxruntime {made.onnxruntime}{genai}")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
-from edged.health.memory import size
+from edged.machine.memory import size
 
 _QUIET_SECONDS = 30.0
 """Without a terminal: the longest time without a line."""

@@ -15,7 +15,7 @@ import typer
 from edged import logs
 from edged.cli.common import FAILED, ConfigOption, HostOption, ModelOption, PortOption, end, settings_or_exit
 from edged.daemon import Daemon, DaemonError
-from edged.health.supervisor import Supervisor
+from edged.report.supervisor import Supervisor
 from edged.settings import load
 
 

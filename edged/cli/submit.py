@@ -23,9 +23,9 @@ from edged.cli.common import (
     settings_or_exit,
 )
 from edged.daemon import mqtt_options
-from edged.health.board import DeviceIdError, detect, device_id
 from edged.jobs.document import JobError
 from edged.jobs.reading import read_submission
+from edged.machine.board import DeviceIdError, detect, device_id
 from edged.mqtt.sender import Sender, Update
 from edged.mqtt.topics import ID_ALLOWED, is_id
 from edged.settings import Settings

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edged.engine.engine import Ended, Engine, EngineEvent, Finished
+from edged.engine.loaded_model import LoadedModel
 from edged.engine.package import Package
 from edged.engine.sampler import Sampling
 from edged.engine.scheduler import Request
-from edged.engine.serving import Serving
 from edged.engine.session import ModelSession
-from edged.health.board import Board
+from edged.machine.board import Board
 
 JOINING = 64
 """Tokens of context beyond prompt and answer: rows that joined early go on while the others' prompts are read."""
@@ -111,11 +111,11 @@ def decode_seconds(steps: Sequence[StepTime], rows: int, prompt: int) -> list[fl
 class Bench:
     """An engine around a model, to be measured. A context manager: leaving it ends the engine and frees the model."""
 
-    def __init__(self, serving: Serving) -> None:
-        self.stopwatch = Stopwatch(serving.session)
-        self._package = serving.package
-        self._context = serving.context
-        timed = replace(serving, session=cast(ModelSession, self.stopwatch))
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.stopwatch = Stopwatch(loaded.session)
+        self._package = loaded.package
+        self._context = loaded.context
+        timed = replace(loaded, session=cast(ModelSession, self.stopwatch))
         self._events: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
         self._engine = Engine(lambda: timed, lambda: "", self._events.put, lambda _keys: None)
         self._random = np.random.default_rng(0)
@@ -218,15 +218,15 @@ class PowerMeter:
                 return
 
 
-def measure(serving: Serving, board: Board, rows: Sequence[int], prompt: int, tokens: int) -> Figures:
+def measure(loaded: LoadedModel, board: Board, rows: Sequence[int], prompt: int, tokens: int) -> Figures:
     """Measure `serving` with each number of `rows`, prompts of `prompt` and answers of `tokens` tokens.
 
     Its context must hold both and JOINING tokens where there are several rows. Ends the serving. Raises BenchError.
     """
-    with Bench(replace(serving, max_stall=JOINING_STALL)) as bench:
+    with Bench(replace(loaded, max_stall=JOINING_STALL)) as bench:
         bench.first_token([bench.prompt(prompt)])  # the first run of a size takes its memory
-        figures = tuple(_measure_rows(bench, serving.package, board, count, prompt, tokens) for count in rows)
-        return Figures(serving.load_seconds, _status_bytes("VmRSS"), _status_bytes("VmHWM"), figures)
+        figures = tuple(_measure_rows(bench, loaded.package, board, count, prompt, tokens) for count in rows)
+        return Figures(loaded.load_seconds, _status_bytes("VmRSS"), _status_bytes("VmHWM"), figures)
 
 
 def _measure_rows(bench: Bench, package: Package, board: Board, rows: int, prompt: int, tokens: int) -> RowsFigures:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.engine import ort, pages
+from edged.engine import lazy_memory, ort
 from edged.engine.package import Package
 
 NUMPY_DTYPES: dict[str, Any] = {
@@ -30,7 +30,7 @@ class HostBuffer:
     """A buffer in the computer's memory. Pages are taken from the system only as tokens are written."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
-        self.array = pages.zeros(shape, dtype)
+        self.array = lazy_memory.zeros(shape, dtype)
         self.shape = shape
         self.address = self.array.ctypes.data
 
@@ -87,7 +87,7 @@ class KVCache:
 
     def read(self, row: int, start: int, tokens: int) -> NDArray[np.generic]:
         """A copy of `tokens` tokens of a row from token `start`: [2 x layers, kv_heads, tokens, head_size]."""
-        block = pages.zeros(self.block_shape(tokens), self.dtype)
+        block = lazy_memory.zeros(self.block_shape(tokens), self.dtype)
         for number, array in enumerate(self._arrays()):
             block[number] = array[row, :, start : start + tokens]
         return block

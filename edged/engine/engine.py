@@ -15,11 +15,11 @@ from typing import Literal
 import numpy as np
 import structlog
 
+from edged.engine.loaded_model import LoadedModel
 from edged.engine.package import PackageError
-from edged.engine.prefix_disk import DiskEvent
-from edged.engine.sampler import NotFiniteError, choose
-from edged.engine.scheduler import Pace, Request, Row, schedule, settle_rope, swaps
-from edged.engine.serving import Serving
+from edged.engine.prefix_store import DiskEvent
+from edged.engine.sampler import NotFiniteError, sample
+from edged.engine.scheduler import ChunkBudget, Request, Sequence, schedule, settle_rope, swaps
 from edged.engine.session import one_line
 
 log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ class ModelChanged:
 
     state: Literal["loading", "serving", "unavailable"]
     reason: str = ""
-    serving: Serving | None = None
+    loaded: LoadedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Engine:
 
     def __init__(
         self,
-        load: Callable[[], Serving],
+        load: Callable[[], LoadedModel],
         watch: Callable[[], str],
         deliver: Callable[[EngineEvent], None],
         note_running: Callable[[Iterable[int]], None],
@@ -116,12 +116,12 @@ class Engine:
         self._note_running = note_running
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._serving: Serving | None = None
+        self._loaded: LoadedModel | None = None
         self._waiting: list[Request] = []
-        self._rows: list[Row] = []
-        self._parked: list[Row] = []
+        self._rows: list[Sequence] = []
+        self._parked: list[Sequence] = []
         """Rows whose session is being rebuilt."""
-        self._pace = Pace(0.0)
+        self._pace = ChunkBudget(0.0)
         self._steps = 0
         self._last_prefill = 0
         self._stopping = False
@@ -166,9 +166,9 @@ class Engine:
         self._let_go()
 
     def _let_go(self) -> None:
-        if self._serving is not None:
-            self._serving.close()
-            self._serving = None
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
 
     def _bring_up(self) -> None:
         """Load until it works; a package that cannot be served is tried again when its files change."""
@@ -178,7 +178,7 @@ class Engine:
             seen = self._watch()
             self.loading_since = time.monotonic()
             try:
-                self._serving = self._load()
+                self._loaded = self._load()
             except PackageError as error:
                 log.error("model_unavailable", reason=str(error))
                 self._deliver(ModelChanged("unavailable", str(error)))
@@ -187,10 +187,10 @@ class Engine:
                 self._deliver(ModelChanged("unavailable", f"loading failed unexpectedly: {one_line(error)}"))
             finally:
                 self.loading_since = None
-            if self._serving is not None:
-                self._pace = Pace(self._serving.max_stall)
-                self._serving.reuse.start(self._commands.put)
-                self._deliver(ModelChanged("serving", serving=self._serving))
+            if self._loaded is not None:
+                self._pace = ChunkBudget(self._loaded.max_stall)
+                self._loaded.prefixes.start(self._commands.put)
+                self._deliver(ModelChanged("serving", loaded=self._loaded))
                 return
             while not self._stopping and self._watch() == seen:
                 try:
@@ -200,12 +200,12 @@ class Engine:
                 self._obey(command)
 
     def _take_commands(self) -> None:
-        assert self._serving is not None
-        free = len(self._rows) < self._serving.rows
+        assert self._loaded is not None
+        free = len(self._rows) < self._loaded.rows
         idle = not (free and (self._waiting or self._parked)) and all(row.reading for row in self._rows)
         if idle and not self._rows:
             self.batch_rows, self.kv_used_ratio = 0, 0.0
-            self._serving.reuse.write_back()
+            self._loaded.prefixes.write_back()
         while not self._stopping:
             try:
                 command = self._commands.get() if idle else self._commands.get_nowait()
@@ -221,8 +221,8 @@ class Engine:
             self._waiting.append(command)
         elif isinstance(command, _Cancel):
             self._cancel(command.key)
-        elif self._serving is not None:  # else of a session that is gone
-            self._serving.reuse.obey(command, self._rows)
+        elif self._loaded is not None:  # else of a session that is gone
+            self._loaded.prefixes.obey(command, self._rows)
 
     def _cancel(self, key: int) -> None:
         for request in [r for r in self._waiting if r.key == key]:
@@ -238,21 +238,21 @@ class Engine:
 
     def _admit(self) -> None:
         """Give free rows to those that had one before the session was rebuilt, then to the requests of lowest rank."""
-        assert self._serving is not None
-        while self._parked and len(self._rows) < self._serving.rows:
+        assert self._loaded is not None
+        while self._parked and len(self._rows) < self._loaded.rows:
             self._rows.append(self._parked.pop(0))
-        while self._waiting and len(self._rows) < self._serving.rows:
+        while self._waiting and len(self._rows) < self._loaded.rows:
             request = min(self._waiting, key=lambda r: r.rank)  # the first among equals
             self._waiting.remove(request)
-            if not request.prompt or len(request.prompt) + request.max_tokens > self._serving.context:
+            if not request.prompt or len(request.prompt) + request.max_tokens > self._loaded.context:
                 # Callers check this too; a row that writes past its cache would spoil its neighbour, silently.
-                reason = f"prompt and max_tokens must be 1 to {self._serving.context} tokens, the context, together"
+                reason = f"prompt and max_tokens must be 1 to {self._loaded.context} tokens, the context, together"
                 self._deliver(Ended(request.key, failure=reason))
                 continue
             self._rows.append(
-                Row(
+                Sequence(
                     request=request,
-                    text=self._serving.tokenizer.stream(request.stop),
+                    text=self._loaded.tokenizer.stream(request.stop),
                     generator=np.random.default_rng(request.sampling.seed),
                     tokens=list(request.prompt),
                     started=time.monotonic(),
@@ -262,13 +262,13 @@ class Engine:
             self._deliver(Started(request.key))
 
     def _step(self) -> None:
-        serving = self._serving
-        assert serving is not None
-        package = serving.package
+        loaded = self._loaded
+        assert loaded is not None
+        package = loaded.package
         ragged = package.batches_ragged_rows
         self._share()
         decoding = [row for row in self._rows if row.pending == 1]
-        most = self._pace.chunk(serving.chunk, _decode_steps(decoding, ragged))
+        most = self._pace.chunk(loaded.chunk, _decode_steps(decoding, ragged))
         step = schedule(self._rows, most, package.rope_switch, self._last_prefill, ragged)
         if step is None:
             return
@@ -277,7 +277,7 @@ class Engine:
         ids = np.array([row.tokens[row.cached : row.cached + step.count] for row in rows], np.int64)
         self.busy_since = began = time.monotonic()
         try:
-            logits = serving.session.step(step.first, ids, [row.cached for row in rows], step.width)
+            logits = loaded.session.step(step.first, ids, [row.cached for row in rows], step.width)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             self._step_failed(rows, one_line(error))
             return
@@ -287,20 +287,20 @@ class Engine:
         if step.prefill:
             self._last_prefill = self._steps
             rows[0].cached += step.count
-            serving.reuse.remember(rows[0], step.first, rows[0].cached - step.count)
+            loaded.prefixes.remember(rows[0], step.first, rows[0].cached - step.count)
         else:
             self.batch_rows = step.rows
             # All rows first: one that ends below moves another, with as much of its cache as `cached` says.
             for slot, row in enumerate(rows, step.first):
                 row.cached += 1
-                serving.reuse.hold(row, slot, most=1)
-        self.kv_used_ratio = sum(row.cached for row in self._rows) / (serving.rows * serving.context)
+                loaded.prefixes.hold(row, slot, most=1)
+        self.kv_used_ratio = sum(row.cached for row in self._rows) / (loaded.rows * loaded.context)
         for row, row_logits in zip(rows, logits, strict=True):
             row.last_step = self._steps
             row.alone = False
             if row.pending == 0:
                 try:
-                    token = choose(row_logits, row.request.sampling, row.generator, row.tokens)
+                    token = sample(row_logits, row.request.sampling, row.generator, row.tokens)
                 except NotFiniteError as error:
                     self._fail([row], f"{error} at token {row.made + 1}")
                     continue
@@ -308,19 +308,19 @@ class Engine:
 
     def _share(self) -> None:
         """Let rows take over what others have computed, and make rows that may share a step neighbours."""
-        assert self._serving is not None
-        switch = self._serving.package.rope_switch
+        assert self._loaded is not None
+        switch = self._loaded.package.rope_switch
         for slot, row in enumerate(self._rows):
             settle_rope(row, switch)
             if row.prefilling and not row.reading:
-                self._serving.reuse.look_up(row, slot)
-        if self._serving.package.batches_ragged_rows:
+                self._loaded.prefixes.look_up(row, slot)
+        if self._loaded.package.batches_ragged_rows:
             for one, other in swaps(self._rows):
                 tokens = max(self._rows[one].cached, self._rows[other].cached)
-                self._serving.cache.swap(one, other, tokens)
+                self._loaded.cache.swap(one, other, tokens)
                 self._rows[one], self._rows[other] = self._rows[other], self._rows[one]
 
-    def _step_failed(self, rows: list[Row], reason: str) -> None:
+    def _step_failed(self, rows: list[Sequence], reason: str) -> None:
         """Find out who is to blame: rows that shared the step run again by themselves, one alone fails."""
         if len(rows) > 1:
             log.error("engine_step_failed", jobs=len(rows), reason=reason, then="each runs again alone")
@@ -328,8 +328,8 @@ class Engine:
                 row.alone = True
             return
         self._fail(rows, f"the model failed at a step: {reason}")
-        assert self._serving is not None
-        fault = self._serving.session.probe(len(self._rows))
+        assert self._loaded is not None
+        fault = self._loaded.session.probe(len(self._rows))
         if fault is not None:
             log.error("session_lost", reason=fault, jobs=len(self._rows))
             for row in self._rows:
@@ -338,12 +338,12 @@ class Engine:
             self._parked, self._rows = self._rows, []
             self._bring_up()
 
-    def _append(self, row: Row, token: int) -> None:
-        assert self._serving is not None
+    def _append(self, row: Sequence, token: int) -> None:
+        assert self._loaded is not None
         row.token_times.append(time.monotonic())
         row.tokens.append(token)
         request = row.request
-        ended = token in self._serving.package.eos and not request.ignore_eos
+        ended = token in self._loaded.package.eos and not request.ignore_eos
         full = row.made >= request.max_tokens
         piece = "" if ended else row.text.push(token)
         if ended or full:
@@ -367,29 +367,29 @@ class Engine:
                 )
             )
             slot = self._rows.index(row)
-            self._serving.reuse.hold(row, slot)
+            self._loaded.prefixes.hold(row, slot)
             self._leave(slot)
 
     def _leave(self, slot: int) -> None:
         """Free a row; the last one moves into the gap, so that rows stay neighbours."""
-        assert self._serving is not None
+        assert self._loaded is not None
         last = self._rows.pop()
         if slot < len(self._rows):
             self._rows[slot] = last
-            self._serving.cache.move(len(self._rows), slot, last.cached)
+            self._loaded.cache.move(len(self._rows), slot, last.cached)
         self._write_running()
 
     def _write_running(self) -> None:
         self._note_running(row.request.key for row in (*self._rows, *self._parked))
 
-    def _fail(self, rows: list[Row], reason: str) -> None:
+    def _fail(self, rows: list[Sequence], reason: str) -> None:
         log.error("engine_step_failed", jobs=len(rows), reason=reason)
         for row in rows:
             self._deliver(Ended(row.request.key, failure=reason, tokens=row.made))
             self._leave(self._rows.index(row))
 
 
-def _decode_steps(decoding: list[Row], ragged: bool) -> int:
+def _decode_steps(decoding: list[Sequence], ragged: bool) -> int:
     """How many steps give each of these rows one token."""
     if not ragged:
         return len(decoding)

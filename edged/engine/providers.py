@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edged.health.board import Board
+from edged.machine.board import Board
 
 MadeFor = Literal["cpu", "cuda"]
 
@@ -39,7 +39,7 @@ class ProviderError(Exception):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ProviderChoice:
     """onnxruntime's names of the providers to use, the first choice first, and why."""
 
     providers: tuple[str, ...]
@@ -52,7 +52,9 @@ class Choice:
         return self.providers[0] != CPU
 
 
-def choose(setting: Literal["auto"] | Sequence[str], board: Board, offered: Iterable[str], made_for: MadeFor) -> Choice:
+def choose_provider(
+    setting: Literal["auto"] | Sequence[str], board: Board, offered: Iterable[str], made_for: MadeFor
+) -> ProviderChoice:
     """The providers for a session.
 
     ``setting`` is model.execution_provider, ``offered`` what onnxruntime.get_available_providers() says: that
@@ -69,14 +71,14 @@ def choose(setting: Literal["auto"] | Sequence[str], board: Board, offered: Iter
                     f"model.execution_provider names {name}, which this onnxruntime does not offer "
                     f"(it offers {here}): " + (_INSTALL if name != "cpu" else "install it anew")
                 )
-        return Choice(tuple(_NAMES[name] for name in setting), "set by model.execution_provider", False)
+        return ProviderChoice(tuple(_NAMES[name] for name in setting), "set by model.execution_provider", False)
     for kind, package, cuda, providers, fell_back, reason in _RULES:
         if (kind, package) == (board.kind, made_for) and cuda in (_ANY, CUDA in offered):
-            return Choice(providers, reason, fell_back)
+            return ProviderChoice(providers, reason, fell_back)
     raise AssertionError(f"no rule for {board.kind}, {made_for}")
 
 
-def settle(choice: Choice, setting: Literal["auto"] | Sequence[str], running: Sequence[str]) -> Choice:
+def settle(choice: ProviderChoice, setting: Literal["auto"] | Sequence[str], running: Sequence[str]) -> ProviderChoice:
     """The choice as it came out: ``running`` is session.get_providers().
 
     Where CUDA's libraries or the GPU are missing, onnxruntime only logs it and computes on the CPU
@@ -90,7 +92,7 @@ def settle(choice: Choice, setting: Literal["auto"] | Sequence[str], running: Se
     reason = f"onnxruntime could not start {short} here: see its log for the library or the GPU that is missing"
     if setting != "auto":
         raise ProviderError(f"model.execution_provider: {reason}")
-    return Choice(tuple(running), reason, True)
+    return ProviderChoice(tuple(running), reason, True)
 
 
 def made_for(provider_options: Iterable[Mapping[str, Any]]) -> MadeFor:

@@ -24,7 +24,7 @@ class Sampling:
     repetition_penalty: float = 1.0
 
 
-def choose(
+def sample(
     logits: NDArray[np.floating], sampling: Sampling, generator: np.random.Generator, seen: Iterable[int] = ()
 ) -> int:
     """The next token for one row.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,7 +47,7 @@ def rank(priority: int, received: float) -> float:
 
 
 @dataclass(eq=False)
-class Row:
+class Sequence:
     """One sequence in flight: its tokens, and how many of them have keys and values in the cache."""
 
     request: Request
@@ -98,7 +97,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepPlan:
     """`count` tokens for each of the neighbouring rows first … first+rows-1, with a mask of `width` columns."""
 
     first: int
@@ -108,14 +107,14 @@ class Step:
     prefill: bool
 
 
-def settle_rope(row: Row, switch: int | None) -> None:
+def settle_rope(row: Sequence, switch: int | None) -> None:
     """Forget a row's cache when it has crossed the LongRoPE switch: its keys were turned by the other table."""
     if switch is not None and row.long_rope != (len(row.tokens) > switch):
         row.long_rope, row.cached = not row.long_rope, 0
         row.unheld.clear()
 
 
-def swaps(rows: Sequence[Row]) -> list[tuple[int, int]]:
+def swaps(rows: list[Sequence]) -> list[tuple[int, int]]:
     """Exchanges of two slots, in order, after which rows that may share a step are neighbours.
 
     Decoding rows come first, those on the short side of a LongRoPE switch before the others, then rows in prefill.
@@ -133,8 +132,8 @@ def swaps(rows: Sequence[Row]) -> list[tuple[int, int]]:
 
 
 def schedule(
-    rows: Sequence[Row], chunk: int, switch: int | None, last_prefill: int = 0, ragged: bool = True
-) -> Step | None:
+    rows: list[Sequence], chunk: int, switch: int | None, last_prefill: int = 0, ragged: bool = True
+) -> StepPlan | None:
     """The next step over `rows` (by slot), None when there is nothing to compute.
 
     A row with more than one pending token is prefilled in chunks of at most `chunk` tokens, one row a step, the lowest
@@ -150,7 +149,7 @@ def schedule(
         slot = min(prefill, key=lambda s: (rows[s].request.rank, rows[s].started))
         row = rows[slot]
         count = chunk_of(row.pending, chunk)
-        return Step(slot, 1, count, _width(rows[slot : slot + 1], count, switch), prefill=True)
+        return StepPlan(slot, 1, count, _width(rows[slot : slot + 1], count, switch), prefill=True)
     if not decode:
         return None
     # The row that has waited longest leads; neighbours on its side of the switch come along. Were it the one with the
@@ -163,7 +162,7 @@ def schedule(
             first -= 1
         while last + 1 in together:
             last += 1
-    return Step(first, last - first + 1, 1, _width(rows[first : last + 1], 1, switch), prefill=False)
+    return StepPlan(first, last - first + 1, 1, _width(rows[first : last + 1], 1, switch), prefill=False)
 
 
 def chunk_of(pending: int, most: int) -> int:
@@ -176,7 +175,7 @@ def chunk_of(pending: int, most: int) -> int:
     return most
 
 
-def _width(rows: Sequence[Row], count: int, switch: int | None) -> int:
+def _width(rows: list[Sequence], count: int, switch: int | None) -> int:
     """Mask columns: the longest row, widened past the switch while a long prompt's first chunks are still short."""
     width = max(row.cached for row in rows) + count
     if switch is not None and rows[0].long_rope:
@@ -184,7 +183,7 @@ def _width(rows: Sequence[Row], count: int, switch: int | None) -> int:
     return width
 
 
-class Pace:
+class ChunkBudget:
     """What steps cost of late, and so how many tokens a prefill step may have while others wait for their next one."""
 
     _WEIGHT = 0.2
@@ -201,7 +200,7 @@ class Pace:
         self._prefill: float | None = None
         self._decode = 0.0
 
-    def note(self, step: Step, seconds: float) -> None:
+    def note(self, step: StepPlan, seconds: float) -> None:
         """Learn from a step that took `seconds`."""
         if step.prefill:
             each = seconds / step.count

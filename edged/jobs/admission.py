@@ -11,16 +11,16 @@ from typing import Protocol
 
 import structlog
 
-from edged.engine.serving import Serving
-from edged.health.clock import Clock
-from edged.health.metrics import Metrics
+from edged.engine.loaded_model import LoadedModel
 from edged.jobs.document import Code, JobError, State, format_time, invalid_id, result_document
 from edged.jobs.expiry import Moment
 from edged.jobs.outbox import Notice, Outbox
 from edged.jobs.reading import Submission, read_submission
 from edged.jobs.spool import Delivery, Known, Queued, Spool
+from edged.machine.clock import Clock
 from edged.mqtt.events import JobReceived
 from edged.mqtt.topics import Topics
+from edged.report.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ class Admission:
         self._metrics = metrics
         self._max_bytes = max_bytes
         self._allow_pin = allow_pin
-        self.serving: Serving | None = None
+        self.loaded: LoadedModel | None = None
         """What is served now; kept current by the desk, as the reason below."""
         self.unavailable: str | None = None
         """Why the model cannot be served; None while it is, or loads."""
@@ -130,10 +130,10 @@ class Admission:
                 submission.id,
             )
         wanted = submission.job.model
-        if self.serving is not None and wanted is not None and wanted != self.serving.package.name:
+        if self.loaded is not None and wanted is not None and wanted != self.loaded.package.name:
             raise JobError(
                 Code.MODEL_MISMATCH,
-                f"the job wants model {wanted!r}, this device serves {self.serving.package.name!r}",
+                f"the job wants model {wanted!r}, this device serves {self.loaded.package.name!r}",
                 submission.id,
             )
 
@@ -197,7 +197,7 @@ class Admission:
             id,
             self._device,
             State.REJECTED,
-            model=self.serving.package.name if self.serving else None,
+            model=self.loaded.package.name if self.loaded else None,
             error=(code, str(error)),
             finished=format_time(self._clock.wall()),
         )

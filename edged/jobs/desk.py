@@ -17,22 +17,22 @@ from typing import Any, Protocol
 import structlog
 
 from edged.engine import engine as engine_events
+from edged.engine.loaded_model import LoadedModel
 from edged.engine.scheduler import Request, rank
-from edged.engine.serving import Serving
-from edged.health.clock import Clock
-from edged.health.metrics import Metrics
 from edged.jobs.admission import Admission, Batch
 from edged.jobs.crash import CrashLedger
 from edged.jobs.document import Code, Job, JobError, State, format_time, invalid_id, result_document
 from edged.jobs.expiry import JobTimes
+from edged.jobs.interrupted import recover
 from edged.jobs.outbox import Notice, Outbox, Publisher
 from edged.jobs.prompt import Prepared
 from edged.jobs.queue import JobQueue
-from edged.jobs.recovery import recover
 from edged.jobs.results import Course, speed, success
 from edged.jobs.spool import Delivery, Queued, Spool, SpoolError
+from edged.machine.clock import Clock
 from edged.mqtt.events import CancelReceived, JobReceived, Published, PublishRefused, Receipt
 from edged.mqtt.topics import Topics, is_id
+from edged.report.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +74,7 @@ class JobEngine(Protocol):
 class JobPreparer(Protocol):
     """What the desk needs of the preparer."""
 
-    def submit(self, job: Job, key: int, id: str, serving: Serving, received: float) -> None:
+    def submit(self, job: Job, key: int, id: str, loaded: LoadedModel, received: float) -> None:
         """Turn a job into a request; Prepared comes of it."""
 
 
@@ -139,7 +139,7 @@ class Desk:
         self._queue = JobQueue(lambda queued: rank(queued.priority, self._times.received(queued)))
         self._active: dict[int, _Active] = {}
         self._cancelled: OrderedDict[str, float] = OrderedDict()
-        self._serving: Serving | None = None
+        self._loaded: LoadedModel | None = None
         self._unwritten_since: float | None = None
         self._gathering_since: float | None = None
         self._held_back = False
@@ -246,8 +246,8 @@ class Desk:
     def engine_event(self, event: engine_events.EngineEvent) -> None:
         """News from the engine."""
         if isinstance(event, engine_events.ModelChanged):
-            self._serving = event.serving
-            self._admission.serving = event.serving
+            self._loaded = event.loaded
+            self._admission.loaded = event.loaded
             self._admission.unavailable = event.reason if event.state == "unavailable" else None
             return
         active = self._active.get(event.key)
@@ -273,7 +273,7 @@ class Desk:
         active = self._active.get(event.key)
         if active is None:  # ended meanwhile
             return
-        if event.serving is not self._serving:  # of a model that is gone
+        if event.loaded is not self._loaded:  # of a model that is gone
             self._take_back(active)
         elif isinstance(event.outcome, JobError):
             del self._active[event.key]
@@ -421,15 +421,15 @@ class Desk:
 
     def _hand_over(self) -> None:
         """Keep the engine's rows filled and one job ready behind them, the most urgent first."""
-        serving = self._serving
-        if serving is None or self._draining:
+        loaded = self._loaded
+        if loaded is None or self._draining:
             return
         while self.preparing is None and (first := self._queue.first()) is not None:
             urgency, queued = first
             if self._active and (queued.suspect or any(a.queued.suspect for a in self._active.values())):
                 return  # a suspect runs alone
             mine = [active for active in self._active.values() if not active.recalled]
-            if len(mine) > serving.rows:
+            if len(mine) > loaded.rows:
                 ready = [active for active in mine if not active.started]
                 least = max(ready, key=lambda active: active.rank, default=None)
                 if least is None or least.rank <= urgency:
@@ -448,7 +448,7 @@ class Desk:
                 job = Job.model_validate(json.loads(document))
                 self._active[queued.seq] = _Active(queued, job, urgency)
                 self.preparing = queued.seq
-                self._preparer.submit(job, queued.seq, queued.id, serving, self._times.received(queued))
+                self._preparer.submit(job, queued.seq, queued.id, loaded, self._times.received(queued))
 
     def _take_back(self, active: _Active) -> None:
         """A job that has no row waits again."""
@@ -462,7 +462,7 @@ class Desk:
         course = Course(
             id=queued.id,
             device=self._device,
-            model=self._serving.package.name if self._serving else None,
+            model=self._loaded.package.name if self._loaded else None,
             received=queued.received,
             waited=active.waited,
             attempts=queued.starts + 1,
@@ -521,7 +521,7 @@ class Desk:
             queued.id,
             self._device,
             state,
-            model=self._serving.package.name if self._serving else None,
+            model=self._loaded.package.name if self._loaded else None,
             error=(code, message),
             metadata=metadata,
             attempts=queued.starts + started,

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edged.health.clock import Clock
 from edged.jobs.spool import Queued
+from edged.machine.clock import Clock
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import structlog
 
+from edged.engine.loaded_model import LoadedModel
 from edged.engine.sampler import Sampling
 from edged.engine.scheduler import Request
-from edged.engine.serving import Serving
 from edged.engine.template import TemplateFaultError, TemplateRefusalError
 from edged.engine.tokenizer import PromptError
 from edged.jobs.document import Code, Job, JobError
@@ -30,7 +30,7 @@ class Prepared:
     """What became of a job (`key`: its number) that was prepared for `serving`: a request, or why there is none."""
 
     key: int
-    serving: Serving
+    loaded: LoadedModel
     outcome: Request | JobError
 
 
@@ -52,15 +52,15 @@ class Preparer:
         """End the thread after its work."""
         self._work.put(None)
 
-    def submit(self, job: Job, key: int, id: str, serving: Serving, received: float) -> None:
+    def submit(self, job: Job, key: int, id: str, loaded: LoadedModel, received: float) -> None:
         """Prepare a job; arguments as for prepare()."""
-        self._work.put(lambda: self._deliver(Prepared(key, serving, _outcome(job, key, id, serving, received))))
+        self._work.put(lambda: self._deliver(Prepared(key, loaded, _outcome(job, key, id, loaded, received))))
 
-    def pin(self, texts: Sequence[str], serving: Serving, key: int, submit: Callable[[Request], None]) -> None:
+    def pin(self, texts: Sequence[str], loaded: LoadedModel, key: int, submit: Callable[[Request], None]) -> None:
         """Prepare pinned instructions, as for pinned(), and give each to `submit`, called on the thread."""
 
         def work() -> None:
-            for request in pinned(texts, serving, key):
+            for request in pinned(texts, loaded, key):
                 submit(request)
 
         self._work.put(work)
@@ -72,9 +72,9 @@ class Preparer:
             self.busy_since = None
 
 
-def _outcome(job: Job, key: int, id: str, serving: Serving, received: float) -> Request | JobError:
+def _outcome(job: Job, key: int, id: str, loaded: LoadedModel, received: float) -> Request | JobError:
     try:
-        return prepare(job, key, id, serving, received)
+        return prepare(job, key, id, loaded, received)
     except JobError as error:
         return error
     except Exception as error:  # raised again after every start, it would keep the daemon down for good
@@ -83,23 +83,23 @@ def _outcome(job: Job, key: int, id: str, serving: Serving, received: float) -> 
         return JobError(Code.INTERNAL, f"preparing the prompt failed: {kind}", id)
 
 
-def prepare(job: Job, key: int, id: str, serving: Serving, received: float = 0.0) -> Request:
+def prepare(job: Job, key: int, id: str, loaded: LoadedModel, received: float = 0.0) -> Request:
     """The request for `job`, `received` as in Request. Raises JobError where this model cannot run it."""
-    if job.model is not None and job.model != serving.package.name:
+    if job.model is not None and job.model != loaded.package.name:
         raise JobError(
             Code.MODEL_MISMATCH,
-            f"the job wants model {job.model!r}, this device serves {serving.package.name!r}",
+            f"the job wants model {job.model!r}, this device serves {loaded.package.name!r}",
             id,
         )
-    prompt = _encode(job, id, serving)
-    if len(prompt) + job.max_tokens > serving.context:
+    prompt = _encode(job, id, loaded)
+    if len(prompt) + job.max_tokens > loaded.context:
         raise JobError(
             Code.CONTEXT_EXCEEDED,
             f"the prompt has {len(prompt)} tokens and max_tokens is {job.max_tokens}, together more than this device's "
-            f"context of {serving.context}: shorten the prompt or lower max_tokens",
+            f"context of {loaded.context}: shorten the prompt or lower max_tokens",
             id,
         )
-    defaults = serving.package.search
+    defaults = loaded.package.search
     return Request(
         key=key,
         prompt=tuple(prompt),
@@ -121,7 +121,7 @@ def prepare(job: Job, key: int, id: str, serving: Serving, received: float = 0.0
     )
 
 
-def pinned(texts: Sequence[str], serving: Serving, key: int) -> Iterator[Request]:
+def pinned(texts: Sequence[str], loaded: LoadedModel, key: int) -> Iterator[Request]:
     """Requests that read instructions as jobs will begin with them, each one token long, from `key` downwards.
 
     What such jobs share is what two chats with the same system message and other questions have in common; where the
@@ -129,21 +129,21 @@ def pinned(texts: Sequence[str], serving: Serving, key: int) -> Iterator[Request
     """
     for number, text in enumerate(texts):
         try:
-            tokens = _shared(text, serving)
+            tokens = _shared(text, loaded)
         except Exception as error:  # whatever a template or a tokenizer from outside comes up with
             log.warning("pinned_instruction_refused", number=number + 1, reason=str(error))
             continue
-        if len(tokens) >= serving.context:
+        if len(tokens) >= loaded.context:
             log.warning("pinned_instruction_refused", number=number + 1, reason="it is longer than the context")
             continue
         yield Request(key=key - number, prompt=tuple(tokens), max_tokens=1, priority=9, pin=True)
 
 
-def _shared(text: str, serving: Serving) -> list[int]:
+def _shared(text: str, loaded: LoadedModel) -> list[int]:
     def ask(question: str, system: bool) -> list[int]:
         first = [{"role": "system", "content": text}] if system else []
         content = question if system else f"{text}{question}"
-        return serving.tokenizer.encode_messages([*first, {"role": "user", "content": content}])
+        return loaded.tokenizer.encode_messages([*first, {"role": "user", "content": content}])
 
     try:
         one, other = ask("a", True), ask("0", True)
@@ -157,8 +157,8 @@ def derived_seed(id: str) -> int:
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") >> 1
 
 
-def _encode(job: Job, id: str, serving: Serving) -> list[int]:
-    tokenizer = serving.tokenizer
+def _encode(job: Job, id: str, loaded: LoadedModel) -> list[int]:
+    tokenizer = loaded.tokenizer
     try:
         if job.messages is not None:
             return tokenizer.encode_messages([message.model_dump() for message in job.messages])

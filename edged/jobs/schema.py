@@ -16,11 +16,11 @@ class SpoolError(OSError):
 
 
 class SpoolDamagedError(SpoolError):
-    """What the file holds is broken: no waiting helps, edged.jobs.salvage does."""
+    """What the file holds is broken: no waiting helps, edged.jobs.spool_recovery does."""
 
 
 @dataclass(frozen=True)
-class Step:
+class Migration:
     """What leads from one version of the schema to the next."""
 
     sql: str
@@ -29,8 +29,8 @@ class Step:
     """The oldest version whose code may use a file after this step; given only where adding did not do."""
 
 
-STEPS: tuple[Step, ...] = (
-    Step("""
+STEPS: tuple[Migration, ...] = (
+    Migration("""
 CREATE TABLE job (
     seq INTEGER PRIMARY KEY,   -- order of receipt
     id TEXT NOT NULL,
@@ -67,7 +67,7 @@ CREATE TABLE attempt (
 """),
     # made: the order in which results were made. crc: checksum() in spool.py. Both are NULL where version 1 wrote.
     # An id is looked up in memory (ids.py): its index cost the card a quarter of all bytes and more.
-    Step("""
+    Migration("""
 ALTER TABLE result ADD COLUMN made INTEGER;
 ALTER TABLE result ADD COLUMN crc INTEGER;
 DROP INDEX job_id;

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edged.erasure import erase_file
-from edged.jobs.ids import Ids
+from edged.jobs.id_index import IdIndex
 from edged.jobs.schema import SpoolDamagedError, migrate, spool_error
 from edged.jobs.schema import SpoolError as SpoolError
 
@@ -104,7 +104,7 @@ class Spool:
             self._next = self._db.execute("SELECT ifnull(max(seq), 0) + 1 FROM job").fetchone()[0]
             undelivered = "result LEFT JOIN delivered USING (seq) WHERE delivered.seq IS NULL"
             self._made = self._db.execute(f"SELECT ifnull(max(made), 0) + 1 FROM {undelivered}").fetchone()[0]
-            self._ids = Ids(self._db.execute("SELECT seq, id FROM job"))
+            self._ids = IdIndex(self._db.execute("SELECT seq, id FROM job"))
         except BaseException as error:
             self._db.close()
             if isinstance(error, sqlite3.Error):

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from edged.engine.known_answers import Verified
+from edged.engine.loaded_model import LOADED_RATIO, RUNTIME_BYTES, TooLargeError, load_model, plan_memory
 from edged.engine.package import PackageError
-from edged.engine.serving import LOADED_RATIO, RUNTIME_BYTES, TooLargeError, bring_up, plan_memory
-from edged.health.board import Board
-from edged.health.memory import Available, available, size
-from edged.health.storage import SPARE_BYTES
+from edged.machine.board import Board
+from edged.machine.memory import Available, available, size
+from edged.machine.storage import SPARE_BYTES
 from edged.models.fetch import fetch
 from edged.models.sources import Listing, content_id
 from edged.models.store import Origin, Store, write_origin
-from edged.models.verify import Verified
 from edged.settings import Settings
 
 _LEAST_CONTEXT = 16
@@ -120,14 +120,14 @@ def check(settings: Settings, board: Board, folder: Path, name: str) -> tuple[Ve
         }
     )
     usable = _for_daemon(settings)
-    serving = bring_up(small, board, available, folder, name)
-    serving.close()
+    loaded = load_model(small, board, available, folder, name)
+    loaded.close()
     remark = None
     try:
-        plan_memory(settings, serving.package, serving.choice, lambda: usable)
+        plan_memory(settings, loaded.package, loaded.choice, lambda: usable)
     except PackageError as error:
         remark = str(error)
-    return serving.verified, remark
+    return loaded.verified, remark
 
 
 def _for_daemon(settings: Settings) -> Available:

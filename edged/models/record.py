@@ -13,15 +13,7 @@ import numpy as np
 import edged
 from edged.engine import ort
 from edged.engine.engine import Ended, Engine, EngineEvent, Finished
-from edged.engine.package import Package, PackageError, open_package
-from edged.engine.scheduler import Request
-from edged.engine.serving import Serving, bring_up
-from edged.engine.session import one_line
-from edged.engine.template import TemplateFaultError, TemplateRefusalError
-from edged.engine.tokenizer import PromptError, Tokenizer
-from edged.health.board import Board
-from edged.health.memory import Available
-from edged.models.verify import (
+from edged.engine.known_answers import (
     BUDGET,
     NEAR_TIE,
     KnownAnswers,
@@ -33,6 +25,14 @@ from edged.models.verify import (
     suspect_runtime,
     write_known_answers,
 )
+from edged.engine.loaded_model import LoadedModel, load_model
+from edged.engine.package import Package, PackageError, open_package
+from edged.engine.scheduler import Request
+from edged.engine.session import one_line
+from edged.engine.template import TemplateFaultError, TemplateRefusalError
+from edged.engine.tokenizer import PromptError, Tokenizer
+from edged.machine.board import Board
+from edged.machine.memory import Available
 from edged.settings import Settings
 
 QUESTIONS = (
@@ -93,21 +93,21 @@ def record(
 def _ask(
     settings: Settings, board: Board, available: Callable[[], Available], path: Path, name: str | None
 ) -> tuple[Package, Tokenizer, list[Question]]:
-    serving = bring_up(settings, board, available, path, name, verify=False)
+    loaded = load_model(settings, board, available, path, name, verify=False)
     inbox: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
-    engine = Engine(lambda: serving, lambda: "", inbox.put, lambda _keys: None)
+    engine = Engine(lambda: loaded, lambda: "", inbox.put, lambda _keys: None)
     engine.start()
     asked: list[tuple[list[int], list[int]]] = []
     try:
         for text in QUESTIONS:
-            prompt = _prompt(serving.tokenizer, text)
-            count = min(longest_allowed(serving.package), serving.context) - len(prompt)
+            prompt = _prompt(loaded.tokenizer, text)
+            count = min(longest_allowed(loaded.package), loaded.context) - len(prompt)
             if count > 0:
                 engine.submit(Request(key=0, prompt=tuple(prompt), max_tokens=count))
                 asked.append((prompt, _answer(inbox)))
     finally:
         engine.stop()  # from here on the session is ours
-    return serving.package, serving.tokenizer, [_question(serving, *one) for one in asked]
+    return loaded.package, loaded.tokenizer, [_question(loaded, *one) for one in asked]
 
 
 def _prompt(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -127,10 +127,10 @@ def _answer(inbox: queue.SimpleQueue[EngineEvent]) -> list[int]:
             raise PackageError(f"the model gave no answer: {event.failure}")
 
 
-def _question(serving: Serving, prompt: list[int], answer: list[int]) -> Question:
+def _question(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> Question:
     """A question with the leads of its answer's tokens, as the check will compute them."""
     margins = []
-    for token, logits in zip(answer, answer_logits(serving.session, prompt, answer, serving.chunk), strict=True):
+    for token, logits in zip(answer, answer_logits(loaded.session, prompt, answer, loaded.chunk), strict=True):
         row = logits.astype(np.float32)
         spread = float(row.std())
         lead = float(row[token] - np.delete(row, token).max())
@@ -140,7 +140,7 @@ def _question(serving: Serving, prompt: list[int], answer: list[int]) -> Questio
                 f"the model answers otherwise when it reads its own answer (token {len(margins)} of it): its graph or "
                 f"this onnxruntime {ort.__version__} is wrong, nothing is recorded"
             )
-    return Question(prompt=prompt, answer=answer, margins=margins, text=serving.tokenizer.decode(answer))
+    return Question(prompt=prompt, answer=answer, margins=margins, text=loaded.tokenizer.decode(answer))
 
 
 def _choose(questions: Sequence[Question], agreed: Sequence[int], tokenizer: Tokenizer) -> list[Question]:

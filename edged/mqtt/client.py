@@ -15,7 +15,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edged.mqtt.plan import Plan, Subscription
+from edged.mqtt.session_plan import SessionPlan, Subscription
 from edged.tls import client_context, read_password
 
 CONNECT_SECONDS = 10.0
@@ -132,7 +132,7 @@ def _properties_at(header: int, packet: bytes) -> tuple[int, int, int] | None:
     return (start, start + size_bytes, end) if end <= len(packet) else None
 
 
-def make_client(plan: Plan, window: int) -> PahoClient:
+def make_client(plan: SessionPlan, window: int) -> PahoClient:
     """A client for one connection, with the credentials as they are in their files now.
 
     Raises CredentialsError where a file cannot be used.
@@ -159,7 +159,7 @@ def make_client(plan: Plan, window: int) -> PahoClient:
     return client
 
 
-def connect(client: PahoClient, plan: Plan) -> None:
+def connect(client: PahoClient, plan: SessionPlan) -> None:
     """Make the TCP and TLS connection and queue CONNECT. Raises OSError or ValueError."""
     options = plan.options
     if plan.protocol != "5":
@@ -180,7 +180,7 @@ def connect(client: PahoClient, plan: Plan) -> None:
     )
 
 
-def subscribe(client: Client, plan: Plan, step: Sequence[Subscription]) -> int | None:
+def subscribe(client: Client, plan: SessionPlan, step: Sequence[Subscription]) -> int | None:
     """Queue one SUBSCRIBE; its packet id."""
     if plan.protocol != "5":
         return client.subscribe([(wanted.topic, wanted.qos) for wanted in step])[1]

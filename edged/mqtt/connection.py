@@ -14,8 +14,8 @@ import structlog
 from edged.mqtt.attempts import Backoff, ProtocolChoice
 from edged.mqtt.events import ProtocolVersion
 from edged.mqtt.options import MqttOptions
-from edged.mqtt.plan import Ending, Incoming, Plan, Publication, Subscription, Will
 from edged.mqtt.session import Session
+from edged.mqtt.session_plan import Ending, Incoming, Publication, SessionPlan, Subscription, Will
 
 LASTED_SECONDS = 30.0
 """A connection that stood so long counts as good: the back-off begins anew."""
@@ -143,9 +143,9 @@ class Connection:
                 ending = Ending(f"internal error: {type(error).__name__}")
             self._wait(self._after(plan, ending))
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> SessionPlan:
         role = self._role
-        return Plan(
+        return SessionPlan(
             options=self._options,
             client_id=role.client_id,
             protocol=self._choice.current,
@@ -154,7 +154,7 @@ class Connection:
             will=role.will() if role.will is not None else None,
         )
 
-    def _after(self, plan: Plan, ending: Ending) -> float:
+    def _after(self, plan: SessionPlan, ending: Ending) -> float:
         """Take note of how it ended; the seconds to wait before the next attempt."""
         with self._condition:
             self._session = None
@@ -187,7 +187,7 @@ class Connection:
             self._owner.down(ending.reason, ending.taken_over)
         return 0.0 if at_once else self._backoff.next()
 
-    def _log_failure(self, plan: Plan, reason: str) -> None:
+    def _log_failure(self, plan: SessionPlan, reason: str) -> None:
         self._failures[reason] += 1
         if self._failures[reason] % LOG_EVERY == 1:
             _log.warning(
@@ -210,7 +210,7 @@ class Connection:
                     return
                 self._condition.wait(left)
 
-    def _ready(self, plan: Plan, session_present: bool, refused: tuple[str, ...]) -> None:
+    def _ready(self, plan: SessionPlan, session_present: bool, refused: tuple[str, ...]) -> None:
         if self._ups:
             self.reconnects += 1
         self._ups += 1
@@ -239,7 +239,7 @@ class Connection:
 class _SessionListener:
     """Passes on what a session tells, and adds what the connection knows."""
 
-    def __init__(self, connection: Connection, plan: Plan) -> None:
+    def __init__(self, connection: Connection, plan: SessionPlan) -> None:
         self._connection = connection
         self._plan = plan
         self._owner = connection._owner

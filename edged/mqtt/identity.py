@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
-from edged.mqtt.plan import Incoming
+from edged.mqtt.session_plan import Incoming
 
 STATUS_INSTANCE = "instance"
 """The field of the status document that tells one run of edged from another."""

@@ -27,7 +27,7 @@ from edged.mqtt.events import (
 )
 from edged.mqtt.identity import Acquaintances, Watch, read_status
 from edged.mqtt.options import MqttOptions
-from edged.mqtt.plan import Incoming, Publication, Subscription, Will
+from edged.mqtt.session_plan import Incoming, Publication, Subscription, Will
 from edged.mqtt.topics import Topics
 
 PROBE_SECONDS = 30.0

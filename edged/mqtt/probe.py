@@ -10,7 +10,7 @@ from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
 from edged.mqtt.events import ProtocolVersion
 from edged.mqtt.options import MqttOptions
-from edged.mqtt.plan import Incoming, Subscription
+from edged.mqtt.session_plan import Incoming, Subscription
 from edged.mqtt.topics import Topics
 
 

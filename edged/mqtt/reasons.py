@@ -8,7 +8,7 @@ import time
 
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edged.health.clock import Clock
+from edged.machine.clock import Clock
 from edged.mqtt.options import MqttOptions
 
 # MQTT 5 §2.4; paho gives the return codes of 3.1.1 the same numbers.

@@ -15,7 +15,7 @@ from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
 from edged.mqtt.events import ProtocolVersion
 from edged.mqtt.options import MqttOptions
-from edged.mqtt.plan import Incoming, Publication, Subscription
+from edged.mqtt.session_plan import Incoming, Publication, Subscription
 
 RESEND_SECONDS = 5.0
 WAITING_SECONDS = 2.0

@@ -20,7 +20,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from edged.mqtt import reasons
 from edged.mqtt.client import CONNECT_SECONDS, PahoClient, connect, make_client, subscribe
 from edged.mqtt.events import Receipt
-from edged.mqtt.plan import Ending, Incoming, Listener, Plan, Publication, Subscription
+from edged.mqtt.session_plan import Ending, Incoming, Listener, Publication, SessionPlan, Subscription
 from edged.tls import CredentialsError
 
 WINDOW = 32
@@ -45,7 +45,7 @@ class Session:
     calls `publish` or `ack` (`Client._packet_queue`), beside the loop, and packets are torn or change places.
     """
 
-    def __init__(self, plan: Plan, listener: Listener) -> None:
+    def __init__(self, plan: SessionPlan, listener: Listener) -> None:
         self._plan = plan
         self._listener = listener
         self._lock = threading.Lock()

@@ -26,8 +26,8 @@ import psutil
 from figures import Figure, show
 from jobs import PROMPT, Client, Served, percentile, wait_for
 
-from edged.health.clock import Clock
 from edged.jobs.spool import Spool
+from edged.machine.clock import Clock
 
 JOBS = 640
 """Of each size of burst, so that several checkpoints are among them."""

@@ -30,11 +30,7 @@ from turns import take_turns
 import edged
 from edged import logs
 from edged.engine.bench import JOINING_STALL, Bench
-from edged.engine.serving import Serving, bring_up
-from edged.health import cgroup
-from edged.health.board import detect
-from edged.health.memory import Available, available
-from edged.models.verify import (
+from edged.engine.known_answers import (
     BUDGET,
     FILE,
     KnownAnswers,
@@ -44,6 +40,10 @@ from edged.models.verify import (
     answer_logits,
     write_known_answers,
 )
+from edged.engine.loaded_model import LoadedModel, load_model
+from edged.machine import cgroup
+from edged.machine.board import detect
+from edged.machine.memory import Available, available
 from edged.settings import Settings
 
 PROMPT, CONTEXT = 128, 384  # two models and two caches of 8 rows must fit into memory together
@@ -74,7 +74,7 @@ def load_here(side: str, package: Path) -> None:
     else:
         # The load alone is to be seen: what rows would need besides is not counted against a group's limit here.
         whole = Available(psutil.virtual_memory().available, "memory")
-        serving = bring_up(Settings(model={"rows": 1, "context": 256}), detect(), lambda: whole, package)
+        serving = load_model(Settings(model={"rows": 1, "context": 256}), detect(), lambda: whole, package)
         seconds = serving.load_seconds
         serving.close()
     status = Path("/proc/self/status").read_text()
@@ -173,8 +173,8 @@ def threads() -> int:
     return len(detect().performance_cores(os.sched_getaffinity(0)))
 
 
-def serve(package: Path, rows: int, context: int = CONTEXT) -> Serving:
-    return bring_up(Settings(model={"rows": rows, "context": context}), detect(), available, package)
+def serve(package: Path, rows: int, context: int = CONTEXT) -> LoadedModel:
+    return load_model(Settings(model={"rows": rows, "context": context}), detect(), available, package)
 
 
 def speed_figures(package: Path) -> Iterator[Figure]:

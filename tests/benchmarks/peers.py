@@ -27,9 +27,9 @@ from turns import BLOCK, take_turns
 
 from edged import logs
 from edged.engine.bench import JOINING_STALL, Bench
-from edged.engine.serving import bring_up
-from edged.health.board import detect
-from edged.health.memory import available
+from edged.engine.loaded_model import load_model
+from edged.machine.board import detect
+from edged.machine.memory import available
 from edged.settings import Settings
 
 PROMPT, CONTEXT, ROWS = 128, 384, 8
@@ -54,7 +54,7 @@ def compare(package: Path) -> Iterator[Figure]:
     # So nobody measures the first, and the peer is there before and after edged.
     threads = len(detect().performance_cores(os.sched_getaffinity(0)))
     loops = [GenAI(package, threads) for _ in range(2)]
-    serving = bring_up(Settings(model={"rows": ROWS, "context": CONTEXT}), detect(), available, package)
+    serving = load_model(Settings(model={"rows": ROWS, "context": CONTEXT}), detect(), available, package)
     with Bench(replace(serving, max_stall=JOINING_STALL)) as bench:
         loops.append(GenAI(package, threads))
         peers = ByTurns(loops[1:])

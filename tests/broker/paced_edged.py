@@ -21,11 +21,11 @@ from edged import daemon
 from edged.engine.engine import Engine
 from edged.engine.session import ModelSession
 from edged.engine.tokenizer import Tokenizer
-from edged.health.clock import Clock
+from edged.machine.clock import Clock
 
 POISON, HANG = (7, 7, 7), (13, 13, 13)
 _pace_file = Path(os.environ["TEST_PACE_FILE"])
-_step, _forward, _bring_up, _encode = Engine._step, ModelSession.forward, daemon.bring_up, Tokenizer.encode_text
+_step, _forward, _bring_up, _encode = Engine._step, ModelSession.forward, daemon.load_model, Tokenizer.encode_text
 
 
 def _sleep(seconds: float) -> None:
@@ -71,7 +71,7 @@ if "TEST_CLOCK_FILE" in os.environ:
     Clock.boottime = lambda self: _boottime(self) + float(_clock_file.read_text())  # type: ignore[method-assign]
 if "TEST_SYNCHRONISED" in os.environ:
     Clock.synchronised = lambda _self: os.environ["TEST_SYNCHRONISED"] == "1"  # type: ignore[method-assign]
-daemon.bring_up = _hung_load
+daemon.load_model = _hung_load
 daemon.STUCK_SECONDS = float(os.environ.get("TEST_STUCK_SECONDS", daemon.STUCK_SECONDS))
 daemon.LOAD_SECONDS = float(os.environ.get("TEST_STUCK_SECONDS", daemon.LOAD_SECONDS))
 runpy.run_module("edged", run_name="__main__")

@@ -13,7 +13,7 @@ import pytest
 from daemon_fixtures import Daemon, eventually, reference_job
 from fleet_fixtures import Fleet
 
-from edged.health.clock import Clock
+from edged.machine.clock import Clock
 from edged.settings import load
 
 pytest_plugins = ["fleet_fixtures"]

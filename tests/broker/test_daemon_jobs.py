@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from daemon_fixtures import REFERENCE, Client5, Daemon, eventually, job, reference_job
 
-from edged.health.clock import Clock
+from edged.machine.clock import Clock
 
 pytest_plugins = ["daemon_fixtures"]
 REPLY = "edged/v1/reply/"

@@ -8,7 +8,7 @@ import signal
 
 from daemon_fixtures import REFERENCE, Daemon, Place, eventually, reference_job
 
-from edged.engine.prefix import BLOCK_TOKENS
+from edged.engine.prefix_cache import BLOCK_TOKENS
 
 pytest_plugins = ["daemon_fixtures"]
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import Mosquitto, free_port
 
 from edged.cli.doctor import Finding, examine
-from edged.health.board import detect
+from edged.machine.board import detect
 from edged.settings import Settings
 
 

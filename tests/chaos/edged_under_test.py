@@ -23,14 +23,14 @@ from typing import Any
 
 from edged.daemon import Daemon
 from edged.engine.engine import Engine
-from edged.health.clock import Clock
 from edged.jobs.desk import Desk
 from edged.jobs.outbox import Outbox
 from edged.jobs.spool import Known, Spool
+from edged.machine.clock import Clock
 from edged.mqtt.events import JobReceived, Receipt
 from edged.mqtt.link import Link
-from edged.mqtt.plan import Publication
 from edged.mqtt.session import Session
+from edged.mqtt.session_plan import Publication
 
 _wanted, _count, _seconds = os.environ["CHAOS_KILL"].split(":")
 _left, _delay = int(_count), float(_seconds)

@@ -30,8 +30,8 @@ sys.path[:0] = [str(HERE.parents[0] / "broker")]
 from daemon_fixtures import Daemon, Place, eventually, job  # noqa: E402
 from disk import SYNC, TRUNCATE, UNLINK, WRITE, Change, Disk, read_recording  # noqa: E402
 
-from edged.jobs.salvage import open_spool  # noqa: E402
 from edged.jobs.spool import SpoolError  # noqa: E402
+from edged.jobs.spool_recovery import open_spool  # noqa: E402
 
 SEED = 20_26
 SUBSETS = 2_000

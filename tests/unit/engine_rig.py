@@ -17,12 +17,12 @@ import numpy as np
 
 from edged.engine.cache import KVCache
 from edged.engine.engine import Ended, Engine, EngineEvent, Finished, ModelChanged, Piece
+from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import open_package
 from edged.engine.scheduler import Request
-from edged.engine.serving import Serving, bring_up
 from edged.engine.session import ModelSession
-from edged.health.board import detect
-from edged.health.memory import available
+from edged.machine.board import detect
+from edged.machine.memory import available
 from edged.settings import Settings
 
 MODELS = Path(__file__).parents[1] / "fixtures" / "models"
@@ -35,14 +35,14 @@ def reference(name: str) -> list[dict[str, Any]]:
     return list(json.loads((MODELS / name / "reference.json").read_text()))
 
 
-def load(path: Path, prefix_bytes: int = 0, disk: Path | None = None, **model: Any) -> Serving:
+def load(path: Path, prefix_bytes: int = 0, disk: Path | None = None, **model: Any) -> LoadedModel:
     """Bring up a package as the daemon does, on one thread; without a prefix cache unless it gets bytes."""
     settings = Settings(model={"threads": 1, **model}, cache={"ram_bytes": prefix_bytes})
-    return bring_up(settings, detect(), available, path, prefix_folder=disk)
+    return load_model(settings, detect(), available, path, prefix_folder=disk)
 
 
 @cache
-def serving(name: str, rows: int = 1, chunk: int = 256) -> Serving:
+def serving(name: str, rows: int = 1, chunk: int = 256) -> LoadedModel:
     """A fixture package in service, kept for the tests that follow: an engine leaves nothing behind in it."""
     return load(MODELS / name, rows=rows, prefill_chunk=chunk)
 
@@ -73,7 +73,7 @@ def greedy_by_fresh_prefill(name: str, prompt: Iterable[int], count: int) -> lis
 class Rig:
     """An engine whose events are kept in order. `hook` sees each event on the engine's thread, right after it."""
 
-    def __init__(self, bring: Callable[[], Serving], watch: Callable[[], str] = lambda: "") -> None:
+    def __init__(self, bring: Callable[[], LoadedModel], watch: Callable[[], str] = lambda: "") -> None:
         self.events: list[EngineEvent] = []
         self.running: list[tuple[int, ...]] = []
         self.hook: Callable[[EngineEvent], None] = lambda _event: None
@@ -123,9 +123,9 @@ class Rig:
 
 
 @contextmanager
-def running(bring: Serving | Callable[[], Serving], watch: Callable[[], str] = lambda: "") -> Iterator[Rig]:
+def running(bring: LoadedModel | Callable[[], LoadedModel], watch: Callable[[], str] = lambda: "") -> Iterator[Rig]:
     """A started engine, stopped at the end."""
-    rig = Rig((lambda: bring) if isinstance(bring, Serving) else bring, watch)
+    rig = Rig((lambda: bring) if isinstance(bring, LoadedModel) else bring, watch)
     rig.engine.start()
     try:
         yield rig
@@ -171,16 +171,16 @@ def run_at_random(
 
 def wait_until_written(rig: Rig, blocks: int | None = None) -> None:
     """Until the idle engine has written what is worth it (or so many blocks)."""
-    reuse = rig.engine._serving.reuse  # type: ignore[union-attr]
+    prefixes = rig.engine._loaded.prefixes  # type: ignore[union-attr]
     until = time.monotonic() + 20
     while True:
         done = (
-            reuse.memory.next_to_write(dict(reuse._on_disk)) is None
+            prefixes.memory.next_to_write(dict(prefixes._on_disk)) is None
             if blocks is None
-            else len(reuse._on_disk) >= blocks
+            else len(prefixes._on_disk) >= blocks
         )
         # A row leaves after what it took from disk is held in memory, its end is told before.
-        if done and reuse._writing is None and not rig.engine._rows:
+        if done and prefixes._writing is None and not rig.engine._rows:
             return
         assert time.monotonic() < until
         time.sleep(0.01)

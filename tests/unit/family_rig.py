@@ -20,7 +20,7 @@ from engine_rig import MODELS, ids, load, request, run_at_random, running, wait_
 from edged.engine.cache import KVCache
 from edged.engine.engine import Ended, Finished
 from edged.engine.package import open_package
-from edged.engine.prefix import BLOCK_TOKENS, usable_blocks
+from edged.engine.prefix_cache import BLOCK_TOKENS, usable_blocks
 from edged.engine.session import ModelSession
 
 RUNTIME = tuple(int(part) for part in ort.__version__.split(".")[:2])

@@ -18,11 +18,11 @@ from test_docs import first_column, section
 
 from edged.cli import main
 from edged.engine.bench import Bench, BenchError, StepTime, decode_seconds, measure
+from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import open_package
-from edged.engine.serving import Serving, bring_up
-from edged.health.bandwidth import largest_cache, read_bandwidth
-from edged.health.board import Board, detect
-from edged.health.memory import available
+from edged.machine.bandwidth import largest_cache, read_bandwidth
+from edged.machine.board import Board, detect
+from edged.machine.memory import available
 from edged.settings import Settings
 
 
@@ -41,7 +41,7 @@ def metered() -> Metered:
     return Metered(**{name: getattr(detect(), name) for name in ("kind", "model", "serial", "l4t", "cores", "root")})
 
 
-def bring(rows: int, **changes: Any) -> Serving:
+def bring(rows: int, **changes: Any) -> LoadedModel:
     serving = load(MODELS / "phi3", rows=rows, context=256)
     return replace(serving, **changes)
 
@@ -87,7 +87,7 @@ def test_rows_decode_together_and_stop_when_enough_was_made() -> None:
 
 def test_rows_come_together_on_a_slow_model_without_a_prefix_cache() -> None:
     settings = Settings(model={"threads": 1, "rows": 4, "context": 180, "max_stall": 0.01}, cache={"ram_bytes": 0})
-    serving = bring_up(settings, detect(), available, MODELS / "phi3")
+    serving = load_model(settings, detect(), available, MODELS / "phi3")
 
     class Slow:
         def __getattr__(self, name: str) -> Any:

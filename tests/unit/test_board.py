@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edged.health.board import DeviceIdError, detect, device_id
-from edged.health.board.jetson import Jetson
+from edged.machine.board import DeviceIdError, detect, device_id
+from edged.machine.board.jetson import Jetson
 
 BOARDS = Path(__file__).parents[1] / "fixtures" / "boards"
 

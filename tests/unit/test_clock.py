@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from edged.health import clock
-from edged.health.clock import Clock
+from edged.machine import clock
+from edged.machine.clock import Clock
 
 BOARDS = Path(__file__).parents[1] / "fixtures" / "boards"
 

@@ -17,9 +17,6 @@ import pytest
 
 from edged.engine.engine import Ended, Finished, ModelChanged, Piece, Started
 from edged.engine.scheduler import Request
-from edged.health.board import detect
-from edged.health.clock import Clock
-from edged.health.metrics import Metrics
 from edged.jobs import admission as admission_module
 from edged.jobs import desk as desk_module
 from edged.jobs.crash import LastEnd
@@ -27,8 +24,11 @@ from edged.jobs.desk import Desk
 from edged.jobs.document import Code, JobError
 from edged.jobs.prompt import Prepared
 from edged.jobs.spool import Spool, SpoolError
+from edged.machine.board import detect
+from edged.machine.clock import Clock
 from edged.mqtt.events import CancelReceived, JobReceived, Published
 from edged.mqtt.topics import Topics
+from edged.report.metrics import Metrics
 
 TOPICS = Topics("edged/v1", "board")
 
@@ -95,7 +95,7 @@ class World:
 
     def serve(self, rows: int = 1) -> World:
         serving = SimpleNamespace(rows=rows, package=SimpleNamespace(name="m"))
-        self.desk.engine_event(ModelChanged("serving", serving=serving))  # type: ignore[arg-type]
+        self.desk.engine_event(ModelChanged("serving", loaded=serving))  # type: ignore[arg-type]
         return self
 
     def arrive(self, *documents: object, reply: str | None = None, qos: int = 1, **changes: Any) -> None:

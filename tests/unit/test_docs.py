@@ -11,13 +11,13 @@ import pytest
 
 from edged.cli.app import app
 from edged.engine.engine import ModelChanged
-from edged.engine.serving import LOADED_RATIO, LOGITS_BYTES, RUNTIME_BYTES
-from edged.health.board import detect
-from edged.health.memory import Available, plan
-from edged.health.metrics import Metrics
+from edged.engine.known_answers import BUDGET, NEAR_TIE, KnownAnswers, Question, RecordedWith, Sample
+from edged.engine.loaded_model import LOADED_RATIO, LOGITS_BYTES, RUNTIME_BYTES
 from edged.jobs.document import Code, Job, State
-from edged.models.verify import BUDGET, NEAR_TIE, KnownAnswers, Question, RecordedWith, Sample
+from edged.machine.board import detect
+from edged.machine.memory import Available, plan
 from edged.mqtt.topics import Topics
+from edged.report.metrics import Metrics
 from edged.settings.keys import KEYS
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ import pytest
 from folders import open_to_all
 
 from edged.cli.doctor import Finding, _c_library, examine, open_secrets
-from edged.health.board import detect
-from edged.health.board.jetson import cuda_runtime
-from edged.health.storage import mount_of, swaps_on_card
+from edged.machine.board import detect
+from edged.machine.board.jetson import cuda_runtime
+from edged.machine.storage import mount_of, swaps_on_card
 from edged.settings import Settings, load
 
 BOARDS = Path(__file__).parents[1] / "fixtures" / "boards"

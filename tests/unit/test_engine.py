@@ -285,7 +285,7 @@ class TestFaults:
         one = serving("phi3")
         with running(one) as rig:
             with monkeypatch.context() as patched:
-                patched.setattr(engine_module, "choose", lambda *_: 1 // 0)
+                patched.setattr(engine_module, "sample", lambda *_: 1 // 0)
                 end = rig.run(request(0, PROMPT))[0]
             assert isinstance(end, Ended)
             assert str(end.failure).startswith("the engine failed: integer division")
@@ -305,7 +305,7 @@ class TestFaults:
 class TestModel:
     def test_it_is_loading_and_then_serving(self) -> None:
         with running(serving("phi3")) as rig:
-            assert rig.wait_for_state("serving").serving is serving("phi3")
+            assert rig.wait_for_state("serving").loaded is serving("phi3")
         assert [event.state for event in rig.events if isinstance(event, ModelChanged)] == ["loading", "serving"]
 
     def test_a_broken_package_is_served_once_it_is_mended(

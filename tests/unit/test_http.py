@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from edged.health.http import HttpServer
+from edged.report.http import HttpServer
 
 
 @pytest.fixture

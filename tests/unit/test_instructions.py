@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edged import cli
-from edged.health import instructions
+from edged.machine import instructions
 
 BOARDS = Path(__file__).parents[1] / "fixtures" / "boards"
 

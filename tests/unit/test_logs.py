@@ -9,8 +9,8 @@ import pytest
 import structlog
 
 from edged import logs
-from edged.health.board import detect
-from edged.health.metrics import Metrics
+from edged.machine.board import detect
+from edged.report.metrics import Metrics
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import pytest
 
 from edged import daemon as daemon_module
 from edged.daemon import EVENTS, LOAD_SECONDS, STUCK_SECONDS, Daemon
-from edged.health.storage import Mount
 from edged.jobs.crash import CrashLedger
 from edged.jobs.spool import SpoolError
+from edged.machine.storage import Mount
 from edged.settings import Settings
 
 

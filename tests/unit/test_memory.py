@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.health.memory import MIB, Available, MemoryPlanError, available, plan
+from edged.machine.memory import MIB, Available, MemoryPlanError, available, plan
 
 BOARDS = Path(__file__).parents[1] / "fixtures" / "boards"
 GIB = 1024 * MIB

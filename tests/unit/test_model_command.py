@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from engine_rig import MODELS, copy_package
-from test_verify import flip_block
+from test_known_answers import flip_block
 
-from edged.models.verify import FILE
+from edged.engine.known_answers import FILE
 
 
 def verify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

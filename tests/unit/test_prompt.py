@@ -56,7 +56,7 @@ def test_a_job_comes_out_as_a_request_or_as_the_reason_why_not(done: tuple[Prepa
     preparer.submit(Job(id="a", messages=chat, max_tokens=2), 4, "a", SERVING, 7.0)
     came = [prepared.get(timeout=10) for _ in range(5)]
     assert [each.key for each in came] == [0, 1, 2, 3, 4]
-    assert all(each.serving is SERVING for each in came)
+    assert all(each.loaded is SERVING for each in came)
     good, broken, long, again, bomb = (each.outcome for each in came)
     assert isinstance(good, Request)
     assert (good.prompt, good.received) == ((1,) * 4, 7.0)

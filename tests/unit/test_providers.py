@@ -7,8 +7,8 @@ from typing import Literal
 
 import pytest
 
-from edged.engine.providers import CPU, CUDA, TENSORRT, Choice, ProviderError, choose, made_for, settle
-from edged.health.board import Board, detect
+from edged.engine.providers import CPU, CUDA, TENSORRT, ProviderChoice, ProviderError, choose_provider, made_for, settle
+from edged.machine.board import Board, detect
 
 BOARDS = Path(__file__).parents[1] / "fixtures" / "boards"
 CPU_WHEEL = ["AzureExecutionProvider", CPU]
@@ -22,37 +22,37 @@ def board(name: str) -> Board:
 @pytest.mark.parametrize("offered", [CPU_WHEEL, GPU_WHEEL])
 @pytest.mark.parametrize("name", ["pi4", "pi5"])
 def test_a_raspberry_pi_takes_the_cpu(name: str, offered: list[str]) -> None:
-    choice = choose("auto", board(name), offered, "cpu")
+    choice = choose_provider("auto", board(name), offered, "cpu")
     assert (choice.providers, choice.fell_back) == ((CPU,), False)
 
 
 def test_a_cuda_package_on_a_raspberry_pi_falls_back_and_says_which_package_to_take() -> None:
-    choice = choose("auto", board("pi5"), CPU_WHEEL, "cuda")
+    choice = choose_provider("auto", board("pi5"), CPU_WHEEL, "cuda")
     assert (choice.providers, choice.fell_back) == ((CPU,), True)
     assert "take the cpu package" in choice.reason
 
 
 @pytest.mark.parametrize("name", ["jetson-orin", "pc"])
 def test_cuda_comes_before_the_cpu_where_package_and_runtime_have_it(name: str) -> None:
-    choice = choose("auto", board(name), GPU_WHEEL, "cuda")
+    choice = choose_provider("auto", board(name), GPU_WHEEL, "cuda")
     assert (choice.providers, choice.fell_back) == ((CUDA, CPU), False)
 
 
 @pytest.mark.parametrize("name", ["jetson-orin", "pc"])
 def test_a_cuda_package_without_a_cuda_runtime_falls_back_and_says_what_to_install(name: str) -> None:
-    choice = choose("auto", board(name), CPU_WHEEL, "cuda")
+    choice = choose_provider("auto", board(name), CPU_WHEEL, "cuda")
     assert (choice.providers, choice.fell_back) == ((CPU,), True)
     assert "pip install edged[cuda]" in choice.reason
 
 
 def test_a_cpu_package_on_a_jetson_falls_back_and_says_which_package_to_take() -> None:
-    choice = choose("auto", board("jetson-orin"), GPU_WHEEL, "cpu")
+    choice = choose_provider("auto", board("jetson-orin"), GPU_WHEEL, "cpu")
     assert (choice.providers, choice.fell_back) == ((CPU,), True)
     assert choice.reason == "the package was made for CPU (int4, fp32): take the cuda package"
 
 
 def test_a_jetson_that_lacks_both_is_told_both() -> None:
-    choice = choose("auto", board("jetson-orin"), CPU_WHEEL, "cpu")
+    choice = choose_provider("auto", board("jetson-orin"), CPU_WHEEL, "cpu")
     assert choice.fell_back
     assert "pip install edged[cuda]" in choice.reason
     assert "take the cuda package" in choice.reason
@@ -60,7 +60,7 @@ def test_a_jetson_that_lacks_both_is_told_both() -> None:
 
 @pytest.mark.parametrize("offered", [CPU_WHEEL, GPU_WHEEL])
 def test_a_cpu_package_on_a_pc_runs_on_the_cpu_as_meant(offered: list[str]) -> None:
-    choice = choose("auto", board("pc"), offered, "cpu")
+    choice = choose_provider("auto", board("pc"), offered, "cpu")
     assert (choice.providers, choice.fell_back) == ((CPU,), False)
 
 
@@ -70,7 +70,7 @@ def test_a_cpu_package_on_a_pc_runs_on_the_cpu_as_meant(offered: list[str]) -> N
 def test_auto_always_ends_with_the_cpu_and_gives_a_reason(
     name: str, package: Literal["cpu", "cuda"], offered: list[str]
 ) -> None:
-    choice = choose("auto", board(name), offered, package)
+    choice = choose_provider("auto", board(name), offered, package)
     assert choice.providers[-1] == CPU
     assert choice.reason
     assert set(choice.providers) <= {*offered, CPU}
@@ -83,14 +83,14 @@ def test_auto_always_ends_with_the_cpu_and_gives_a_reason(
 def test_a_list_is_taken_as_it_stands_whatever_board_and_package(
     setting: list[str], providers: tuple[str, ...]
 ) -> None:
-    choice = choose(setting, board("jetson-orin"), GPU_WHEEL, "cpu")
+    choice = choose_provider(setting, board("jetson-orin"), GPU_WHEEL, "cpu")
     assert (choice.providers, choice.fell_back) == (providers, False)
 
 
 @pytest.mark.parametrize("missing", ["cuda", "tensorrt"])
 def test_a_list_with_what_this_runtime_lacks_is_an_error_of_one_line(missing: str) -> None:
     with pytest.raises(ProviderError) as caught:
-        choose([missing, "cpu"], board("jetson-orin"), CPU_WHEEL, "cuda")
+        choose_provider([missing, "cpu"], board("jetson-orin"), CPU_WHEEL, "cuda")
     assert str(caught.value) == (
         f"model.execution_provider names {missing}, which this onnxruntime does not offer (it offers cpu): "
         "set model.runtime_wheels (edged doctor says how), or pip install edged[cuda] in place of edged[cpu]"
@@ -98,13 +98,13 @@ def test_a_list_with_what_this_runtime_lacks_is_an_error_of_one_line(missing: st
 
 
 class TestSettle:
-    CHOICE = Choice((CUDA, CPU), "a Jetson computes on CUDA", False)
+    CHOICE = ProviderChoice((CUDA, CPU), "a Jetson computes on CUDA", False)
 
     def test_what_runs_as_chosen_stays(self) -> None:
         assert settle(self.CHOICE, "auto", [CUDA, CPU]) is self.CHOICE
 
     def test_the_cpu_that_onnxruntime_adds_by_itself_is_no_deviation(self) -> None:
-        choice = Choice((CUDA,), "set by model.execution_provider", False)
+        choice = ProviderChoice((CUDA,), "set by model.execution_provider", False)
         assert settle(choice, ["cuda"], [CUDA, CPU]) is choice
 
     def test_cuda_that_did_not_start_is_a_fallback_under_auto(self) -> None:

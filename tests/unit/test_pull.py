@@ -16,9 +16,9 @@ import pytest
 from engine_rig import copy_package
 from folders import open_to_all
 from pull_rig import PATIENCE, Board, Server, publish, refusal, same_files, serving, write_sums
-from test_verify import flip_block
+from test_known_answers import flip_block
 
-from edged.health.memory import Available
+from edged.machine.memory import Available
 from edged.models import fetch, pull
 from edged.models.web import explain
 

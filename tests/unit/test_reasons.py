@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edged.health.clock import Clock
+from edged.machine.clock import Clock
 from edged.mqtt import reasons
 from edged.mqtt.options import MqttOptions
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edged.engine.sampler import NotFiniteError, Sampling, choose
+from edged.engine.sampler import NotFiniteError, Sampling, sample
 
 LOGITS = np.array([1.0, 3.0, -2.0, 2.5, 0.0, 2.5, -1.0, 1.5], np.float32)
 
@@ -19,7 +19,7 @@ def draws(count: int, logits: NDArray[Any] = LOGITS, **sampling: Any) -> NDArray
     """How often each token is drawn."""
     generator = np.random.default_rng(5)
     wanted = Sampling(**{"temperature": 1.0, **sampling})
-    return np.bincount([choose(logits, wanted, generator) for _ in range(count)], minlength=len(logits))
+    return np.bincount([sample(logits, wanted, generator) for _ in range(count)], minlength=len(logits))
 
 
 def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
@@ -37,12 +37,12 @@ def assert_distributed(counts: NDArray[np.int64], expected: NDArray[np.float64])
 
 class TestGreedy:
     def test_the_best_is_taken_the_first_among_equals(self) -> None:
-        assert choose(LOGITS, Sampling(), np.random.default_rng(0)) == 1
-        assert choose(np.array([0, 7, 7], np.float16), Sampling(), np.random.default_rng(0)) == 1
+        assert sample(LOGITS, Sampling(), np.random.default_rng(0)) == 1
+        assert sample(np.array([0, 7, 7], np.float16), Sampling(), np.random.default_rng(0)) == 1
 
     def test_nothing_is_drawn_from_the_generator(self) -> None:
         generator = np.random.default_rng(3)
-        choose(LOGITS, Sampling(), generator)
+        sample(LOGITS, Sampling(), generator)
         assert generator.random() == np.random.default_rng(3).random()
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -52,11 +52,11 @@ class TestGreedy:
         logits = LOGITS.copy()
         logits[place] = bad
         with pytest.raises(NotFiniteError, match="as its best logit"):
-            choose(logits, Sampling(temperature=temperature), np.random.default_rng(0))
+            sample(logits, Sampling(temperature=temperature), np.random.default_rng(0))
 
     def test_logits_that_are_all_minus_infinity_are_an_error(self) -> None:
         with pytest.raises(NotFiniteError):
-            choose(np.full(4, -np.inf, np.float32), Sampling(), np.random.default_rng(0))
+            sample(np.full(4, -np.inf, np.float32), Sampling(), np.random.default_rng(0))
 
 
 class TestDrawing:
@@ -98,7 +98,7 @@ class TestDrawing:
         """So that a job's tokens do not depend on what else is computed."""
         for sampling in (Sampling(1.0), Sampling(1.0, top_k=3), Sampling(1.0, top_p=0.5), Sampling(0.7, 0.9, 4)):
             generator, other = np.random.default_rng(1), np.random.default_rng(1)
-            choose(LOGITS, sampling, generator)
+            sample(LOGITS, sampling, generator)
             other.random()
             assert generator.random() == other.random()
 
@@ -115,7 +115,7 @@ class TestDrawing:
     ) -> None:
         """The shortcuts (partition, a bound for the nucleus) change nothing."""
         logits = np.array(halves, np.float32) / 2
-        chosen = choose(logits, Sampling(temperature, top_p, top_k, seed), np.random.default_rng(seed))
+        chosen = sample(logits, Sampling(temperature, top_p, top_k, seed), np.random.default_rng(seed))
         order = np.lexsort((np.arange(len(logits)), -logits))[: top_k or None]
         cumulative = np.cumsum(np.exp((logits[order].astype(np.float64) - logits.max()) / temperature))
         if top_p < 1.0:
@@ -134,13 +134,13 @@ class TestRepetitionPenalty:
     def test_what_was_seen_becomes_less_likely_whatever_its_sign(self) -> None:
         logits = np.array([2.0, 1.9, -1.0, -1.1], np.float32)
         penalty = Sampling(repetition_penalty=1.5)
-        assert choose(logits, penalty, np.random.default_rng(0), [0, 0, 0]) == 1
-        assert choose(logits[2:], penalty, np.random.default_rng(0), [0]) == 1
+        assert sample(logits, penalty, np.random.default_rng(0), [0, 0, 0]) == 1
+        assert sample(logits[2:], penalty, np.random.default_rng(0), [0]) == 1
 
     def test_the_models_own_logits_stay_as_they_are(self) -> None:
         logits = LOGITS.copy()
-        choose(logits, Sampling(repetition_penalty=2.0), np.random.default_rng(0), [1, 3])
+        sample(logits, Sampling(repetition_penalty=2.0), np.random.default_rng(0), [1, 3])
         assert (logits == LOGITS).all()
 
     def test_one_changes_nothing(self) -> None:
-        assert choose(LOGITS, Sampling(repetition_penalty=1.0), np.random.default_rng(0), [1]) == 1
+        assert sample(LOGITS, Sampling(repetition_penalty=1.0), np.random.default_rng(0), [1]) == 1

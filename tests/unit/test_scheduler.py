@@ -25,15 +25,15 @@ from engine_rig import (
 
 from edged.engine.engine import EngineEvent, Finished, Started
 from edged.engine.sampler import Sampling
-from edged.engine.scheduler import PRIORITY_SECONDS, Pace, Request, Row, Step, chunk_of, schedule, swaps
+from edged.engine.scheduler import PRIORITY_SECONDS, ChunkBudget, Request, Sequence, StepPlan, chunk_of, schedule, swaps
 from edged.engine.tokenizer import TextStream
 
 SWITCH = 256
 
 
-def row(tokens: int, cached: int = 0, **more: Any) -> Row:
+def row(tokens: int, cached: int = 0, **more: Any) -> Sequence:
     priority = more.pop("priority", 5)
-    return Row(
+    return Sequence(
         request=Request(key=0, prompt=tuple(range(tokens)), max_tokens=9, priority=priority),
         text=TextStream(lambda _ids: ""),
         generator=np.random.default_rng(0),
@@ -48,8 +48,8 @@ class TestSchedule:
         assert schedule([], 64, None, False) is None
 
     def test_a_prompt_is_read_in_chunks(self) -> None:
-        assert schedule([row(100)], 64, None, False) == Step(0, 1, 64, 64, prefill=True)
-        assert schedule([row(100, 64)], 64, None, False) == Step(0, 1, 36, 100, prefill=True)
+        assert schedule([row(100)], 64, None, False) == StepPlan(0, 1, 64, 64, prefill=True)
+        assert schedule([row(100, 64)], 64, None, False) == StepPlan(0, 1, 36, 100, prefill=True)
 
     @pytest.mark.parametrize("chunk", [3, 16, 64])
     def test_no_prompt_of_several_tokens_ends_with_a_chunk_of_one(self, chunk: int) -> None:
@@ -64,20 +64,20 @@ class TestSchedule:
             assert 1 < min(counts) <= max(counts) <= chunk
 
     def test_decoding_rows_share_a_step_as_wide_as_the_longest(self) -> None:
-        assert schedule([row(9, 8), row(30, 29)], 64, None, False) == Step(0, 2, 1, 30, prefill=False)
+        assert schedule([row(9, 8), row(30, 29)], 64, None, False) == StepPlan(0, 2, 1, 30, prefill=False)
 
     def test_decoding_rows_and_prompts_take_turns(self) -> None:
         rows = [row(9, 8), row(100)]
         first = schedule(rows, 8, None, False)
-        assert first == Step(1, 1, 8, 8, prefill=True)
-        assert schedule(rows, 8, None, first.prefill) == Step(0, 1, 1, 9, prefill=False)
+        assert first == StepPlan(1, 1, 8, 8, prefill=True)
+        assert schedule(rows, 8, None, first.prefill) == StepPlan(0, 1, 1, 9, prefill=False)
 
     def test_a_prompt_is_split_alike_in_any_company(self) -> None:
         """A row in prefill between two decoding ones does not go along with them: it would be read in other chunks."""
         rows = [row(9, 8), row(100), row(9, 8, last_step=1)]
-        assert schedule(rows, 8, None, True) == Step(0, 1, 1, 9, prefill=False)
+        assert schedule(rows, 8, None, True) == StepPlan(0, 1, 1, 9, prefill=False)
         rows[0].last_step = 2
-        assert schedule(rows, 8, None, 2) == Step(2, 1, 1, 9, prefill=False)
+        assert schedule(rows, 8, None, 2) == StepPlan(2, 1, 1, 9, prefill=False)
 
     def test_no_chunk_has_one_token_and_none_is_left(self) -> None:
         """A step of one token computes attention in another way: the last bits would depend on the split."""
@@ -95,21 +95,21 @@ class TestSchedule:
 
     def test_rows_on_the_two_sides_of_a_switch_never_share_a_step(self) -> None:
         rows = [row(9, 8), row(300, 299, long_rope=True), row(9, 8)]
-        assert schedule(rows, 64, SWITCH, False) == Step(0, 1, 1, 9, prefill=False)
+        assert schedule(rows, 64, SWITCH, False) == StepPlan(0, 1, 1, 9, prefill=False)
 
     def test_the_side_that_waited_longest_goes_first_however_many_tokens_it_has(self) -> None:
         rows = [row(9, 8, last_step=7), row(300, 299, long_rope=True, last_step=3)]
-        assert schedule(rows, 64, SWITCH, False) == Step(1, 1, 1, 300, prefill=False)
+        assert schedule(rows, 64, SWITCH, False) == StepPlan(1, 1, 1, 300, prefill=False)
 
     def test_a_row_that_crosses_the_switch_is_read_anew(self) -> None:
         rows = [row(SWITCH + 1, SWITCH)]
-        assert schedule(rows, 1000, SWITCH, False) == Step(0, 1, SWITCH + 1, SWITCH + 1, prefill=True)
+        assert schedule(rows, 1000, SWITCH, False) == StepPlan(0, 1, SWITCH + 1, SWITCH + 1, prefill=True)
 
     def test_the_first_chunks_of_a_long_prompt_are_as_wide_as_the_long_table_wants(self) -> None:
-        assert schedule([row(300)], 64, SWITCH, False) == Step(0, 1, 64, SWITCH + 1, prefill=True)
+        assert schedule([row(300)], 64, SWITCH, False) == StepPlan(0, 1, 64, SWITCH + 1, prefill=True)
 
     def test_rows_that_may_not_be_ragged_step_alone(self) -> None:
-        assert schedule([row(9, 8), row(30, 29)], 64, None, False, ragged=False) == Step(0, 1, 1, 9, prefill=False)
+        assert schedule([row(9, 8), row(30, 29)], 64, None, False, ragged=False) == StepPlan(0, 1, 1, 9, prefill=False)
 
 
 class TestNeighbours:
@@ -144,19 +144,19 @@ class TestNeighbours:
 
 class TestPace:
     def test_alone_a_prompt_is_read_in_the_largest_chunks_once_it_is_known_that_they_do_not_take_minutes(self) -> None:
-        pace = Pace(1.0)
+        pace = ChunkBudget(1.0)
         assert pace.chunk(256, 0) == 64
-        pace.note(Step(0, 1, 64, 64, True), 64 * 0.01)
+        pace.note(StepPlan(0, 1, 64, 64, True), 64 * 0.01)
         assert pace.chunk(256, 0) == 256
-        pace.note(Step(0, 1, 256, 320, True), 256 * 1.5)
+        pace.note(StepPlan(0, 1, 256, 320, True), 256 * 1.5)
         assert pace.chunk(256, 0) == 20  # 30 seconds
 
     def test_a_chunk_fits_between_two_tokens_of_the_others(self) -> None:
-        pace = Pace(1.0)
+        pace = ChunkBudget(1.0)
         assert pace.chunk(256, 1) == 16
         for _ in range(50):
-            pace.note(Step(0, 1, 30, 30, prefill=True), 1.0)  # 30 tokens a second, as Phi-3 mini on two cores
-            pace.note(Step(0, 8, 1, 30, prefill=False), 0.3)
+            pace.note(StepPlan(0, 1, 30, 30, prefill=True), 1.0)  # 30 tokens a second, as Phi-3 mini on two cores
+            pace.note(StepPlan(0, 8, 1, 30, prefill=False), 0.3)
         chunk = pace.chunk(256, 1)
         assert 10 <= chunk <= 20
         assert chunk / 30 + 0.3 < 1.0
@@ -164,10 +164,10 @@ class TestPace:
         assert pace.chunk(256, 9) == 2
 
     def test_slower_steps_count_at_once(self) -> None:
-        pace = Pace(1.0)
-        pace.note(Step(0, 1, 100, 100, prefill=True), 1.0)
+        pace = ChunkBudget(1.0)
+        pace.note(StepPlan(0, 1, 100, 100, prefill=True), 1.0)
         fast = pace.chunk(256, 1)
-        pace.note(Step(0, 1, 10, 10, prefill=True), 1.0)
+        pace.note(StepPlan(0, 1, 10, 10, prefill=True), 1.0)
         assert pace.chunk(256, 1) <= fast // 9
 
     def test_running_rows_get_their_tokens_while_long_prompts_are_read(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edged.jobs import schema
-from edged.jobs.schema import STEPS, SpoolDamagedError, SpoolError, Step
+from edged.jobs.schema import STEPS, Migration, SpoolDamagedError, SpoolError
 from edged.jobs.spool import PAGE_BYTES, WAL_BYTES, Delivery, Known, Queued, Spool
 
 SPOOLS = Path(__file__).parents[1] / "fixtures/spools"
@@ -303,8 +303,8 @@ def test_a_result_that_changed_or_is_that_of_another_job_is_damage(spool: Spool,
 
 
 MORE = (
-    Step("ALTER TABLE job ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue';\nCREATE TABLE pot (seq INTEGER)"),
-    Step("ALTER TABLE result ADD COLUMN weight REAL"),
+    Migration("ALTER TABLE job ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue';\nCREATE TABLE pot (seq INTEGER)"),
+    Migration("ALTER TABLE result ADD COLUMN weight REAL"),
 )
 
 
@@ -381,7 +381,7 @@ def test_steps_are_applied_together_or_not_at_all(spool: Spool, monkeypatch: pyt
     spool.close()
     before = spool.path.read_bytes()
     with monkeypatch.context() as broken:
-        broken.setattr(schema, "STEPS", (*STEPS, *MORE, Step("CREATE TABLE pot (seq INTEGER)")))
+        broken.setattr(schema, "STEPS", (*STEPS, *MORE, Migration("CREATE TABLE pot (seq INTEGER)")))
         with pytest.raises(SpoolError, match="pot already exists"):
             Spool(spool.path)
     assert spool.path.read_bytes() == before
@@ -390,7 +390,7 @@ def test_steps_are_applied_together_or_not_at_all(spool: Spool, monkeypatch: pyt
 
 def test_a_file_that_leaves_this_edged_out_is_left_alone(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(schema, "STEPS", (*STEPS, MORE[0], Step("DROP TABLE pot", oldest=4)))
+        newer.setattr(schema, "STEPS", (*STEPS, MORE[0], Migration("DROP TABLE pot", oldest=4)))
         reopened(spool).close()
     with pytest.raises(SpoolError, match="newer edged: it needs one that knows schema 4, this one knows 2"):
         Spool(spool.path)

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from edged.jobs import salvage, schema
-from edged.jobs.salvage import KEPT, mark_damaged, open_spool
-from edged.jobs.schema import STEPS, Step
+from edged.jobs import schema
+from edged.jobs.schema import STEPS, Migration
 from edged.jobs.spool import PAGE_BYTES, Spool, SpoolError, set_aside
+from edged.jobs.spool_recovery import KEPT, mark_damaged, open_spool
 
 JOBS, RESULTS, DELIVERED = 60, 40, 30
 
@@ -109,7 +109,7 @@ def test_garbage_in_the_header_of_a_spool_that_grew_before_a_step_costs_nothing(
 ) -> None:
     """Its schema lies on other pages than that of a fresh one."""
     columns = ", ".join(f"column_{n} TEXT" for n in range(50))
-    more = Step(f"ALTER TABLE job ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue';\nCREATE TABLE pot ({columns})")
+    more = Migration(f"ALTER TABLE job ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue';\nCREATE TABLE pot ({columns})")
     monkeypatch.setattr(schema, "STEPS", (*STEPS, more))
     Spool(path).close()
     overwrite(path, 0, 100)
@@ -120,7 +120,7 @@ def test_a_damaged_spool_of_a_newer_edged_is_taken_over_without_what_is_unknown_
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(schema, "STEPS", (*STEPS, Step("ALTER TABLE result ADD COLUMN weight REAL DEFAULT 1.0")))
+        newer.setattr(schema, "STEPS", (*STEPS, Migration("ALTER TABLE result ADD COLUMN weight REAL DEFAULT 1.0")))
         Spool(path).close()
     mark_damaged(path, "seen while it ran")
     assert check(open_spool(path)) == (JOBS, RESULTS)
@@ -293,7 +293,7 @@ def test_a_salvage_cut_short_anywhere_goes_on_at_the_next_start(
             return wrapped
 
         with monkeypatch.context() as patch:
-            where = salvage if cut == "_sync" else Path
+            where = spool_recovery if cut == "_sync" else Path
             patch.setattr(where, cut, power_goes(getattr(where, cut)))
             try:
                 open_spool(folder / "spool.db").close()

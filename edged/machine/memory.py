@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edged.health import cgroup
+from edged.machine import cgroup
 
 MIB = 1024**2
 # Left to everything else: a fixed part and a share of what is available.
@@ -32,7 +32,7 @@ class Available:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes that a model takes. Loading comes before serving, so the peak is the larger of the two."""
 
     weights: int
@@ -97,7 +97,7 @@ def plan(
     working: int,
     available: Available,
     prefixes: int | None = 0,
-) -> Plan:
+) -> MemoryPlan:
     """What the model takes with ``rows`` of ``context`` tokens; all sizes in bytes.
 
     ``load_overhead`` is what loading needs on top of the weights and gives back, ``working`` what a step needs.
@@ -105,7 +105,7 @@ def plan(
     as many as fit, at most 8. Raises MemoryPlanError where the peak is above what is usable.
     """
     usable, row_bytes = available.usable, context * kv_bytes_per_token
-    wanted = Plan(weights, load_overhead, (rows or 1) * row_bytes, working, rows or 1, prefixes or 0)
+    wanted = MemoryPlan(weights, load_overhead, (rows or 1) * row_bytes, working, rows or 1, prefixes or 0)
     if wanted.peak <= usable:
         room = usable - weights - working - wanted.cache - wanted.prefixes
         if prefixes is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edged.health.board.generic import Board, device_tree, online, read_int, serial
+from edged.machine.board.generic import Board, device_tree, online, read_int, serial
 
 # Bits of the firmware's GET_THROTTLED that hold now; the same bits 16 higher are what has occurred.
 # https://www.raspberrypi.com/documentation/computers/os.html#get_throttled

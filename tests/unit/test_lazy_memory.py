@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edged.engine import pages
+from edged.engine import lazy_memory
 
 MIB = 1 << 20
 
@@ -16,7 +16,7 @@ def resident() -> int:
 
 
 def test_a_large_array_takes_memory_only_where_it_is_written() -> None:
-    array = pages.zeros((64, MIB // 4), np.float32)
+    array = lazy_memory.zeros((64, MIB // 4), np.float32)
     before = resident()
     array[:, :8] = 1.0
     assert resident() - before < 4 * MIB
@@ -25,6 +25,6 @@ def test_a_large_array_takes_memory_only_where_it_is_written() -> None:
 
 def test_a_small_array_is_no_mapping_of_its_own() -> None:
     before = len(Path("/proc/self/maps").read_text().splitlines())
-    arrays = [pages.zeros((1024,), np.float16) for _ in range(200)]
+    arrays = [lazy_memory.zeros((1024,), np.float16) for _ in range(200)]
     assert len(Path("/proc/self/maps").read_text().splitlines()) - before < 100
     assert all(not array.any() for array in arrays)

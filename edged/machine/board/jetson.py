@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edged.health.board.generic import Board, device_tree, folders, online, read, read_int, serial
+from edged.machine.board.generic import Board, device_tree, folders, online, read, read_int, serial
 
 # Over-current inputs of Orin, "Platform Power and Performance" of the Jetson Linux developer guide.
 _EVENTS = {1: "under_voltage", 2: "average_over_current", 3: "instantaneous_over_current"}

@@ -31,8 +31,8 @@ from typing import IO
 import structlog
 
 import edged
-from edged.health.memory import size
-from edged.health.storage import SPARE_BYTES
+from edged.machine.memory import size
+from edged.machine.storage import SPARE_BYTES
 from edged.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -137,7 +137,7 @@ def check(wheel: Path, unpacked: Path) -> None:
 
     At every start, since libraries and drivers of the system, on which it depends, come and go. Raises WheelError.
     """
-    command = [sys.executable, "-I", "-m", "edged.engine.wheels_check", str(unpacked)]
+    command = [sys.executable, "-I", "-m", "edged.engine.runtime_check", str(unpacked)]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_SECONDS)
     except subprocess.TimeoutExpired:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from edged.health import cgroup
+from edged.machine import cgroup
 
 Kind = Literal["raspberry_pi", "jetson", "generic"]
 

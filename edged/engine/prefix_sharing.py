@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from edged.engine.cache import KVCache
-from edged.engine.prefix import BLOCK_TOKENS, Blocks, PrefixCache, block_keys, usable_blocks
-from edged.engine.prefix_disk import Changed, DiskEvent, PrefixDisk
-from edged.engine.scheduler import Row
+from edged.engine.prefix_cache import BLOCK_TOKENS, Blocks, PrefixCache, block_keys, usable_blocks
+from edged.engine.prefix_store import Changed, DiskEvent, PrefixStore
+from edged.engine.scheduler import Sequence
 
 REST_SECONDS = 3600.0
 """After the disk could not take a block, when the next one is tried."""
 
 
-class PrefixReuse:
+class PrefixSharing:
     """Shares leading tokens between rows. The engine's thread owns it."""
 
-    def __init__(self, cache: KVCache, memory: PrefixCache, disk: PrefixDisk | None, identity: bytes) -> None:
+    def __init__(self, cache: KVCache, memory: PrefixCache, disk: PrefixStore | None, identity: bytes) -> None:
         """`disk` None: nothing outlives the process. `identity`: 32 bytes for the model and the layout."""
         self.memory = memory
         self.disk = disk
@@ -38,7 +38,7 @@ class PrefixReuse:
         if self.disk is not None:
             self.disk.close()
 
-    def look_up(self, row: Row, slot: int) -> None:
+    def look_up(self, row: Sequence, slot: int) -> None:
         """Move a row in prefill on by what is held, and ask the disk for what it has of the rest."""
         if not self.memory.budget:
             return
@@ -59,7 +59,7 @@ class PrefixReuse:
             row.reading = row.disk_asked = True
             self.disk.read(request.key, start, wanted)
 
-    def remember(self, row: Row, slot: int, before: int) -> None:
+    def remember(self, row: Sequence, slot: int, before: int) -> None:
         """Hold the blocks that a prefill step has completed; `before`: tokens the row had cached until then."""
         keys = self._keys(row)
         first, last = before // BLOCK_TOKENS, min(row.cached // BLOCK_TOKENS, len(keys))
@@ -68,7 +68,7 @@ class PrefixReuse:
         if last > first:
             self.memory.touch(keys[:last])
 
-    def obey(self, event: DiskEvent, rows: Sequence[Row]) -> None:
+    def obey(self, event: DiskEvent, rows: list[Sequence]) -> None:
         """Take in what the disk's thread tells."""
         if isinstance(event, Changed):
             self._on_disk |= event.added
@@ -88,7 +88,7 @@ class PrefixReuse:
                     self._take(row, slot, event.depth, [event.block])
                     row.unheld.append(event.depth)
 
-    def hold(self, row: Row, slot: int, most: int | None = None) -> None:
+    def hold(self, row: Sequence, slot: int, most: int | None = None) -> None:
         """Hold what a row took from disk in RAM too, up to `most` blocks.
 
         Called after the row has its first token, which would have to wait for the memory that this takes.
@@ -107,18 +107,18 @@ class PrefixReuse:
             self._writing = key
             self.disk.write(key, block, pinned)
 
-    def _hold(self, row: Row, slot: int, depth: int, store: bool) -> None:
+    def _hold(self, row: Sequence, slot: int, depth: int, store: bool) -> None:
         key = self._keys(row)[depth]
         if key not in self.memory and self.memory.has_room(depth, self._cache.block_bytes(BLOCK_TOKENS)):
             block = self._cache.read(slot, depth * BLOCK_TOKENS, BLOCK_TOKENS)
             self.memory.add(key, block, depth, store, row.request.pin)
 
-    def _keys(self, row: Row) -> list[bytes]:
+    def _keys(self, row: Sequence) -> list[bytes]:
         if row.keys is None or row.keys[0] != row.long_rope:
             row.keys = (row.long_rope, block_keys(row.request.prompt, row.long_rope, self._identity))
         return row.keys[1]
 
-    def _take(self, row: Row, slot: int, start: int, blocks: Blocks) -> None:
+    def _take(self, row: Sequence, slot: int, start: int, blocks: Blocks) -> None:
         cached = (start + len(blocks)) * BLOCK_TOKENS
         if not start * BLOCK_TOKENS <= row.cached < cached:
             return

@@ -30,9 +30,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edged.engine.engine import Finished, Piece, Started
-from edged.engine.prefix import BLOCK_TOKENS, HITS_TO_WRITE, PrefixCache, block_keys, usable_blocks
-from edged.engine.prefix_disk import Changed, DiskEvent, PrefixDisk, erase
-from edged.engine.reuse import PrefixReuse
+from edged.engine.prefix_cache import BLOCK_TOKENS, HITS_TO_WRITE, PrefixCache, block_keys, usable_blocks
+from edged.engine.prefix_sharing import PrefixSharing
+from edged.engine.prefix_store import Changed, DiskEvent, PrefixStore, erase
 
 ROOM = 64 << 20
 ID = b"m" * 32
@@ -138,7 +138,7 @@ class Disk:
         self.folder = folder
         self.events: list[DiskEvent] = []
         self._came = threading.Semaphore(0)
-        self.disk = PrefixDisk(folder, identity, SHAPE, np.float32, budget, daily, keep)
+        self.disk = PrefixStore(folder, identity, SHAPE, np.float32, budget, daily, keep)
         self.known = set(self.disk.start(self._deliver))
 
     def _deliver(self, event: DiskEvent) -> None:
@@ -311,7 +311,7 @@ class TestDisk:
         assert event.rest
         assert not event.added
         later = time.time() + 86400
-        monkeypatch.setattr("edged.engine.prefix_disk.time.time", lambda: later)
+        monkeypatch.setattr("edged.engine.prefix_store.time.time", lambda: later)
         assert disk.write(key("c")).added == {key("c"): False}
 
     def test_a_full_disk_costs_a_block_and_nothing_else(self, disks: Any, tmp_path: Path) -> None:
@@ -356,20 +356,20 @@ class TestDisk:
 
     def test_the_engine_forgets_what_was_erased_before_it_came_to_write_it(self, disks: Any) -> None:
         disk, memory = disks(), PrefixCache(1 << 20)
-        reuse = PrefixReuse(SimpleNamespace(), memory, disk.disk, ID)  # type: ignore[arg-type]
+        prefixes = PrefixSharing(SimpleNamespace(), memory, disk.disk, ID)  # type: ignore[arg-type]
         for letter in "ab":
             memory.add(key(letter), block(1), 0)
             for _ in range(HITS_TO_WRITE):
                 memory.match([key(letter)])
-        reuse.write_back()
-        reuse.obey(disk.changed(), ())
+        prefixes.write_back()
+        prefixes.obey(disk.changed(), ())
         erase(disk.folder)
-        reuse.write_back()
-        reuse.obey(disk.changed(), ())
+        prefixes.write_back()
+        prefixes.obey(disk.changed(), ())
         assert memory.bytes == 0
-        reuse.write_back()
+        prefixes.write_back()
         memory.add(key("c"), block(1), 0, pin=True)
-        reuse.write_back()
+        prefixes.write_back()
         assert disk.changed().added == {key("c"): True}
         assert [path.name[17:19] for path in disk.folder.glob("*.kv")] == ["63"]
 
@@ -377,7 +377,7 @@ class TestDisk:
         self, disks: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         disk = disks()
-        monkeypatch.setattr("edged.engine.prefix_disk._sync_folder", lambda folder: erase(folder) and None)
+        monkeypatch.setattr("edged.engine.prefix_store._sync_folder", lambda folder: erase(folder) and None)
         assert disk.write(key("a")).forget is None
         assert not list(disk.folder.glob("*.kv"))
         assert disk.disk.bytes == 0
@@ -435,7 +435,7 @@ class TestReuse:
             ends = rig.run(*jobs)
             assert {key: ids(end) for key, end in ends.items()} == alone
             assert cached(ends[0]) >= 192
-            assert rig.engine._serving.reuse.disk.refused == 0  # type: ignore[union-attr]
+            assert rig.engine._loaded.prefixes.disk.refused == 0  # type: ignore[union-attr]
 
     def test_two_jobs_with_one_new_prefix_compute_it_once(self) -> None:
         one = load(MODELS / "phi3", ROOM, rows=4, prefill_chunk=16)
@@ -477,7 +477,7 @@ class TestReuse:
         with running(one) as rig:
             for start in range(0, 1000, 50):
                 rig.run(*[request(start + n, random_prompt(start + n, 66), 1) for n in range(50)])
-                peak = max(peak, one.reuse.memory.bytes)
+                peak = max(peak, one.prefixes.memory.bytes)
             last = rig.run(request(1000, random_prompt(999, 66), 1))[1000]
         assert 0 < peak <= 1 << 20
         assert cached(last) == 64
@@ -527,9 +527,9 @@ class TestReuse:
             rig.run(request(0, with_tail(0), 1, pin=True))
             wait_until_written(rig, 6)
         one = load(MODELS / "phi3", ROOM, folder)
-        assert one.reuse.disk is not None
-        read, held = one.reuse.disk.read, threading.Event()
-        one.reuse.disk.read = lambda *args: (held.set(), read(*args))[1]  # type: ignore[method-assign]
+        assert one.prefixes.disk is not None
+        read, held = one.prefixes.disk.read, threading.Event()
+        one.prefixes.disk.read = lambda *args: (held.set(), read(*args))[1]  # type: ignore[method-assign]
         with running(one) as rig:
             rig.hook = lambda event: rig.engine.cancel(1) if event == Started(1) else None
             rig.engine.submit(request(1, with_tail(0), 4))
@@ -547,7 +547,7 @@ class TestReuse:
         one = load(MODELS / "phi3", ROOM, folder)
         held: list[int] = []
         with running(one) as rig:
-            rig.hook = lambda event: held.append(len(one.reuse.memory)) if isinstance(event, Piece) else None
+            rig.hook = lambda event: held.append(len(one.prefixes.memory)) if isinstance(event, Piece) else None
             answer = rig.run(request(1, with_tail(0), tokens, stream=True))[1]
             assert cached(answer) == 192
             assert held[0] == 0

@@ -6,9 +6,9 @@ import hashlib
 import re
 from pathlib import Path
 
-from edged.health.board.generic import Board, generic, read
-from edged.health.board.jetson import jetson
-from edged.health.board.raspberry_pi import raspberry_pi
+from edged.machine.board.generic import Board, generic, read
+from edged.machine.board.jetson import jetson
+from edged.machine.board.raspberry_pi import raspberry_pi
 
 __all__ = ["Board", "DeviceIdError", "detect", "device_id"]
 

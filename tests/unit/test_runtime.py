@@ -13,8 +13,8 @@ from typing import IO
 import pytest
 from wheel_rig import MACHINE, NAME, PYTHON, SAME, VERSION, WRONG, make
 
-from edged.engine import wheels
-from edged.engine.wheels import WheelError, check, prepare
+from edged.engine import runtime
+from edged.engine.runtime import WheelError, check, prepare
 
 ORDER = "Command to JSON:\nstop pump 7"
 ANSWER = '{"intent":"turn_off","target":"pump 7","value":null}'
@@ -117,26 +117,26 @@ def test_the_same_runtime_without_the_fault_is_taken(
     found, unpacked = prepare(folder, place)
     check(found, unpacked)
     assert (found, unpacked.parent) == (wheel, place)
-    monkeypatch.setattr(wheels, "_unpack", None)  # it is not called again
+    monkeypatch.setattr(runtime, "_unpack", None)  # it is not called again
     assert prepare(folder, place) == (found, unpacked)
 
 
 def test_two_processes_may_unpack_the_same(folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(folder, SAME)
-    unpack = wheels._unpack
+    unpack = runtime._unpack
 
     def be_late(name: str, file: IO[bytes], target: Path) -> None:
-        monkeypatch.setattr(wheels, "_unpack", unpack)
+        monkeypatch.setattr(runtime, "_unpack", unpack)
         prepare(folder, place)  # the other one
         unpack(name, file, target)
 
-    monkeypatch.setattr(wheels, "_unpack", be_late)
+    monkeypatch.setattr(runtime, "_unpack", be_late)
     check(*prepare(folder, place))
     assert len(list(place.iterdir())) == 1
 
 
 def test_a_runtime_that_hangs_is_ended(folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheels, "CHECK_SECONDS", 2.0)
+    monkeypatch.setattr(runtime, "CHECK_SECONDS", 2.0)
     make(folder, "import time; time.sleep(100)")
     assert "gave no answer within 2 s" in refusal(folder, place)
 
@@ -216,9 +216,9 @@ def test_damage_is_noticed_while_it_is_unpacked(folder: Path, place: Path) -> No
 def test_sizes_are_looked_at_first(folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(folder, SAME)
     with monkeypatch.context() as patch:
-        patch.setattr(wheels, "_MOST_BYTES", 100)
+        patch.setattr(runtime, "_MOST_BYTES", 100)
         assert "would unpack to" in refusal(folder, place)
-    monkeypatch.setattr(wheels, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(runtime, "SPARE_BYTES", 1 << 60)
     assert "must stay free" in refusal(folder, place)
     assert not list(place.iterdir())
 

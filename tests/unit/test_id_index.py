@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from edged.jobs import ids as module
-from edged.jobs.ids import Ids
+from edged.jobs import id_index as module
+from edged.jobs.id_index import IdIndex
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -16,7 +16,7 @@ def test_it_knows_what_a_dictionary_knows(monkeypatch: pytest.MonkeyPatch, seed:
     monkeypatch.setattr(module, "_ARRAYS", 4)
     draw = random.Random(seed)
     model = {f"id-{n}": n for n in range(1, 20)}
-    ids = Ids((seq, id) for id, seq in model.items())
+    ids = IdIndex((seq, id) for id, seq in model.items())
     for seq in range(20, 2000):
         id = f"id-{draw.randrange(100)}"
         if draw.random() < 0.5:
@@ -33,7 +33,7 @@ def test_it_knows_what_a_dictionary_knows(monkeypatch: pytest.MonkeyPatch, seed:
 
 def test_a_job_takes_sixteen_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ARRAYS", 2)
-    ids = Ids((n, f"id-{n}") for n in range(1, 10_001))
+    ids = IdIndex((n, f"id-{n}") for n in range(1, 10_001))
     for n in range(10_001, 100_001):
         ids.add(n, f"id-{n}")
     assert sum(hashes.nbytes + seqs.nbytes for hashes, seqs in ids._arrays) <= 16 * 100_000
@@ -47,4 +47,4 @@ def test_a_job_takes_sixteen_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_jobs_it_knows_none() -> None:
-    assert Ids([]).get("a") is None
+    assert IdIndex([]).get("a") is None

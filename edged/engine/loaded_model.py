@@ -11,18 +11,9 @@ from pathlib import Path
 
 import structlog
 
-from edged.engine import ort, wheels
+from edged.engine import ort, runtime
 from edged.engine.cache import NUMPY_DTYPES, KVCache
-from edged.engine.package import Package, PackageError, open_package
-from edged.engine.prefix import BLOCK_TOKENS, PrefixCache
-from edged.engine.prefix_disk import PrefixDisk
-from edged.engine.providers import Choice, ProviderError, choose, settle
-from edged.engine.reuse import PrefixReuse
-from edged.engine.session import LOGITS_BYTES, ModelSession, chunk_limit
-from edged.engine.tokenizer import Tokenizer
-from edged.health.board import Board
-from edged.health.memory import Available, MemoryPlanError, Plan, plan
-from edged.models.verify import (
+from edged.engine.known_answers import (
     Verified,
     check_answers,
     check_runs,
@@ -30,6 +21,15 @@ from edged.models.verify import (
     read_known_answers,
     suspect_runtime,
 )
+from edged.engine.package import Package, PackageError, open_package
+from edged.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
+from edged.engine.prefix_sharing import PrefixSharing
+from edged.engine.prefix_store import PrefixStore
+from edged.engine.providers import ProviderChoice, ProviderError, choose_provider, settle
+from edged.engine.session import LOGITS_BYTES, ModelSession, chunk_limit
+from edged.engine.tokenizer import Tokenizer
+from edged.machine.board import Board
+from edged.machine.memory import Available, MemoryPlan, MemoryPlanError, plan
 from edged.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -46,21 +46,21 @@ class TooLargeError(PackageError):
 
 
 @dataclass(frozen=True)
-class Serving:
+class LoadedModel:
     """A model that answers, with what it was given. `context` and `chunk` in tokens, `max_stall` in seconds."""
 
     package: Package
     session: ModelSession
     tokenizer: Tokenizer
     cache: KVCache
-    reuse: PrefixReuse
+    prefixes: PrefixSharing
     rows: int
     context: int
     chunk: int
     max_stall: float
     threads: int
-    choice: Choice
-    plan: Plan
+    choice: ProviderChoice
+    plan: MemoryPlan
     verified: Verified | None
     """None for a package without known answers."""
     load_seconds: float
@@ -68,10 +68,10 @@ class Serving:
     def close(self) -> None:
         """End what does not end by itself (the template's process, the disk's thread)."""
         self.tokenizer.close()
-        self.reuse.close()
+        self.prefixes.close()
 
 
-def bring_up(
+def load_model(
     settings: Settings,
     board: Board,
     available: Callable[[], Available],
@@ -79,7 +79,7 @@ def bring_up(
     name: str | None = None,
     prefix_folder: Path | None = None,
     verify: bool = True,
-) -> Serving:
+) -> LoadedModel:
     """Load the package at `path`. `name` is what jobs call it (default: its folder's name).
 
     `prefix_folder`: where shared prefixes are kept for after a restart; None: nowhere. Without `verify` its known
@@ -93,9 +93,9 @@ def bring_up(
     package = open_package(path, name)
     known = read_known_answers(package) if verify else None
     try:
-        choice = choose(wanted.execution_provider, board, ort.get_available_providers(), package.made_for)
+        choice = choose_provider(wanted.execution_provider, board, ort.get_available_providers(), package.made_for)
     except ProviderError as error:
-        raise PackageError("; ".join(filter(None, (str(error), wheels.chosen.refused)))) from None
+        raise PackageError("; ".join(filter(None, (str(error), runtime.chosen.refused)))) from None
     planned = plan_memory(settings, package, choice, available)
     context, chunk = wanted.context or package.context_length, chunk_limit(package.vocabulary, wanted.prefill_chunk)
     threads = thread_count(settings, board)
@@ -105,8 +105,8 @@ def bring_up(
             check_tokenizer(known, tokenizer)
         session = ModelSession(package, choice.providers, threads)
         choice = settle(choice, wanted.execution_provider, session.providers)
-        if wheels.chosen.refused is not None:
-            choice = replace(choice, reason=f"{choice.reason}; {wheels.chosen.refused}", fell_back=True)
+        if runtime.chosen.refused is not None:
+            choice = replace(choice, reason=f"{choice.reason}; {runtime.chosen.refused}", fell_back=True)
         if session.device != "cpu" and planned.rows > 1:
             raise PackageError(f"model.rows = {planned.rows} is served on the CPU only: set model.rows = 1 for a GPU")
         if known is None:
@@ -119,12 +119,12 @@ def bring_up(
         if isinstance(error, ProviderError):
             raise PackageError(str(error)) from None
         raise
-    serving = Serving(
+    loaded = LoadedModel(
         package=package,
         session=session,
         tokenizer=tokenizer,
         cache=cache,
-        reuse=_reuse(settings, board, package, session, cache, planned.prefixes, prefix_folder),
+        prefixes=_prefixes(settings, board, package, session, cache, planned.prefixes, prefix_folder),
         rows=planned.rows,
         context=context,
         chunk=chunk,
@@ -144,14 +144,16 @@ def bring_up(
         threads=threads,
         rows=planned.rows,
         context=context,
-        load_seconds=round(serving.load_seconds, 2),
+        load_seconds=round(loaded.load_seconds, 2),
         planned_bytes=planned.peak,
     )
-    _tell_verified(serving)
-    return serving
+    _tell_verified(loaded)
+    return loaded
 
 
-def plan_memory(settings: Settings, package: Package, choice: Choice, available: Callable[[], Available]) -> Plan:
+def plan_memory(
+    settings: Settings, package: Package, choice: ProviderChoice, available: Callable[[], Available]
+) -> MemoryPlan:
     """What the package takes with these settings.
 
     Raises PackageError where the settings ask for what it does not have, TooLargeError where it does not fit.
@@ -180,13 +182,13 @@ def plan_memory(settings: Settings, package: Package, choice: Choice, available:
         raise TooLargeError(str(error)) from None
 
 
-def _rows(wanted: int | None, package: Package, choice: Choice) -> int | None:
+def _rows(wanted: int | None, package: Package, choice: ProviderChoice) -> int | None:
     """Rows to plan for; None: as many as fit."""
     alone = choice.on_device or not package.batches_ragged_rows
     return 1 if wanted is None and alone else wanted
 
 
-def _reuse(
+def _prefixes(
     settings: Settings,
     board: Board,
     package: Package,
@@ -194,7 +196,7 @@ def _reuse(
     cache: KVCache,
     ram_bytes: int,
     folder: Path | None,
-) -> PrefixReuse:
+) -> PrefixSharing:
     """The prefix cache for this model, in memory and, with a folder, on disk."""
     shape = cache.block_shape(BLOCK_TOKENS)
     layout = (ort.__version__, session.providers[0], board.model, package.kv_dtype, shape)
@@ -202,8 +204,8 @@ def _reuse(
     disk = None
     if folder is not None and ram_bytes and settings.cache.disk_bytes:
         bounds = settings.cache.disk_bytes, settings.cache.daily_write_bytes, settings.jobs.retention
-        disk = PrefixDisk(folder, identity, shape, cache.dtype, *bounds)
-    return PrefixReuse(cache, PrefixCache(ram_bytes), disk, identity)
+        disk = PrefixStore(folder, identity, shape, cache.dtype, *bounds)
+    return PrefixSharing(cache, PrefixCache(ram_bytes), disk, identity)
 
 
 def thread_count(settings: Settings, board: Board) -> int:
@@ -211,8 +213,8 @@ def thread_count(settings: Settings, board: Board) -> int:
     return settings.model.threads or len(board.performance_cores(os.sched_getaffinity(0)))
 
 
-def _tell_verified(serving: Serving) -> None:
-    package, verified = serving.package, serving.verified
+def _tell_verified(loaded: LoadedModel) -> None:
+    package, verified = loaded.package, loaded.verified
     if verified is not None:
         log.info(
             "model_verified",

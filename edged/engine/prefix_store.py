@@ -26,7 +26,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edged.engine import pages
+from edged.engine import lazy_memory
 from edged.erasure import erase_file
 
 log = structlog.get_logger(__name__)
@@ -106,7 +106,7 @@ class RefusedError(Exception):
     """A file is not what its name says; the message says how."""
 
 
-class PrefixDisk:
+class PrefixStore:
     """Blocks in the files of one folder."""
 
     def __init__(
@@ -256,7 +256,7 @@ class PrefixDisk:
 
     def _load(self, path: Path, key: bytes) -> NDArray[np.generic]:
         """The block in a file. Raises RefusedError, OSError."""
-        block = pages.zeros(self._shape, self._dtype)
+        block = lazy_memory.zeros(self._shape, self._dtype)
         payload = block.data.cast("B")
         with path.open("rb", buffering=0) as file:
             found, crc = self._header(file.read(_HEADER.size))

@@ -18,9 +18,9 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from edged import __version__, logs
-from edged.engine.reuse import PrefixReuse
-from edged.health.board import Board
+from edged.engine.prefix_sharing import PrefixSharing
 from edged.jobs.document import State
+from edged.machine.board import Board
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -103,7 +103,7 @@ class Metrics:
         damaged_spools: Callable[[], int],
         batch_rows: Callable[[], int],
         kv_used_ratio: Callable[[], float],
-        reuse: Callable[[], PrefixReuse | None],
+        prefixes: Callable[[], PrefixSharing | None],
     ) -> None:
         """Read these whenever somebody asks; called from threads of their own."""
         self.ready.set_function(ready)
@@ -114,7 +114,7 @@ class Metrics:
         self.damaged_spools.set_function(damaged_spools)
         self.batch_rows.set_function(batch_rows)
         self.kv_used_ratio.set_function(kv_used_ratio)
-        self._prefixes.reuse = reuse
+        self._prefixes.prefixes = prefixes
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""
@@ -125,12 +125,12 @@ class _PrefixCollector(Collector):
     """Reads the prefix cache of the model that serves now."""
 
     def __init__(self) -> None:
-        self.reuse: Callable[[], PrefixReuse | None] = lambda: None
+        self.prefixes: Callable[[], PrefixSharing | None] = lambda: None
 
     def collect(self) -> Iterator[Metric]:
-        reuse = self.reuse()
-        disk = reuse.disk if reuse else None
-        held = (("ram", float(reuse.memory.bytes if reuse else 0)), ("disk", float(disk.bytes if disk else 0)))
+        prefixes = self.prefixes()
+        disk = prefixes.disk if prefixes else None
+        held = (("ram", float(prefixes.memory.bytes if prefixes else 0)), ("disk", float(disk.bytes if disk else 0)))
         yield _family("edged_prefix_cache_bytes", "Size of the prefix cache", "tier", held)
         yield CounterMetricFamily(
             "edged_prefix_cache_refused_files",

@@ -10,10 +10,10 @@ from typing import Any
 import edged
 from edged.engine import ort
 from edged.engine.engine import ModelChanged
-from edged.health.board import Board
-from edged.health.memory import available
 from edged.jobs.desk import Desk
 from edged.jobs.document import format_time
+from edged.machine.board import Board
+from edged.machine.memory import available
 from edged.settings import Settings
 
 
@@ -34,7 +34,7 @@ def info_document(
     device: str, settings: Settings, board: Board, started: float, model: ModelChanged, tokens_per_second: Any
 ) -> bytes:
     """What this device is and what may be asked of it. `started`: seconds since the epoch."""
-    serving = model.serving
+    loaded = model.loaded
     document = {
         "device": device,
         "groups": list(settings.device.groups),
@@ -53,9 +53,9 @@ def info_document(
         },
         "model": {"state": model.state, "reason": model.reason or None, **_facts(model)},
         "limits": {
-            "rows": serving.rows if serving else None,
-            "context": serving.context if serving else None,
-            "prefix_bytes": serving.reuse.memory.budget if serving else None,
+            "rows": loaded.rows if loaded else None,
+            "context": loaded.context if loaded else None,
+            "prefix_bytes": loaded.prefixes.memory.budget if loaded else None,
             "max_bytes": settings.jobs.max_bytes,
             "max_queued": settings.jobs.max_queued,
             "retention_seconds": settings.jobs.retention,
@@ -86,28 +86,28 @@ def health_document(board: Board, desk: Desk, spool_bytes: int, started: float, 
 
 def model_labels(model: ModelChanged, name: str) -> dict[str, str]:
     """The labels of edged_model_info; `name` stands for a model that is not loaded."""
-    serving = model.serving
+    loaded = model.loaded
     return {
-        "name": serving.package.name if serving else name,
+        "name": loaded.package.name if loaded else name,
         "state": model.state,
-        "execution_provider": serving.session.providers[0] if serving else "",
-        "reason": serving.choice.reason if serving else model.reason,
+        "execution_provider": loaded.session.providers[0] if loaded else "",
+        "reason": loaded.choice.reason if loaded else model.reason,
     }
 
 
 def _facts(model: ModelChanged) -> dict[str, Any]:
-    serving = model.serving
-    if serving is None:
+    loaded = model.loaded
+    if loaded is None:
         return {}
     return {
-        "name": serving.package.name,
-        "architecture": serving.package.architecture,
-        "execution_provider": serving.session.providers[0],
-        "execution_provider_reason": serving.choice.reason,
-        "threads": serving.threads,
-        "planned_bytes": serving.plan.peak,
-        "verified": serving.verified is not None,
-        "load_seconds": round(serving.load_seconds, 3),
+        "name": loaded.package.name,
+        "architecture": loaded.package.architecture,
+        "execution_provider": loaded.session.providers[0],
+        "execution_provider_reason": loaded.choice.reason,
+        "threads": loaded.threads,
+        "planned_bytes": loaded.plan.peak,
+        "verified": loaded.verified is not None,
+        "load_seconds": round(loaded.load_seconds, 3),
     }
 
 

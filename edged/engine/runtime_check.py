@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 from edged.demo import MODEL_FOLDER, MODEL_NAME
+from edged.engine.known_answers import BUDGET, check_answers, read_known_answers
 from edged.engine.package import PackageError, open_package
 from edged.engine.providers import CPU
+from edged.engine.runtime import RIGHT
 from edged.engine.session import ModelSession, one_line
 from edged.engine.tokenizer import Tokenizer
-from edged.engine.wheels import RIGHT
-from edged.models.verify import BUDGET, check_answers, read_known_answers
 
 
 def _ask(folder: str) -> str:

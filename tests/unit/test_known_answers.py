@@ -17,11 +17,11 @@ from structlog.testing import capture_logs
 from edged.demo import MODEL_FOLDER
 from edged.engine import engine as engine_module
 from edged.engine.engine import Ended, ModelChanged
+from edged.engine.known_answers import BUDGET, FILE, NEAR_TIE, KnownAnswers, read_known_answers, suspect_runtime
 from edged.engine.package import Package, PackageError, open_package, signature
-from edged.health.board import detect
-from edged.health.memory import available
+from edged.machine.board import detect
+from edged.machine.memory import available
 from edged.models import record as recording
-from edged.models.verify import BUDGET, FILE, NEAR_TIE, KnownAnswers, read_known_answers, suspect_runtime
 from edged.settings import Settings
 
 RELEASE = tuple(int(part) for part in ort.__version__.split(".")[:2])
@@ -236,7 +236,7 @@ class TestForeignTokenizer:
     def test_it_is_found_before_the_weights_are_loaded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         package = copy_package("phi3", tmp_path)
         rewrite(package, lambda document: document["model"]["merges"].reverse(), "tokenizer.json")
-        monkeypatch.setattr("edged.engine.serving.ModelSession", lambda *_: pytest.fail("loaded"))
+        monkeypatch.setattr("edged.engine.loaded_model.ModelSession", lambda *_: pytest.fail("loaded"))
         assert "tokenizer" in refusal(package)
 
 
@@ -293,7 +293,7 @@ class TestEngine:
             rig.engine.submit(request(0, answer["prompt_ids"]))
             whole = Path(shutil.copyfile(MODELS / "phi3" / "model.onnx.data", tmp_path / "whole"))
             whole.replace(package / "model.onnx.data")
-            assert rig.wait_for_state("serving").serving is not None
+            assert rig.wait_for_state("serving").loaded is not None
             assert ids(rig.ends(1)[0]) == answer["output_ids"]
         states = [event.state for event in rig.events if isinstance(event, ModelChanged)]
         assert states == ["loading", "unavailable", "loading", "serving"]

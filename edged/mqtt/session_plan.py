@@ -32,7 +32,7 @@ class Will:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SessionPlan:
     """What to connect as. Each step is one SUBSCRIBE, sent when the one before was answered."""
 
     options: MqttOptions

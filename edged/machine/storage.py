@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edged.health.board.generic import read
+from edged.machine.board.generic import read
 
 SPARE_BYTES = 256 << 20
 """Left free on the disk for jobs and results, whatever else is laid there."""

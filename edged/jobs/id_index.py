@@ -18,7 +18,7 @@ _ARRAYS = 64
 """A look takes some microseconds for each; beyond, they become one."""
 
 
-class Ids:
+class IdIndex:
     """The number of the job that has an id. The caller looks whether it has: two ids may share a hash (2**-64)."""
 
     def __init__(self, jobs: Iterable[tuple[int, str]]) -> None:

@@ -1,0 +1,1 @@
+"""Reads the machine: board and sensors, memory, control group, clock, storage, processor."""

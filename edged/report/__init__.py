@@ -1,0 +1,1 @@
+"""Tells others how the daemon is: metrics, HTTP, systemd, MQTT documents."""
