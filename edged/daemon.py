@@ -20,7 +20,6 @@ from typing import NoReturn
 import structlog
 
 import edged
-from edged.demo import MODEL_FOLDER
 from edged.engine import runtime
 from edged.engine.engine import Engine, EngineEvent, ModelChanged
 from edged.engine.loaded_model import LoadedModel, load_model
@@ -35,7 +34,7 @@ from edged.machine.board import Board, DeviceIdError, detect, device_id
 from edged.machine.clock import Clock
 from edged.machine.memory import available
 from edged.machine.storage import mount_of, swaps_on_card
-from edged.models.store import served
+from edged.models.store import DEMO_FOLDER, served
 from edged.mqtt.events import (
     CancelReceived,
     DeviceIdFree,
@@ -209,7 +208,8 @@ class Daemon:
     def _choose_runtime(self) -> None:
         if self._settings.model.runtime_wheels is not None:
             self._supervisor.long_work(runtime.UNPACK_SECONDS + runtime.CHECK_SECONDS)
-        runtime.tidy(self._settings.state_dir, keep=runtime.use(self._settings))
+        unpacked = runtime.select_runtime(self._settings, DEMO_FOLDER)
+        runtime.remove_unused(self._settings.state_dir, keep=unpacked)
         self._supervisor.long_work_done()
 
     def run(self) -> bool:
@@ -225,7 +225,7 @@ class Daemon:
             broker=self._broker,
             http=place(self._settings.http.host, self.http.port),
         )
-        if self._model_path == MODEL_FOLDER:
+        if self._model_path == DEMO_FOLDER:
             log.warning("model_is_demo", hint="no package is chosen (edged model use, or model.path)")
         self._warn_of_the_disk()
         self.http.start()

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from edged.engine import runtime
+from edged.models.store import DEMO_FOLDER
 from edged.settings import Loaded, Settings, SettingsError, load
 
 DONE, FAILED, BAD_USE, BAD_SETTINGS = 0, 1, 2, 78
@@ -44,9 +45,9 @@ def loaded_or_exit(config: Path | None, **sections: dict[str, Any]) -> Loaded:
 
 def choose_runtime(settings: Settings) -> None:
     """Compute with the wheel in model.runtime_wheels; where it is refused, say so and go on without."""
-    runtime.use(settings)
-    if runtime.chosen.refused is not None:
-        typer.echo(f"edged: {runtime.chosen.refused}", err=True)
+    runtime.select_runtime(settings, DEMO_FOLDER)
+    if runtime.selected.refused is not None:
+        typer.echo(f"edged: {runtime.selected.refused}", err=True)
 
 
 def end(code: int, message: str) -> NoReturn:

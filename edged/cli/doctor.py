@@ -22,7 +22,6 @@ from rich.text import Text
 from edged import logs
 from edged.cli.common import FAILED, ConfigOption, JsonOption, loaded_or_exit
 from edged.cli.running import ask_ready, is_running
-from edged.demo import MODEL_FOLDER
 from edged.engine import ort, runtime
 from edged.machine import instructions
 from edged.machine.board import Board, DeviceIdError, detect, device_id
@@ -30,6 +29,7 @@ from edged.machine.board.jetson import cuda_runtime
 from edged.machine.clock import Clock
 from edged.machine.memory import available
 from edged.machine.storage import mount_of, swaps_on_card
+from edged.models.store import DEMO_FOLDER
 from edged.mqtt.options import place
 from edged.settings import Loaded, Settings
 
@@ -185,9 +185,9 @@ def _memory(settings: Settings, board: Board) -> Iterator[Finding]:
 
 
 def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
-    runtime.use(settings)
-    if runtime.chosen.refused is not None:
-        yield Finding("runtime", "warn", runtime.chosen.refused, "edged computes with the onnxruntime it came with")
+    runtime.select_runtime(settings, DEMO_FOLDER)
+    if runtime.selected.refused is not None:
+        yield Finding("runtime", "warn", runtime.selected.refused, "edged computes with the onnxruntime it came with")
     try:
         found = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
     except ImportError as error:
@@ -196,7 +196,7 @@ def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
         )
         return
     offered = [name for name in found if name != "Azure"]  # in every wheel, and computes nothing here
-    origin = f", from {runtime.chosen.wheel}" if runtime.chosen.wheel else ""
+    origin = f", from {runtime.selected.wheel}" if runtime.selected.wheel else ""
     yield Finding("runtime", "ok", f"onnxruntime {ort.__version__} computes on {', '.join(offered)}{origin}")
     if board.kind == "jetson" and "CUDA" not in offered:
         python = (sys.version_info.major, sys.version_info.minor)
@@ -228,7 +228,7 @@ def _model(settings: Settings, board: Board) -> Iterator[Finding]:
         yield Finding("model", "warn", "it has no known answers: a damaged copy would not be noticed", mend)
     else:
         yield Finding("model", "ok", f"{loaded.verified.compared} tokens of its known answers are right")
-    if path == MODEL_FOLDER:
+    if path == DEMO_FOLDER:
         mend = "edged model pull and use one of your own, or set model.path"
         yield Finding("model", "warn", "it is the built-in demo model", mend)
 

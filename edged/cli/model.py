@@ -21,18 +21,18 @@ from edged.cli.common import (
     settings_or_exit,
 )
 from edged.cli.progress import progress
-from edged.demo import MODEL_FOLDER
 from edged.engine.known_answers import FILE, Verified, read_known_answers
 from edged.engine.loaded_model import load_model
 from edged.engine.package import PackageError
 from edged.machine.board import detect
 from edged.machine.memory import available, size
 from edged.models.fetch import FetchError
+from edged.models.listing import NAME, NAME_ALLOWED, RESERVED, SourceError
 from edged.models.pull import PullError, choose
 from edged.models.pull import pull as bring
 from edged.models.record import record as make_known_answers
-from edged.models.sources import NAME, NAME_ALLOWED, RESERVED, SourceError, open_source
-from edged.models.store import StoreError, act_as_owner, served, store_of
+from edged.models.sources import open_source
+from edged.models.store import DEMO_FOLDER, StoreError, act_as_owner, served, store_of
 
 NameArgument = Annotated[str, typer.Argument(help="The package's name, as edged model list shows it.")]
 
@@ -123,7 +123,7 @@ def list_packages(config: ConfigOption = None, json_: JsonOption = False) -> Non
         line = f"{stored.name:<24} {size(stored.bytes):>9}  {stored.architecture:<8} {state}"
         typer.echo(f"{'*' if is_used else ' '} {line}{f'  {origin.source}' if origin else ''}")
     if not any(used):
-        what = "the built-in demo model" if folder == MODEL_FOLDER else f"{folder}, which is not among these"
+        what = "the built-in demo model" if folder == DEMO_FOLDER else f"{folder}, which is not among these"
         typer.echo(f"edged serves {what}")
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from edged.daemon import Daemon, DaemonError, mqtt_options
-from edged.demo import MODEL_FOLDER
 from edged.demo.broker import DemoBroker
+from edged.models.store import DEMO_FOLDER
 from edged.mqtt.sender import Sender
 from edged.settings import load
 from edged.settings.model import HttpSettings
@@ -98,7 +98,7 @@ def _wait_until_ready(daemon: Daemon) -> None:
 def _ask_all(console: Console, settings: Any) -> int:
     """Send each sample through MQTT and stream its answer; how many were wrong."""
     wrong = 0
-    samples = json.loads((MODEL_FOLDER / "samples.json").read_text(encoding="utf-8"))
+    samples = json.loads((DEMO_FOLDER / "samples.json").read_text(encoding="utf-8"))
     with Sender(mqtt_options(settings), DEVICE, None) as sender:
         for number, sample in enumerate(samples):
             console.print(f"\n{sample['messages'][-1]['content']}", style="bold", markup=False)
@@ -130,7 +130,7 @@ def _show_metrics(console: Console, port: int) -> None:
 
 
 def _stay(console: Console, port: int, http: int) -> None:
-    sample = json.loads((MODEL_FOLDER / "samples.json").read_text(encoding="utf-8"))[0]
+    sample = json.loads((DEMO_FOLDER / "samples.json").read_text(encoding="utf-8"))[0]
     job = json.dumps({"id": "first", "messages": sample["messages"]}, ensure_ascii=False).replace("'", "'\\''")
     console.print("\n[bold]Try, in another terminal[/bold] (Ctrl-C here ends it):", markup=True)
     for line in (

@@ -33,10 +33,19 @@ NEAR_TIE = 0.35
 """Lead over the second token, in standard deviations of that place's logits, below which a place is not compared.
 Another right way to compute turns such choices: with float32 activations in place of int8, up to 0.31 was measured."""
 _SHOWN_TOKENS = 6
+_WRONG_TOKENIZER = "tokenizer.json is of another package or damaged: copy the package again"
 
 _Token = Annotated[int, Field(ge=0, lt=1 << 24)]
 _Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]{1,64}$")]
 _Text = Annotated[str, Field(max_length=4096)]
+
+
+class WrongAnswersError(PackageError):
+    """The model or its tokenizer does not give the known answers. `fault` and `cause` make up the message."""
+
+    def __init__(self, fault: str, cause: str) -> None:
+        super().__init__(f"{fault}; likely cause: {cause}")
+        self.fault = fault
 
 
 class _Strict(BaseModel):
@@ -162,18 +171,18 @@ def check_tokenizer(known: KnownAnswers, tokenizer: Tokenizer) -> None:
         came = []
     if came != ids:
         at = next((at for at, pair in enumerate(zip(ids, came, strict=False)) if pair[0] != pair[1]), len(came))
-        raise PackageError(
+        raise WrongAnswersError(
             f"the tokenizer is not the one that the known answers were recorded with: of {text[:24]!r}… it makes token "
-            f"{at + 1} {_shown_ids(came[at:])}, expected {_shown_ids(ids[at:])}; likely cause: tokenizer.json is "
-            "of another package or damaged: copy the package again"
+            f"{at + 1} {_shown_ids(came[at:])}, expected {_shown_ids(ids[at:])}",
+            _WRONG_TOKENIZER,
         )
     for question in known.questions:
         spelt = tokenizer.decode(question.answer)
         if spelt != question.text:
-            raise PackageError(
+            raise WrongAnswersError(
                 f"the tokenizer is not the one that the known answers were recorded with: it spells "
-                f"{_shown_ids(question.answer)} as {spelt[:48]!r}, expected {question.text[:48]!r}; likely cause: "
-                "tokenizer.json is of another package or damaged: copy the package again"
+                f"{_shown_ids(question.answer)} as {spelt[:48]!r}, expected {question.text[:48]!r}",
+                _WRONG_TOKENIZER,
             )
 
 
@@ -188,10 +197,10 @@ def check_answers(known: KnownAnswers, session: ModelSession, tokenizer: Tokeniz
         differ = [at for at in question.sure if came[at] != question.answer[at]]
         if differ:
             first = slice(differ[0], differ[0] + _SHOWN_TOKENS)
-            raise PackageError(
+            raise WrongAnswersError(
                 f"the model answers otherwise than its known answers say: {len(differ)} of {len(question.sure)} tokens "
-                f"differ; expected {_shown(question.answer[first], tokenizer)}, came {_shown(came[first], tokenizer)}; "
-                f"likely cause: {_likely_cause(session.package, known.recorded_with.onnxruntime)}"
+                f"differ; expected {_shown(question.answer[first], tokenizer)}, came {_shown(came[first], tokenizer)}",
+                _likely_cause(session.package, known.recorded_with.onnxruntime),
             )
     compared = sum(len(question.sure) for question in known.questions)
     return Verified(known.tokens, compared, time.monotonic() - began)

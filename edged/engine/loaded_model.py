@@ -95,7 +95,7 @@ def load_model(
     try:
         choice = choose_provider(wanted.execution_provider, board, ort.get_available_providers(), package.made_for)
     except ProviderError as error:
-        raise PackageError("; ".join(filter(None, (str(error), runtime.chosen.refused)))) from None
+        raise PackageError("; ".join(filter(None, (str(error), runtime.selected.refused)))) from None
     planned = plan_memory(settings, package, choice, available)
     context, chunk = wanted.context or package.context_length, chunk_limit(package.vocabulary, wanted.prefill_chunk)
     threads = thread_count(settings, board)
@@ -105,8 +105,8 @@ def load_model(
             check_tokenizer(known, tokenizer)
         session = ModelSession(package, choice.providers, threads)
         choice = settle(choice, wanted.execution_provider, session.providers)
-        if runtime.chosen.refused is not None:
-            choice = replace(choice, reason=f"{choice.reason}; {runtime.chosen.refused}", fell_back=True)
+        if runtime.selected.refused is not None:
+            choice = replace(choice, reason=f"{choice.reason}; {runtime.selected.refused}", fell_back=True)
         if session.device != "cpu" and planned.rows > 1:
             raise PackageError(f"model.rows = {planned.rows} is served on the CPU only: set model.rows = 1 for a GPU")
         if known is None:

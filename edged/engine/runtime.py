@@ -1,8 +1,9 @@
-"""Another onnxruntime than the one edged came with: a wheel out of a folder that the settings name.
+"""Selects which onnxruntime this process uses: the installed one, or a wheel from the folder model.runtime_wheels.
 
-The package carries a runtime for the CPU. One for a GPU fits one kind of board and its system, so its owner lays it
-there. It is unpacked into state_dir, a process apart imports it and asks it the demo model's known answers, and only
-then it comes first on this process's path. Where anything is wrong with it, edged computes with its own and says so.
+edged is installed with an onnxruntime for the CPU. A GPU build fits only one kind of board and its system, so the
+owner provides the wheel. edged unpacks it into state_dir, and a separate process imports it and checks it with the
+known answers of the demo model. Only then does it go to the front of sys.path. If any of this fails, edged logs the
+reason and uses the installed onnxruntime.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import atexit
 import errno
 import hashlib
+import json
 import os
 import platform
 import re
@@ -38,80 +40,80 @@ from edged.settings import Settings
 log = structlog.get_logger(__name__)
 
 CHECK_SECONDS = 120.0
-"""What a slow board may take to import a runtime from a slow card, and to ask it."""
+"""Limit for importing and checking a runtime, on a slow board with a slow card."""
 UNPACK_SECONDS = 600.0
-"""What it may take to unpack it there: NVIDIA's have hundreds of megabytes."""
-RIGHT = "its answers are right"
-"""Last line of wheels_check.py where all is well."""
-_MOST_BYTES = 4 << 30
+"""Limit for unpacking a wheel there: NVIDIA's have hundreds of megabytes."""
+MOST_BYTES = 4 << 30
+"""Largest size of an unpacked wheel."""
 _OLDEST = (1, 23)
 _NAME = re.compile(r"onnxruntime(?:_gpu)?-([\w.+!]+)(?:-\d\w*)?-([\w.]+)-([\w.]+)-([\w.]+)\.whl")
 _RUNTIMES = "runtimes"
 
 
 class WheelError(Exception):
-    """The wheels cannot be used; one line that says why and what would be right."""
+    """The wheel cannot be used. The message is one line with the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Which onnxruntime this process computes with. `wheel`: the file it is from; None: the one edged came with.
+    """The onnxruntime of this process. `wheel`: the file that it was unpacked from; None: the installed one.
 
-    `refused`: why it is not one from model.runtime_wheels, where that is set; one line.
+    `refused`: one line that says why model.runtime_wheels is set and not used, else None.
     """
 
     wheel: Path | None = None
     refused: str | None = None
 
 
-chosen = Runtime()
-"""A process has one onnxruntime, so this is one for the process."""
+selected = Runtime()
+"""Global, since a process can import onnxruntime only once."""
 
 
-def use(settings: Settings) -> Path | None:
-    """Let this process compute with the wheel in model.runtime_wheels, if that is set; call it before ort is touched.
+def select_runtime(settings: Settings, check_package: Path) -> Path | None:
+    """Make this process import onnxruntime from the wheel in model.runtime_wheels, if that is set.
 
-    Where the wheel is refused, the log says so, and `chosen` why. Returns where it was unpacked, refused or not: what
-    it lacks may come, and a card is not to be written at each start.
+    Call this before the first import of onnxruntime. `check_package`: folder of a package with known answers. If the
+    wheel is refused, the reason is logged and stored in `selected`. Returns the folder with the unpacked wheel, of a
+    refused one too: the library that it lacks may be installed later, and unpacking again would wear out the card.
     """
-    global chosen
+    global selected
     folder, unpacked = settings.model.runtime_wheels, None
     if folder is None:
         return None
     assert "onnxruntime" not in sys.modules
     began = time.monotonic()
     try:
-        wheel, unpacked = prepare(folder, _place(settings.state_dir))
-        check(wheel, unpacked)
+        wheel, unpacked = unpack_wheel(folder, _unpack_folder(settings.state_dir))
+        check_wheel(wheel, unpacked, check_package)
     except WheelError as error:
-        chosen = Runtime(refused=f"model.runtime_wheels = {folder} is not used: {error}")
-        log.warning("runtime_wheels_refused", reason=chosen.refused, hint="edged computes with the one it came with")
+        selected = Runtime(refused=f"model.runtime_wheels = {folder} is not used: {error}")
+        log.warning("runtime_wheels_refused", reason=selected.refused, hint="edged uses the installed onnxruntime")
     else:
         sys.path.insert(0, str(unpacked))
-        chosen = Runtime(wheel)
+        selected = Runtime(wheel)
         log.info("runtime_from_wheel", wheel=str(wheel), seconds=round(time.monotonic() - began, 2))
     return unpacked
 
 
-def tidy(state_dir: Path, keep: Path | None) -> None:
-    """Remove what earlier wheels were unpacked to; only for who holds the lock of state_dir."""
+def remove_unused(state_dir: Path, keep: Path | None) -> None:
+    """Remove the folders of earlier wheels. The caller must hold the lock of state_dir."""
     with suppress(OSError):
         for old in (state_dir / _RUNTIMES).iterdir():
             if old != keep:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def prepare(folder: Path, place: Path) -> tuple[Path, Path]:
-    """The wheel in `folder` that fits this Python and machine, and where below `place` it is unpacked, once.
+def unpack_wheel(folder: Path, place: Path) -> tuple[Path, Path]:
+    """Find the wheel in `folder` that fits this Python and machine, and unpack it below `place` unless it is there.
 
-    Raises WheelError.
+    Returns the wheel and the folder that it is unpacked in. Raises WheelError.
     """
-    wheel = _choose(folder)
+    wheel = _find_wheel(folder)
     try:
         with wheel.open("rb") as file:
             status = os.fstat(file.fileno())
             _check_rights(wheel, status)
-            # Reading hundreds of megabytes at each start would cost a slow card many seconds.
+            # Hashing hundreds of megabytes at each start would take a slow card many seconds.
             known = (wheel.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, edged.__version__)
             target = place / hashlib.sha256(repr(known).encode()).hexdigest()[:32]
             if not target.is_dir():
@@ -119,8 +121,8 @@ def prepare(folder: Path, place: Path) -> tuple[Path, Path]:
                 new = Path(tempfile.mkdtemp(prefix=".new-", dir=place))
                 try:
                     _unpack(wheel.name, file, new)
-                    os.sync()  # whole before it has its name
-                    if not target.is_dir():  # another process was quicker
+                    os.sync()  # the content must reach the disk before the name
+                    if not target.is_dir():  # another process was faster
                         new.rename(target)
                 finally:
                     shutil.rmtree(new, ignore_errors=True)
@@ -132,37 +134,40 @@ def prepare(folder: Path, place: Path) -> tuple[Path, Path]:
     return wheel, target
 
 
-def check(wheel: Path, unpacked: Path) -> None:
-    """Let a process apart import the runtime and ask it what is known: a broken one ends that, and not this.
+def check_wheel(wheel: Path, unpacked: Path, package: Path) -> None:
+    """Import the runtime and compute the known answers of `package`, in a separate process since it may crash.
 
-    At every start, since libraries and drivers of the system, on which it depends, come and go. Raises WheelError.
+    Runs at every start: the runtime depends on libraries and drivers of the system, which change. Raises WheelError.
     """
-    command = [sys.executable, "-I", "-m", "edged.engine.runtime_check", str(unpacked)]
+    command = [sys.executable, "-I", "-m", "edged.engine.runtime_check", str(unpacked), str(package)]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_SECONDS)
     except subprocess.TimeoutExpired:
         raise WheelError(f"{wheel.name} gave no answer within {CHECK_SECONDS:g} s") from None
     except OSError as error:
         raise WheelError(f"{wheel.name} cannot be tried: {(error.strerror or str(error)).lower()}") from None
-    lines = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
-    said = lines[-1] if lines else "it ended without a word"
-    if b"compiled using NumPy 1.x" in done.stderr:  # the exception itself says nothing
-        said = f"it was made for numpy 1, and here is {version('numpy')}: take one for numpy 2, or install 'numpy<2'"
+    fault: str | None = "the check ended without a result"
+    with suppress(ValueError, LookupError, TypeError):  # the last line, since the runtime may print as well
+        fault = json.loads(done.stdout.splitlines()[-1])["fault"]
+    if b"compiled using NumPy 1.x" in done.stderr:  # the exception itself has no message
+        fault = f"it was made for numpy 1, and here is {version('numpy')}: use one for numpy 2, or install 'numpy<2'"
     if done.returncode < 0:
-        said = f"it ended by {signal.Signals(-done.returncode).name} while it was imported and asked"
-    if done.returncode or said != RIGHT:
-        raise WheelError(f"{wheel.name} does not work here: {said}")
+        fault = f"it ended by {signal.Signals(-done.returncode).name} while it was imported and checked"
+    elif done.returncode and fault is None:
+        fault = f"the check ended with exit code {done.returncode}"
+    if fault is not None:
+        raise WheelError(f"{wheel.name} does not work here: {fault}")
 
 
-def _choose(folder: Path) -> Path:
+def _find_wheel(folder: Path) -> Path:
     python, machine = f"cp{sys.version_info.major}{sys.version_info.minor}", platform.machine()
     try:
         folder = folder.resolve(strict=True)
         for at in (folder, *folder.parents):
-            _check_rights(at, at.stat(), sticky_will_do=at != folder)
+            _check_rights(at, at.stat(), allow_sticky=at != folder)
         names = sorted(path.name for path in folder.iterdir() if path.suffix == ".whl")
     except FileNotFoundError:
-        raise WheelError("there is no such folder: make it, with the wheel in it") from None
+        raise WheelError("there is no such folder: make it and put the wheel there") from None
     except OSError as error:
         raise WheelError(f"it cannot be read: {(error.strerror or str(error)).lower()}") from None
     fitting = [name for name in names if (match := _NAME.fullmatch(name)) and _fits(match, python, machine)]
@@ -175,18 +180,18 @@ def _choose(folder: Path) -> Path:
 
 
 def _fits(name: re.Match[str], python: str, machine: str) -> bool:
-    """By the tags in a wheel's name. Whether the C library is new enough shows when it is imported."""
+    """Compare the tags in a wheel's name. Whether the C library is new enough shows at the import."""
     number, pythons, abis, platforms = name.groups()
     release = tuple(int(part) for part in re.findall(r"\d+", number)[:2])
     here = any(tag.startswith(("linux_", "manylinux")) and tag.endswith(f"_{machine}") for tag in platforms.split("."))
     return release >= _OLDEST and python in pythons.split(".") and python in abis.split(".") and here
 
 
-def _check_rights(path: Path, status: os.stat_result, sticky_will_do: bool = False) -> None:
-    """Raises WheelError where someone else than root and this user could lay code there."""
+def _check_rights(path: Path, status: os.stat_result, allow_sticky: bool = False) -> None:
+    """Raises WheelError if a user other than root and this one could put code there."""
     if status.st_uid not in (0, os.geteuid()):
         raise WheelError(f"{path} belongs to another user, and edged runs what is in it: chown root {path}")
-    if status.st_mode & 0o022 and not (sticky_will_do and status.st_mode & stat.S_ISVTX):
+    if status.st_mode & 0o022 and not (allow_sticky and status.st_mode & stat.S_ISVTX):
         raise WheelError(f"{path} can be written by others, and edged runs what is in it: chmod go-w {path}")
 
 
@@ -195,12 +200,12 @@ def _unpack(name: str, file: IO[bytes], target: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             members = [(member, PurePosixPath(member.filename)) for member in archive.infolist() if not member.is_dir()]
             if any(path.is_absolute() or ".." in path.parts for _, path in members):
-                raise WheelError(f"{name} holds files that would lie outside of their folder: it is no wheel to trust")
-            # Nothing else: what lies there comes before every other module.
+                raise WheelError(f"{name} holds files with paths outside of the folder: do not trust this wheel")
+            # Nothing else, since this folder comes before every other one on sys.path.
             members = [(m, path) for m, path in members if re.fullmatch(r"onnxruntime|.+\.libs", path.parts[0])]
             needed, free = sum(member.file_size for member, _ in members), shutil.disk_usage(target).free
-            if needed > _MOST_BYTES:
-                raise WheelError(f"{name} would unpack to {size(needed)}: at most {size(_MOST_BYTES)} are taken")
+            if needed > MOST_BYTES:
+                raise WheelError(f"{name} would unpack to {size(needed)}: the limit is {size(MOST_BYTES)}")
             if needed + SPARE_BYTES > free:
                 raise WheelError(
                     f"{name} unpacks to {size(needed)} and {size(SPARE_BYTES)} must stay free; {target.parent} has "
@@ -215,10 +220,10 @@ def _unpack(name: str, file: IO[bytes], target: Path) -> None:
         raise WheelError(f"{name} is damaged: copy it again ({error})") from None
 
 
-def _place(state_dir: Path) -> Path:
-    """Where to unpack: in state_dir, else for as long as this process lives in a folder of its own.
+def _unpack_folder(state_dir: Path) -> Path:
+    """The folder to unpack in: below state_dir if this user owns it, else a temporary one that is removed at exit.
 
-    Root, for one, must not run what the daemon's user could have changed.
+    Otherwise root would run code that the daemon's user can change.
     """
     with suppress(OSError):
         if state_dir.stat().st_uid == os.geteuid():
@@ -226,6 +231,6 @@ def _place(state_dir: Path) -> Path:
     try:
         place = Path(tempfile.mkdtemp(prefix="edged-runtime-", dir="/var/tmp"))  # not /tmp, which may be in memory
     except OSError as error:
-        raise WheelError(f"there is no place to unpack it: {error.filename}: {error.strerror}") from None
+        raise WheelError(f"there is no folder to unpack it in: {error.filename}: {error.strerror}") from None
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     return place

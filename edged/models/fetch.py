@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edged.models.sources import Digest, SourceFile
+from edged.models.listing import Digest, SourceFile
 from edged.models.web import Remote, WebError, open_url
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)

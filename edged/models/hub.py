@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edged.engine.session import one_line
-from edged.models.sources import Digest, Listing, SourceError, SourceFile, listing
+from edged.models.listing import Digest, Listing, SourceError, SourceFile, listing
 from edged.models.web import Remote, explain
 
 _SOURCE = re.compile(r"hf:([\w.-]+)/([\w.-]+)((?:/[^/@]+)*)/?(?:@([\w./-]+))?", re.ASCII)

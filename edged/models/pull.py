@@ -16,7 +16,7 @@ from edged.machine.board import Board
 from edged.machine.memory import Available, available, size
 from edged.machine.storage import SPARE_BYTES
 from edged.models.fetch import fetch
-from edged.models.sources import Listing, content_id
+from edged.models.listing import Listing, content_id
 from edged.models.store import Origin, Store, write_origin
 from edged.settings import Settings
 

@@ -21,11 +21,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edged.demo import MODEL_FOLDER, MODEL_NAME
 from edged.engine.package import PackageError, read_json
-from edged.models.sources import NAME
+from edged.models.listing import NAME
 from edged.settings import Settings
 
+DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
+"""The built-in demo model: served until another package is chosen, and asked to check another onnxruntime."""
+DEMO_NAME = "edged-demo"
 ORIGIN = "origin.json"
 _CURRENT = "current"
 _MOST_ORIGIN_BYTES = 1 << 16
@@ -76,7 +78,7 @@ def served(settings: Settings) -> tuple[Path, str | None]:
     if settings.model.path is not None:
         return settings.model.path, None
     chosen = store_of(settings).folder / _CURRENT
-    return (chosen, None) if os.path.lexists(chosen) else (MODEL_FOLDER, MODEL_NAME)
+    return (chosen, None) if os.path.lexists(chosen) else (DEMO_FOLDER, DEMO_NAME)
 
 
 def act_as_owner(state_dir: Path) -> None:

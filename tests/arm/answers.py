@@ -10,21 +10,21 @@ from pathlib import Path
 import onnxruntime
 
 from edged import logs
-from edged.demo import MODEL_FOLDER, MODEL_NAME
 from edged.engine.engine import Ended, Engine, EngineEvent, Finished
 from edged.engine.loaded_model import load_model
 from edged.jobs.prompt import prepare
 from edged.jobs.reading import read_submission
 from edged.machine.board import detect
 from edged.machine.memory import available
+from edged.models.store import DEMO_FOLDER, DEMO_NAME
 from edged.settings import load
 
 
 def main() -> None:
     logs.configure("error", "auto")
     settings = load(Path("/dev/null"), {}).settings
-    serving = load_model(settings, detect(), available, path=MODEL_FOLDER, name=MODEL_NAME)
-    samples = json.loads((MODEL_FOLDER / "samples.json").read_text("utf-8"))
+    serving = load_model(settings, detect(), available, path=DEMO_FOLDER, name=DEMO_NAME)
+    samples = json.loads((DEMO_FOLDER / "samples.json").read_text("utf-8"))
     inbox: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
     engine = Engine(lambda: serving, lambda: "", inbox.put, lambda _keys: None)
     engine.start()

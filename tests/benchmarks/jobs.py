@@ -23,10 +23,10 @@ import onnxruntime
 import paho.mqtt.client as mqtt
 import psutil
 
-from edged.demo import MODEL_FOLDER
+from edged.models.store import DEMO_FOLDER
 
 ALONE, BURST = 300, 1500
-PROMPT = json.loads((MODEL_FOLDER / "samples.json").read_text(encoding="utf-8"))[0]["messages"]
+PROMPT = json.loads((DEMO_FOLDER / "samples.json").read_text(encoding="utf-8"))[0]["messages"]
 DEVICE = "bench"
 
 

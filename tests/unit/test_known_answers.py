@@ -14,7 +14,6 @@ import pytest
 from engine_rig import MODELS, copy_package, ids, load, reference, request, running, serving
 from structlog.testing import capture_logs
 
-from edged.demo import MODEL_FOLDER
 from edged.engine import engine as engine_module
 from edged.engine.engine import Ended, ModelChanged
 from edged.engine.known_answers import BUDGET, FILE, NEAR_TIE, KnownAnswers, read_known_answers, suspect_runtime
@@ -22,6 +21,7 @@ from edged.engine.package import Package, PackageError, open_package, signature
 from edged.machine.board import detect
 from edged.machine.memory import available
 from edged.models import record as recording
+from edged.models.store import DEMO_FOLDER
 from edged.settings import Settings
 
 RELEASE = tuple(int(part) for part in ort.__version__.split(".")[:2])
@@ -69,11 +69,11 @@ class TestRight:
         assert verified.tokens == known.tokens <= BUDGET
 
     def test_the_demo_model_is_verified_and_sure_of_its_answers(self) -> None:
-        one = load(MODEL_FOLDER)
+        one = load(DEMO_FOLDER)
         one.close()
         assert one.verified is not None
         assert one.verified.compared >= 10
-        assert known_answers(MODEL_FOLDER).recorded_with.onnxruntime_genai is not None
+        assert known_answers(DEMO_FOLDER).recorded_with.onnxruntime_genai is not None
 
     def test_a_context_shorter_than_the_questions_does_not_matter(self) -> None:
         one = load(MODELS / "phi3", context=16)

@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
 
 import pytest
 from wheel_rig import MACHINE, NAME, PYTHON, SAME, VERSION, WRONG, make
 
 from edged.engine import runtime
-from edged.engine.runtime import WheelError, check, prepare
+from edged.engine.runtime import WheelError, check_wheel, unpack_wheel
+from edged.models.store import DEMO_FOLDER
 
 ORDER = "Command to JSON:\nstop pump 7"
 ANSWER = '{"intent":"turn_off","target":"pump 7","value":null}'
@@ -40,7 +42,7 @@ def findings(done: subprocess.CompletedProcess[str], check: str) -> list[dict[st
 
 def refusal(folder: Path, place: Path) -> str:
     with pytest.raises(WheelError) as caught:
-        check(*prepare(folder, place))
+        check_wheel(*unpack_wheel(folder, place), DEMO_FOLDER)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -96,8 +98,8 @@ def test_a_refused_wheel_costs_a_word_and_no_answer(folder: Path, tmp_path: Path
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "it ended by SIGSEGV while it was imported"),
         ("raise SystemExit(0)", "SystemExit: 0"),
-        ("import os; os._exit(0)", "it ended without a word"),
-        ("import sys; print('its answers are right', flush=True); sys.exit(1)", "SystemExit: 1"),
+        ("import os; os._exit(0)", "the check ended without a result"),
+        ("import sys; print('{\"fault\": null}', flush=True); sys.exit(1)", "SystemExit: 1"),
         ("def", "SyntaxError"),
         ("import sys; sys.stderr.write('compiled using NumPy 1.x'); raise ImportError", "it was made for numpy 1, "),
         (WRONG, "the model answers otherwise than its known answers say"),
@@ -110,29 +112,28 @@ def test_what_a_broken_runtime_does_is_told(folder: Path, place: Path, init: str
     assert "copy the package again" not in said  # it is not the model that is damaged
 
 
-def test_the_same_runtime_without_the_fault_is_taken(
-    folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_runtime_without_the_fault_is_taken(folder: Path, place: Path) -> None:
     wheel = make(folder, SAME)
-    found, unpacked = prepare(folder, place)
-    check(found, unpacked)
+    found, unpacked = unpack_wheel(folder, place)
+    check_wheel(found, unpacked, DEMO_FOLDER)
     assert (found, unpacked.parent) == (wheel, place)
-    monkeypatch.setattr(runtime, "_unpack", None)  # it is not called again
-    assert prepare(folder, place) == (found, unpacked)
+    before = unpacked.stat()
+    assert unpack_wheel(folder, place) == (found, unpacked)
+    assert unpacked.stat() == before  # it is not unpacked again
 
 
-def test_two_processes_may_unpack_the_same(folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_may_unpack_the_same_wheel_at_once(folder: Path, place: Path) -> None:
     make(folder, SAME)
-    unpack = runtime._unpack
+    at_once = threading.Barrier(4)
 
-    def be_late(name: str, file: IO[bytes], target: Path) -> None:
-        monkeypatch.setattr(runtime, "_unpack", unpack)
-        prepare(folder, place)  # the other one
-        unpack(name, file, target)
+    def unpack(_: int) -> tuple[Path, Path]:
+        at_once.wait()
+        return unpack_wheel(folder, place)
 
-    monkeypatch.setattr(runtime, "_unpack", be_late)
-    check(*prepare(folder, place))
-    assert len(list(place.iterdir())) == 1
+    with ThreadPoolExecutor(4) as pool:
+        (found,) = set(pool.map(unpack, range(4)))
+    check_wheel(*found, DEMO_FOLDER)
+    assert list(place.iterdir()) == [found[1]]
 
 
 def test_a_runtime_that_hangs_is_ended(folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +172,7 @@ def test_a_wheel_for_something_else_is_left_alone(folder: Path, place: Path, nam
         f"it has {name}"
     )
     make(folder, SAME)
-    check(*prepare(folder, place))
+    check_wheel(*unpack_wheel(folder, place), DEMO_FOLDER)
 
 
 @pytest.mark.parametrize("name", [named(), named(version="1.31.0-1"), named(version="1.31.0+cu126")])
@@ -192,14 +193,14 @@ def test_an_empty_folder_and_none_at_all(folder: Path, place: Path) -> None:
 @pytest.mark.parametrize("path", ["../onnxruntime/evil.py", "onnxruntime/../../evil.py", "/onnxruntime/evil.py"])
 def test_no_file_leaves_its_folder(folder: Path, place: Path, path: str) -> None:
     make(folder, SAME, **{path: "x"})
-    assert "would lie outside of their folder" in refusal(folder, place)
+    assert "with paths outside of the folder" in refusal(folder, place)
     assert not list(place.parent.rglob("evil.py"))
     assert not list(place.iterdir())
 
 
 def test_only_onnxruntime_itself_comes_before_other_modules(folder: Path, place: Path) -> None:
     make(folder, SAME, **{"json.py": "raise SystemExit", "edged/__init__.py": "", "onnxruntime_gpu.libs/a.so": ""})
-    _, unpacked = prepare(folder, place)
+    _, unpacked = unpack_wheel(folder, place)
     assert {path.name for path in unpacked.iterdir()} == {"onnxruntime", "onnxruntime_gpu.libs"}
 
 
@@ -216,7 +217,7 @@ def test_damage_is_noticed_while_it_is_unpacked(folder: Path, place: Path) -> No
 def test_sizes_are_looked_at_first(folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(folder, SAME)
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "_MOST_BYTES", 100)
+        patch.setattr(runtime, "MOST_BYTES", 100)
         assert "would unpack to" in refusal(folder, place)
     monkeypatch.setattr(runtime, "SPARE_BYTES", 1 << 60)
     assert "must stay free" in refusal(folder, place)
@@ -235,7 +236,7 @@ def test_code_that_others_could_change_is_not_run(folder: Path, place: Path) -> 
     assert refusal(folder, place).startswith(f"{folder} can be written by others")
     folder.chmod(0o755)
     folder.parent.chmod(0o1777)  # as /tmp is
-    check(*prepare(folder, place))
+    check_wheel(*unpack_wheel(folder, place), DEMO_FOLDER)
 
 
 @root_only
@@ -262,9 +263,9 @@ def test_root_unpacks_nothing_where_the_daemons_user_could_change_it(folder: Pat
 
 def test_another_wheel_of_the_same_name_is_unpacked_anew(folder: Path, place: Path) -> None:
     make(folder, SAME + " ")
-    _, first = prepare(folder, place)
+    _, first = unpack_wheel(folder, place)
     make(folder, SAME + "\n")  # of the same size
-    _, second = prepare(folder, place)
+    _, second = unpack_wheel(folder, place)
     assert first != second
     assert (second / "onnxruntime/__init__.py").read_text() == SAME + "\n"
 

@@ -1,0 +1,123 @@
+"""A package before it is fetched: its files, their sizes and digests. Sources make one; pull fetches it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, Literal
+
+from edged.models.web import Remote
+
+SUMS = "SHA256SUMS"
+"""The list of files, in the form of sha256sum: beside the files on a web server, and in a folder if it has one."""
+NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
+NAME_ALLOWED = "1 to 64 characters out of A-Z a-z 0-9 . _ -, the first no dot"
+RESERVED = ("current", "origin.json", SUMS)
+MOST_FILES = 256
+_MOST_FOLDERS = 8
+# What a package may hold. edged runs none of it; pickles (.bin, .pt, …) and code are left out.
+_SUFFIXES = {".json", ".jinja", ".txt", ".md", ".onnx", ".data", ".onnx_data", ".model"}
+_WEIGHTS = {".onnx", ".data", ".onnx_data"}
+_NAMES = {"LICENSE", "LICENCE", "NOTICE"}
+
+
+class SourceError(Exception):
+    """The source cannot be used; one line that says why. `bad_use`: it was not named rightly."""
+
+    def __init__(self, message: str, bad_use: bool = False) -> None:
+        super().__init__(message)
+        self.bad_use = bad_use
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a file's content must hash to. Git's is SHA-1 over a header with the size, then the content."""
+
+    kind: Literal["sha256", "git-sha1"]
+    value: str
+
+    def hasher(self, size: int) -> Any:
+        """A hashlib object for a file of `size` bytes, nothing of which has been read."""
+        return hashlib.sha256() if self.kind == "sha256" else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file: its place in the package, its size in bytes, and where it is read from."""
+
+    path: str
+    bytes: int
+    digest: Digest | None
+    origin: Remote | BinaryIO
+
+    @property
+    def is_weights(self) -> bool:
+        return PurePosixPath(self.path).suffix in _WEIGHTS
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds. `source` is what can be pulled again, `name` what the package is called unless told."""
+
+    source: str
+    name: str
+    files: tuple[SourceFile, ...]
+    left_out: tuple[str, ...] = field(default=())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def content(self) -> str | None:
+        """As content_id, None where a file's digest is not known before it is read."""
+        digests = {file.path: file.digest.value for file in self.files if file.digest}
+        return content_id(digests) if len(digests) == len(self.files) else None
+
+
+def content_id(digests: Mapping[str, str]) -> str:
+    """12 hex digits that stand for these files with this content."""
+    lines = "".join(f"{digests[path]} {path}\n" for path in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
+
+
+def listing(source: str, name: str, files: Iterator[tuple[str, Callable[[str], SourceFile]]]) -> Listing:
+    """A Listing of those files that a package may hold. Raises SourceError: a path leaves it, or they are too many."""
+    taken: dict[str, Callable[[str], SourceFile]] = {}
+    left_out = []
+    for path, make in files:
+        plain = path_inside(path)
+        if not may_hold(plain):
+            left_out.append(plain)
+        elif plain in taken:
+            raise SourceError(f"{plain} is listed twice in {source}")
+        elif len(taken) == MOST_FILES:
+            raise SourceError(f"{source} has more than {MOST_FILES} files: that is no package")
+        else:
+            taken[plain] = make
+    if "genai_config.json" not in taken:
+        raise SourceError(f"{source} has no genai_config.json: it must be the folder of one package")
+    return Listing(source, name, tuple(make(path) for path, make in taken.items()), tuple(sorted(left_out)))
+
+
+def path_inside(path: str) -> str:
+    """The path without a leading `./`. Raises SourceError where it is not a path inside a package."""
+    plain = path.removeprefix("./")
+    parts = plain.split("/")
+    if not plain.isprintable() or "\\" in plain or any(part in ("", ".", "..") for part in parts):
+        raise SourceError(f"{ascii(path)[:80]} is not a path inside a package")
+    if len(parts) > _MOST_FOLDERS or any(len(part.encode()) > 200 for part in parts):
+        raise SourceError(f"{ascii(path)[:80]} is too long a path for a package")
+    return plain
+
+
+def may_hold(path: str) -> bool:
+    """Whether a package may hold a file of this path."""
+    parts = PurePosixPath(path)
+    if any(part.startswith(".") for part in parts.parts) or path in RESERVED:
+        return False
+    return parts.suffix in _SUFFIXES or parts.name in _NAMES
