@@ -5,38 +5,51 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import random
 import shutil
 import socket
 import subprocess
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import logs
 import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from patience import PATIENCE, QUIET, eventually
 
 from edged.mqtt.events import LinkDown, LinkUp
 from edged.mqtt.link import Link
 from edged.mqtt.options import MqttOptions
 
-PATIENCE = 10.0
-"""Seconds to wait for what must come."""
-QUIET = 0.4
-"""Seconds to watch for what must not come."""
-
 T = TypeVar("T")
+
+_reserved: deque[socket.socket] = deque(maxlen=200)
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on 127.0.0.1 that no other test gets: this process keeps the UDP port of the same number.
+
+    It lies below the range that the kernel takes for outgoing connections, which could take it before its server does.
+    """
+    while True:
+        port, reservation = random.randrange(10_000, 32_768), socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            reservation.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reservation.close()
+        else:
+            _reserved.append(reservation)
+            return port
 
 
 class Mosquitto:
@@ -48,7 +61,8 @@ class Mosquitto:
         self._binary = binary
         self.folder = folder
         self.port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
+        self.log_file = folder / "log"
+        self.process: subprocess.Popen[bytes] | None = None
         self.configure(persistence=persistence, lines=lines)
 
     def configure(self, *, persistence: bool = True, lines: Sequence[str] = ()) -> None:
@@ -62,32 +76,37 @@ class Mosquitto:
         (self.folder / "mosquitto.conf").write_text("\n".join([*base, *lines]) + "\n")
 
     def start(self) -> Mosquitto:
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+        logs.show_on_failure(self.log_file, f"log of the broker at port {self.port}")
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
                 [self._binary, "-c", str(self.folder / "mosquitto.conf")], stdout=log, stderr=log
             )
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return self
-            except OSError:
-                assert self._process.poll() is None, (self.folder / "log").read_text()
-                assert time.monotonic() < until
-                time.sleep(0.01)
+        eventually(self._listens, "mosquitto does not listen")
+        return self
+
+    def _listens(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log_file.read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def stop(self) -> None:
         """SIGTERM: it writes its database."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(PATIENCE)
-            self._process = None
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(PATIENCE)
+            self.process = None
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(PATIENCE)
-            self._process = None
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(PATIENCE)
+            self.process = None
+
+    def close(self) -> None:
+        """Kill it for good."""
+        self.kill()
+        logs.forget(self.log_file)
 
 
 @pytest.fixture
@@ -108,7 +127,7 @@ def make_broker(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
 
     yield make
     for broker in brokers:
-        broker.kill()
+        broker.close()
 
 
 @pytest.fixture
@@ -144,9 +163,9 @@ class Proxy:
                     continue
                 self._pairs.append((near, far))
                 for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+                    threading.Thread(target=self.forward, args=(source, sink), daemon=True).start()
 
-    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+    def forward(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 self.passes(source, data)
@@ -204,15 +223,17 @@ class Device:
     def __init__(self, port: int, device: str = "board", groups: Sequence[str] = (), **options: Any) -> None:
         self.instance = uuid.uuid4().hex
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.receive: Callable[[Any], None] = self.events.put
+        """What the link's threads call; a test may put another function here."""
         self.seen: list[Any] = []
         settings = {name: options.pop(name) for name in list(options) if name in MqttOptions.__dataclass_fields__}
         options.setdefault("retry_seconds", (0.05, 0.2))
         self.link = Link(
-            MqttOptions(**{"host": "127.0.0.1", "port": port, "keep_alive": 5} | settings),
+            MqttOptions(**{"host": "127.0.0.1", "port": port, "keep_alive": 60} | settings),
             device,
             groups,
             instance=self.instance,
-            deliver=self.events.put,
+            deliver=lambda event: self.receive(event),
             will_payload=lambda: self.status("offline"),
             **options,
         )

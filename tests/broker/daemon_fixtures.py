@@ -15,19 +15,19 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import logs
 import pytest
 from conftest import Mosquitto, free_port
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from patience import PATIENCE, eventually
 
-PATIENCE = 15.0
-"""Seconds to wait for what must come."""
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "fixtures/models"
 REFERENCE = json.loads((MODELS / "phi3/reference.json").read_text())
@@ -44,13 +44,11 @@ def job(id: str, max_tokens: int = 4, **fields: Any) -> dict[str, Any]:
     return {"id": id, "prompt": [1, 5, 9], "max_tokens": max_tokens, "ignore_eos": True, **fields}
 
 
-def eventually(check: Callable[[], Any], what: str = "", timeout: float = PATIENCE) -> Any:
-    """What `check` gives once it is true; for states that no message tells of."""
-    until = time.monotonic() + timeout
-    while not (found := check()):
-        assert time.monotonic() < until, what or check
-        time.sleep(0.01)
-    return found
+def _replace(path: Path, text: str) -> None:
+    """The file holds the old text or the new one at every moment."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.rename(path)
 
 
 class Daemon:
@@ -62,6 +60,8 @@ class Daemon:
         self.log_file = folder / "log"
         self._pace_file = folder / "pace"
         self._pace_file.write_text("")
+        self._clock_file = folder / "ahead"
+        self._clock_file.write_text("0")
         self._script = [str(HERE / "paced_edged.py")] if paced else ["-m", "edged"]
         self.process: subprocess.Popen[bytes] | None = None
         self.arguments: list[str] = []
@@ -69,6 +69,7 @@ class Daemon:
             **{name: value for name, value in os.environ.items() if not name.startswith("EDGED_")},
             "PYTHONPATH": str(HERE.parents[1]),
             "TEST_PACE_FILE": str(self._pace_file),
+            "TEST_CLOCK_FILE": str(self._clock_file),
             "EDGED_STATE_DIR": str(self.state_dir),
             "EDGED_DEVICE__ID": device,
             "EDGED_MQTT__PORT": str(port),
@@ -82,11 +83,14 @@ class Daemon:
 
     def pace(self, seconds: float | str) -> None:
         """How long a step of the model takes, or "hold" (paced daemons only)."""
-        part = self._pace_file.with_suffix(".part")
-        part.write_text(str(seconds))
-        part.rename(self._pace_file)
+        _replace(self._pace_file, str(seconds))
+
+    def skip(self, seconds: float) -> None:
+        """Let time pass at once by the daemon's clock of the boot, which limits of jobs go by (paced daemons only)."""
+        _replace(self._clock_file, str(float(self._clock_file.read_text()) + seconds))
 
     def start(self, ready: bool = True) -> Daemon:
+        logs.show_on_failure(self.log_file, f"log of the daemon {self.device}")
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *self._script, "run", *self.arguments], env=self.env, stdout=log, stderr=log
@@ -98,7 +102,7 @@ class Daemon:
     def command(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """`edged` with the same settings, to its end."""
         line = [sys.executable, "-m", "edged", *arguments]
-        return subprocess.run(line, env=self.env, capture_output=True, text=True, timeout=60, **options)
+        return subprocess.run(line, env=self.env, capture_output=True, text=True, timeout=PATIENCE, **options)
 
     def background(self, *arguments: str, stdin: str = "") -> subprocess.Popen[str]:
         line = [sys.executable, "-m", "edged", *arguments]
@@ -111,7 +115,7 @@ class Daemon:
 
     def get(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=PATIENCE) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -129,10 +133,17 @@ class Daemon:
             assert self.process.poll() is None, self.log()
             return self.faults() == []
 
-        eventually(ready, f"not ready: {self.faults()}")
+        eventually(ready, lambda: f"ready; /readyz says {self.faults()}")
 
     def until_fault(self, words: str) -> str:
-        return str(eventually(lambda: next((f for f in self.faults() or [] if words in f), None), f"no fault {words}"))
+        """Wait until /readyz names a fault with these words in it."""
+
+        def fault() -> str | None:
+            assert self.process is not None
+            assert self.process.poll() is None, self.log()
+            return next((fault for fault in self.faults() or [] if words in fault), None)
+
+        return str(eventually(fault, lambda: f"a fault {words!r}; /readyz says {self.faults()}"))
 
     def log(self) -> str:
         return self.log_file.read_text() if self.log_file.exists() else ""
@@ -159,6 +170,11 @@ class Daemon:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        """Kill it for good."""
+        self.kill()
+        logs.forget(self.log_file)
 
 
 class Client5:
@@ -262,7 +278,7 @@ class Client5:
         self._client.loop_stop()
 
 
-def _temporary() -> Path:
+def temporary_folder() -> Path:
     """A folder that mosquitto, which changes to its own user when run as root, can write to."""
     folder = Path(tempfile.mkdtemp(prefix="edged-test-"))
     folder.chmod(0o777)
@@ -273,7 +289,7 @@ class Place:
     """A broker and what uses it, for one test or one module."""
 
     def __init__(self) -> None:
-        self.folder = _temporary()
+        self.folder = temporary_folder()
         self.daemons: list[Daemon] = []
         self.clients: list[Client5] = []
         self.broker = Mosquitto(self.folder)
@@ -293,33 +309,31 @@ class Place:
         for client in self.clients:
             client.close()
         for daemon in self.daemons:
-            daemon.kill()
-        self.broker.kill()
+            daemon.close()
+        self.broker.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @pytest.fixture
 def place() -> Iterator[Place]:
-    place = Place()
-    place.broker.start()
-    yield place
-    logs = [daemon.log() for daemon in place.daemons]
-    place.close()
-    for log in logs:
+    with contextlib.closing(Place()) as place:
+        place.broker.start()
+        yield place
+        written = [daemon.log() for daemon in place.daemons]
+    for log in written:
         assert "Traceback" not in log, log
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Place]:
     """One broker, one paced daemon and one client for all tests of a module."""
-    place = Place()
-    place.broker.start()
-    client = place.client()
-    daemon = place.daemon(paced=True).start()
-    yield place
-    client.close()
-    code, log = daemon.end(), daemon.log()
-    place.close()
+    with contextlib.closing(Place()) as place:
+        place.broker.start()
+        client = place.client()
+        daemon = place.daemon(paced=True).start()
+        yield place
+        client.close()
+        code, log = daemon.end(), daemon.log()
     assert code == 0
     assert "Traceback" not in log, log
 

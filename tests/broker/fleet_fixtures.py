@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import queue
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Mosquitto, free_port
-from daemon_fixtures import _temporary
+from conftest import Mosquitto, free_port
+from daemon_fixtures import temporary_folder
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from patience import PATIENCE
 
 DEPLOY = Path(__file__).parents[2] / "deploy/mosquitto"
 PASSWORD = "correct-horse-battery"
@@ -64,7 +66,7 @@ class Fleet(Mosquitto):
         line = [sys.executable, str(DEPLOY / "provision.py"), "--folder", str(self.keys)]
         if hasattr(self, "port"):
             line += ["--broker", f"127.0.0.1:{self.port}"]
-        return subprocess.run([*line, *arguments], input=text, capture_output=True, text=True, timeout=60)
+        return subprocess.run([*line, *arguments], input=text, capture_output=True, text=True, timeout=PATIENCE)
 
     def must(self, *arguments: str, text: str = "") -> str:
         done = self.provision(*arguments, text=text)
@@ -154,15 +156,14 @@ class Guest:
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
     """Devices a and b in the group fleet, a sender, an observer."""
-    folder = _temporary()
-    fleet = Fleet(folder)
-    fleet.start()
-    for device in ("a", "b"):
-        fleet.must("device", device, "--groups", "fleet")
-    fleet.must("sender", "gateway")
-    fleet.must("observer", "dashboard")
-    yield fleet
-    fleet.kill()
+    folder = temporary_folder()
+    with contextlib.closing(Fleet(folder)) as fleet:
+        fleet.start()
+        for device in ("a", "b"):
+            fleet.must("device", device, "--groups", "fleet")
+        fleet.must("sender", "gateway")
+        fleet.must("observer", "dashboard")
+        yield fleet
     shutil.rmtree(folder, ignore_errors=True)
 
 

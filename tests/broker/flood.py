@@ -18,6 +18,7 @@ from conftest import Mosquitto
 from daemon_fixtures import Daemon, job
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from patience import PATIENCE
 
 MAX_QUEUED = 500
 DEVICE = "edged/v1/device/board"
@@ -57,7 +58,7 @@ class Observer:
         client.on_connect = lambda client, *_: client.subscribe([(f"{DEVICE}/{kind}", 1) for kind in kinds])
         client.connect("127.0.0.1", port)
         client.loop_start()
-        assert subscribed.wait(10)
+        assert subscribed.wait(PATIENCE)
         return client
 
     def _hear(self, _client: Client, _data: object, message: MQTTMessage) -> None:
@@ -100,7 +101,7 @@ def send_all(port: int, count: int, seed: int) -> None:
     for n in range(count):
         document = job(f"flood-{n}", 1, priority=order.randrange(10))
         last = client.publish(f"{DEVICE}/job", json.dumps(document), qos=1)
-    last.wait_for_publish(300)
+    last.wait_for_publish(5 * PATIENCE)
     client.disconnect()
     client.loop_stop()
 

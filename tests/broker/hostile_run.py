@@ -8,12 +8,13 @@ import threading
 from typing import Any
 
 import psutil
-from daemon_fixtures import Daemon, eventually, job
+from daemon_fixtures import Daemon, job
 from hostile import Hostile
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from patience import PATIENCE, eventually
 from prometheus_client.parser import text_string_to_metric_families
 
 from edged.mqtt.client import PahoClient
@@ -42,7 +43,7 @@ class Tally:
         )
         self.client.connect("127.0.0.1", port)
         self.client.loop_start()
-        assert subscribed.wait(10)
+        assert subscribed.wait(PATIENCE)
 
     def _heard(self, _client: Client, _data: object, message: MQTTMessage) -> None:
         _, _, channel, id = message.topic.removeprefix("edged/v1/").split("/", 3)
@@ -69,13 +70,13 @@ class Tally:
         packed: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         for name, value in properties.items():
             setattr(packed, name, value)
-        assert self._window.acquire(timeout=30)
+        assert self._window.acquire(timeout=PATIENCE)
         self.client.publish(topic, payload, qos=1, properties=packed)
 
     def ask_a_right_job(self) -> None:
         self._sound.clear()
         self.send("edged/v1/device/board/job", json.dumps(job("right-job")).encode(), {})
-        assert self._sound.wait(60), "the daemon does not answer a right job"
+        assert self._sound.wait(PATIENCE), "the daemon does not answer a right job"
 
 
 def ended(daemon: Daemon) -> int:
@@ -108,7 +109,7 @@ def send_and_judge(daemon: Daemon, port: int, source: Hostile, count: int) -> di
         return figures["answers"] >= jobs
 
     with contextlib.suppress(AssertionError):  # the figures below say more
-        eventually(accounted, timeout=30)
+        eventually(accounted)
     assert figures["answers"] == jobs, (figures, tally.repeats, tally.conflicts)
     assert not tally.wrong, tally.wrong[:3]
     tally.ask_a_right_job()  # known by now: answered with the same bytes
@@ -116,7 +117,7 @@ def send_and_judge(daemon: Daemon, port: int, source: Hostile, count: int) -> di
     # What large messages take for a moment comes and goes; what stays shows in the least.
     figures |= {"RSS, least in the second third": min(rss[1]), "RSS, least in the last third": min(rss[2])}
     figures["RSS at most"] = max(max(part) for part in rss)
-    assert (process.num_threads(), process.num_fds()) == (threads, files)
+    eventually(lambda: (process.num_threads(), process.num_fds()) == (threads, files), "no thread, no file more")
     events = {json.loads(line)["event"] for line in daemon.log().splitlines() if line.startswith("{")}
     assert not events & {"job_unreadable", "job_unpreparable", "engine_step_failed", "spool_fault"}, events
     tally.client.disconnect()

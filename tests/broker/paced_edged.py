@@ -2,10 +2,11 @@
 
 TEST_PACE_FILE names a file that holds the seconds of a step, or `hold` to stop in it until that changes. A prompt that
 begins with POISON ends the process by SIGABRT once its answer has some tokens; one that is HANG never returns from
-onnxruntime, and the text `hang` never becomes tokens. TEST_BOOT_ID takes the place of the kernel's, TEST_STUCK_SECONDS
-of the product's two minutes, for a step and for a load, which hangs while the pace is `no load`.
+onnxruntime, and the text `hang` never becomes tokens: from then on, a step may take half a second. TEST_LOAD_SECONDS
+is how long a load may take, which hangs while the pace is `no load`. TEST_BOOT_ID takes the place of the kernel's.
 TEST_CLOCK_FILE holds seconds that CLOCK_BOOTTIME is ahead (libfaketime cannot move it without CLOCK_MONOTONIC, which no
-day passes by in a test), TEST_SYNCHRONISED says whether the wall clock is.
+day passes by in a test), TEST_SYNCHRONISED says whether the wall clock is. TEST_RENDER_SECONDS is how long a chat
+template may take.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edged import daemon
+from edged.engine import template
 from edged.engine.engine import Engine
 from edged.engine.session import ModelSession
 from edged.engine.tokenizer import Tokenizer
@@ -43,6 +45,12 @@ def _paced_step(self: Engine) -> None:
     _step(self)
 
 
+def _hang() -> None:
+    # Only now: what takes its time on a busy machine must not be taken for hung.
+    daemon.STUCK_SECONDS = 0.5
+    threading.Event().wait()
+
+
 def _hung_load(*arguments: Any, **options: Any) -> Any:
     while _pace_file.read_text() == "no load":
         _sleep(0.01)
@@ -51,13 +59,13 @@ def _hung_load(*arguments: Any, **options: Any) -> Any:
 
 def _hung_forward(self: ModelSession, first: int, ids: Any, past: Any, width: int) -> Any:
     if tuple(ids[0]) == HANG:
-        threading.Event().wait()
+        _hang()
     return _forward(self, first, ids, past, width)
 
 
 def _hung_encode(self: Tokenizer, text: str) -> list[int]:
     if text == "hang":
-        threading.Event().wait()
+        _hang()
     return _encode(self, text)
 
 
@@ -72,6 +80,6 @@ if "TEST_CLOCK_FILE" in os.environ:
 if "TEST_SYNCHRONISED" in os.environ:
     Clock.synchronised = lambda _self: os.environ["TEST_SYNCHRONISED"] == "1"  # type: ignore[method-assign]
 daemon.load_model = _hung_load
-daemon.STUCK_SECONDS = float(os.environ.get("TEST_STUCK_SECONDS", daemon.STUCK_SECONDS))
-daemon.LOAD_SECONDS = float(os.environ.get("TEST_STUCK_SECONDS", daemon.LOAD_SECONDS))
+daemon.LOAD_SECONDS = float(os.environ.get("TEST_LOAD_SECONDS", daemon.LOAD_SECONDS))
+template.RENDER_SECONDS = float(os.environ.get("TEST_RENDER_SECONDS", template.RENDER_SECONDS))
 runpy.run_module("edged", run_name="__main__")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from conftest import free_port
 from daemon_fixtures import REFERENCE, Client5, Daemon, Place, job, reference_job
+from patience import PATIENCE
 
 pytest_plugins = ["daemon_fixtures"]
 
@@ -19,7 +20,7 @@ def one_line(text: str) -> bool:
 
 def check(cases: list[tuple[subprocess.Popen[str], str, int]]) -> None:
     for process, text, code in cases:
-        _out, err = process.communicate(timeout=30)
+        _out, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, one_line(err)) == (code, True), (process.args, text, err)
 
 
@@ -47,7 +48,7 @@ def test_submit_is_cancelled_by_ctrl_c(client: Client5, daemon: Daemon) -> None:
     process = daemon.background("submit", "x", "--id", "interrupted", "--max-tokens", "400")
     client.wait("stream/interrupted")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, (out, err)
     assert "cancelled on request" in err
     assert "Traceback" not in err
@@ -76,27 +77,27 @@ def test_submit_ends_with_a_code_and_one_line(client: Client5, daemon: Daemon) -
 
 def test_submit_says_whom_it_waits_for_and_what_is_known(place: Place) -> None:
     daemon = place.daemon()
-    nobody = daemon.background("submit", "x", "--device", "nobody", "--timeout", "4")
-    group = daemon.background("submit", "x", "--group", "nowhere", "--timeout", "4")
-    unplugged = daemon.background("submit", "x", "--mqtt-port", str(free_port()), "--timeout", "4")
+    nobody = daemon.background("submit", "x", "--device", "nobody", "--timeout", "10")
+    group = daemon.background("submit", "x", "--group", "nowhere", "--timeout", "10")
+    unplugged = daemon.background("submit", "x", "--mqtt-port", str(free_port()), "--timeout", "10")
     daemon.start()
     daemon.end()
-    offline = daemon.background("submit", "x", "--id", "status", "--max-tokens", "4", "--timeout", "15")
+    offline = daemon.background("submit", "x", "--id", "status", "--max-tokens", "4", "--timeout", str(PATIENCE))
     assert offline.stderr
     line = offline.stderr.readline()
     assert (
         line == f"edged: board at 127.0.0.1:{place.broker.port} is offline (stopped); it gets the job once it is back\n"
     )
     daemon.start()
-    _out, err = offline.communicate(timeout=30)
+    _out, err = offline.communicate(timeout=PATIENCE)
     assert (offline.returncode, "offline" in err) == (0, False), err
-    _out, err = nobody.communicate(timeout=30)
+    _out, err = nobody.communicate(timeout=PATIENCE)
     assert "nobody at 127.0.0.1" in err
     assert "is the name right?" in err
     assert "no device has accepted it, but one that comes back may: the same --id fetches" in err
-    _out, err = group.communicate(timeout=30)
+    _out, err = group.communicate(timeout=PATIENCE)
     assert "no device of group nowhere at 127.0.0.1" in err
-    _out, err = unplugged.communicate(timeout=30)
+    _out, err = unplugged.communicate(timeout=PATIENCE)
     assert "no broker listens there" in err
     assert "has not accepted" not in err  # nobody was asked
 
@@ -135,7 +136,7 @@ def test_submit_sends_again_until_a_device_accepts_and_after_the_broker_came_bac
     daemon.until_fault("not connected")
     place.broker.start()
     daemon.pace("")
-    _out, err = process.communicate(timeout=30)
+    _out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert "not connected" in err
     assert daemon.query("SELECT count(*) FROM job") == [(1,)]

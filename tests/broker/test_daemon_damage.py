@@ -10,7 +10,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from daemon_fixtures import Daemon, Place, eventually, job
+from daemon_fixtures import Daemon, Place, job
+from patience import eventually
 
 from edged.jobs.spool import PAGE_BYTES
 

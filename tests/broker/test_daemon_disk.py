@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon_fixtures import MODELS, REFERENCE, Place, eventually, job, reference_job
+from daemon_fixtures import MODELS, REFERENCE, Place, job, reference_job
+from patience import eventually
 
 pytest_plugins = ["daemon_fixtures"]
 

@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from daemon_fixtures import Client5, Daemon, Place, eventually, job, reference_job
+from daemon_fixtures import Client5, Daemon, Place, job, reference_job
+from patience import eventually
 
 pytest_plugins = ["daemon_fixtures"]
 

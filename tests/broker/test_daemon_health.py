@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -10,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
-from daemon_fixtures import Client5, Daemon, Place, eventually, job, reference_job
+from daemon_fixtures import Client5, Daemon, Place, job, reference_job
+from patience import eventually
 from prometheus_client.parser import text_string_to_metric_families
 
 pytest_plugins = ["daemon_fixtures"]
@@ -51,26 +53,25 @@ Measure = Callable[[], tuple[float, float, int]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def idler() -> Iterator[tuple[Place, tuple[float, float, int], Measure]]:
-    """A daemon that did one job and idles while the other tests go on; what it had used by then."""
-    place = Place()
-    place.broker.start()
-    daemon = place.daemon().start()
-    assert place.client().ask(job("before-idling"))["state"] == "succeeded"
-    eventually(lambda: daemon.query("SELECT count(*) FROM delivered") == [(1,)])
-    assert daemon.process is not None
-    process = psutil.Process(daemon.process.pid)
-    written = -1
-    while (now := process.io_counters().write_bytes) != written:  # the tidying after the start ends within a tick
-        written = now
-        time.sleep(1.5)
+def idler() -> Iterator[tuple[tuple[float, float, int], Measure]]:
+    """A daemon that did one job and idles while the other tests go on: what it had used by then, and how to measure."""
+    with contextlib.closing(Place()) as place:
+        place.broker.start()
+        daemon = place.daemon().start()
+        assert place.client().ask(job("before-idling"))["state"] == "succeeded"
+        eventually(lambda: daemon.query("SELECT count(*) FROM delivered") == [(1,)])
+        assert daemon.process is not None
+        process = psutil.Process(daemon.process.pid)
+        written = -1
+        while (now := process.io_counters().write_bytes) != written:  # the tidying after the start
+            written = now
+            time.sleep(2.0)  # two ticks, in which nothing is written
 
-    def measure() -> tuple[float, float, int]:
-        """Seconds of time, seconds of CPU, bytes written to disk."""
-        return time.monotonic(), sum(process.cpu_times()[:2]), process.io_counters().write_bytes
+        def measure() -> tuple[float, float, int]:
+            """Seconds of time, seconds of CPU, bytes written to disk."""
+            return time.monotonic(), sum(process.cpu_times()[:2]), process.io_counters().write_bytes
 
-    yield place, measure(), measure
-    place.close()
+        yield measure(), measure
 
 
 def sample(daemon: Daemon, name: str, **labels: str) -> float:
@@ -165,7 +166,7 @@ def test_200_jobs_leak_no_file_descriptor_and_no_thread(client: Client5, daemon:
         client.send(job(f"leak-{n}", stream=n % 2 == 0))
     for n in range(200):
         client.result(f"leak-{n}")
-    assert (process.num_fds(), process.num_threads()) == before
+    eventually(lambda: (process.num_fds(), process.num_threads()) == before, "no file, no thread more")
 
 
 def test_the_heartbeat_says_how_the_board_is(place: Place) -> None:
@@ -178,8 +179,8 @@ def test_the_heartbeat_says_how_the_board_is(place: Place) -> None:
     assert not any(message.retain for message in client.all("health"))
 
 
-def test_idle_is_idle(idler: tuple[Place, tuple[float, float, int], Measure]) -> None:
-    _, (began, used, written), measure = idler
+def test_idle_is_idle(idler: tuple[tuple[float, float, int], Measure]) -> None:
+    (began, used, written), measure = idler
     time.sleep(max(0.0, 10 - (time.monotonic() - began)))  # it is the passing of time that is measured
     now, used_now, written_now = measure()
     assert (used_now - used) / (now - began) < 0.01

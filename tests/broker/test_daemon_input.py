@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from daemon_fixtures import Client5, Daemon, Place, job
+from patience import PATIENCE
 
 pytest_plugins = ["daemon_fixtures"]
 
@@ -116,7 +117,7 @@ def raw_publish(port: int, topic: str, payload: bytes, properties: bytes) -> Non
         length = bytes([len(body)]) if len(body) < 128 else bytes([len(body) % 128 | 128, len(body) // 128])
         return bytes([kind]) + length + body
 
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
         connection.sendall(packet(0x10, text(b"MQTT") + b"\x05\x02\x00\x3c\x00" + text(b"raw")))
         connection.recv(1024)
         connection.sendall(packet(0x30, text(topic.encode()) + bytes([len(properties)]) + properties + payload))

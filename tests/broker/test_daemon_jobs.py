@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from daemon_fixtures import REFERENCE, Client5, Daemon, eventually, job, reference_job
+from daemon_fixtures import REFERENCE, Client5, Daemon, job, reference_job
+from patience import eventually
 
 from edged.machine.clock import Clock
 
@@ -111,8 +112,11 @@ def test_a_job_expires_while_it_waits(client: Client5, daemon: Daemon) -> None:
     daemon.pace("hold")
     client.send(job("blocker-1"))
     client.event("blocker-1", "started")
-    client.send(job("by-ttl", ttl=0.1, metadata={"k": [1]}))
-    client.send(job("by-message"), MessageExpiryInterval=1)
+    client.send(job("by-ttl", ttl=1000, metadata={"k": [1]}))
+    client.send(job("by-message"), MessageExpiryInterval=1000)
+    for id in ("by-ttl", "by-message"):
+        client.event(id, "accepted")
+    daemon.skip(1001)
     assert client.result("by-ttl")["state"] == "expired"
     result = client.result("by-message")  # behind it, and ended while the model is still in its step
     assert (result["state"], result["error"]["code"], result["attempts"]) == ("expired", "expired", 0)
@@ -121,8 +125,11 @@ def test_a_job_expires_while_it_waits(client: Client5, daemon: Daemon) -> None:
 
 
 def test_a_job_expires_while_it_runs(client: Client5, daemon: Daemon) -> None:
-    daemon.pace(0.02)
-    result = client.ask(job("too-slow", 400, ttl=0.5))
+    daemon.pace(0.1)
+    client.send(job("too-slow", 400, ttl=1000))
+    client.event("too-slow", "started")
+    daemon.skip(1001)
+    result = client.result("too-slow")
     assert (result["state"], result["attempts"]) == ("expired", 1)
 
 
@@ -148,7 +155,7 @@ def test_jobs_run_in_the_order_of_priority(client: Client5, daemon: Daemon) -> N
 
 
 def test_cancel_of_a_queued_a_running_and_a_finished_job(client: Client5, daemon: Daemon) -> None:
-    daemon.pace(0.02)
+    daemon.pace("hold")
     client.send(job("running", 400, metadata={"a": 1}))
     client.event("running", "started")
     for name in ("next", "queued"):
@@ -159,6 +166,7 @@ def test_cancel_of_a_queued_a_running_and_a_finished_job(client: Client5, daemon
     assert (queued["state"], queued["error"]["code"], queued["metadata"]) == ("cancelled", "cancelled", {"b": 2})
     assert client.result("next")["state"] == "cancelled"
     client.send({"id": "running"}, to="cancel")
+    daemon.pace(0.1)
     running = client.result("running")
     assert (running["state"], running["attempts"], running["metadata"]) == ("cancelled", 1, {"a": 1})
     client.send({"id": "running"}, to="cancel")

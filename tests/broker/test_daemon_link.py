@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Callable
 
 from conftest import Proxy
-from daemon_fixtures import PATIENCE, REFERENCE, Place, eventually, job, reference_job
+from daemon_fixtures import REFERENCE, Place, job, reference_job
+from patience import PATIENCE, eventually
 
 pytest_plugins = ["daemon_fixtures"]
 

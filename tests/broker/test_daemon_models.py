@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import signal
 
-from daemon_fixtures import MODELS, REFERENCE, Place, eventually, reference_job
+from daemon_fixtures import MODELS, REFERENCE, Place, reference_job
+from patience import eventually
 
 from edged.models.pull import held_by_daemon
 

@@ -6,7 +6,8 @@ import json
 import re
 import signal
 
-from daemon_fixtures import REFERENCE, Daemon, Place, eventually, reference_job
+from daemon_fixtures import REFERENCE, Daemon, Place, reference_job
+from patience import eventually
 
 from edged.engine.prefix_cache import BLOCK_TOKENS
 

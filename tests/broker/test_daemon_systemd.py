@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import free_port
-from daemon_fixtures import PATIENCE, Daemon, Place, job, reference_job
+from daemon_fixtures import Daemon, Place, job, reference_job
+from patience import PATIENCE
 from wheel_rig import SAME, make
 
 pytest_plugins = ["daemon_fixtures"]

@@ -6,7 +6,8 @@ import json
 import signal
 from typing import Any
 
-from daemon_fixtures import REFERENCE, Daemon, Place, eventually, reference_job
+from daemon_fixtures import REFERENCE, Daemon, Place, reference_job
+from patience import eventually
 from wheel_rig import NAME, OTHER, SAME, VERSION, WRONG, make
 
 pytest_plugins = ["daemon_fixtures"]

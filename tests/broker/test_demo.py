@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from patience import PATIENCE
 
 HTTP_PORT = 9765
 """As README has it for those on whose machine it is free."""
@@ -40,13 +41,13 @@ def printed() -> Iterator[list[str]]:
                 break
         yield lines
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def run(lines: list[str], words: str) -> str:
     """Do the one printed line with these words in it."""
     (line,) = [line for line in lines if words in line]
-    return subprocess.run(line, shell=True, check=True, capture_output=True, text=True, timeout=30).stdout
+    return subprocess.run(line, shell=True, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
 
 
 def test_the_lines_that_it_prints_can_be_done(printed: list[str]) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from conftest import free_port
-from daemon_fixtures import Daemon, eventually
+from daemon_fixtures import Daemon
 from fleet_fixtures import Fleet
+from patience import PATIENCE, eventually
 
 from edged.settings import load
 
@@ -37,7 +38,7 @@ def board(fleet: Fleet) -> Iterator[Daemon]:
     settings = {**fleet.settings("device", "b"), "http__host": "0.0.0.0", **{k: str(v) for k, v in files.items()}}
     daemon = Daemon(folder, fleet.port, "b", **settings).start(ready=False)
     yield daemon
-    daemon.kill()
+    daemon.close()
     log = daemon.log()
     assert "Traceback" not in log, log
 
@@ -45,9 +46,9 @@ def board(fleet: Fleet) -> Iterator[Daemon]:
 @pytest.fixture
 def curl(fleet: Fleet, board: Daemon) -> Curl:
     def ask(path: str, *options: str | Path, scheme: str = "https", name: str = "127.0.0.1") -> tuple[int, str]:
-        line = ["curl", "-sS", "--max-time", "10", "--resolve", f"{name}:{board.http}:127.0.0.1", *map(str, options)]
+        line = ["curl", "-sS", "--resolve", f"{name}:{board.http}:127.0.0.1", *map(str, options)]
         url = f"{scheme}://{name}:{board.http}{path}"
-        done = subprocess.run([*line, url], capture_output=True, text=True, timeout=20)
+        done = subprocess.run([*line, url], capture_output=True, text=True, timeout=PATIENCE)
         return done.returncode, done.stdout or done.stderr
 
     def listens() -> bool:
@@ -115,7 +116,8 @@ def test_plain_text_and_old_tls_are_not_spoken(fleet: Fleet, board: Daemon, curl
 
 
 def test_a_client_that_never_shakes_hands_keeps_nobody_waiting(fleet: Fleet, board: Daemon, curl: Curl) -> None:
-    with socket.create_connection(("127.0.0.1", board.http), 5), socket.create_connection(("127.0.0.1", board.http), 5):
+    address = ("127.0.0.1", board.http)
+    with socket.create_connection(address), socket.create_connection(address):
         assert curl("/healthz", *identity(fleet, "observer", "dashboard"))[0] == 0
 
 
@@ -160,7 +162,7 @@ def test_prometheus_scrapes_it_with_the_configuration_that_is_shipped(
     for shipped, here in (
         ("/etc/prometheus/edged/", f"{own}/"),
         ("pi-7.lan:9765", f"127.0.0.1:{board.http}"),
-        ("scrape_interval: 30s", "scrape_interval: 1s"),
+        ("scrape_interval: 30s", "scrape_interval: 3s"),
         ("  - alerts.yml", f"  - {PROMETHEUS}/alerts.yml"),
     ):
         assert shipped in text
@@ -178,7 +180,7 @@ def test_prometheus_scrapes_it_with_the_configuration_that_is_shipped(
     def scraped() -> bool:
         with contextlib.suppress(OSError):
             query = f"http://127.0.0.1:{port}/api/v1/query?query=edged_mqtt_connected"
-            with urllib.request.urlopen(query, timeout=5) as answer:
+            with urllib.request.urlopen(query, timeout=PATIENCE) as answer:
                 return len(json.load(answer)["data"]["result"]) == 2
         return False
 
@@ -186,7 +188,7 @@ def test_prometheus_scrapes_it_with_the_configuration_that_is_shipped(
         eventually(scraped, "nothing was scraped")
     finally:
         process.kill()
-        process.wait()
+        process.wait(PATIENCE)
 
 
 def test_alerts_and_the_agents_configuration_are_what_promtool_takes() -> None:

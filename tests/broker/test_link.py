@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, QUIET, Device, Mosquitto, Peer, Proxy
+from conftest import Device, Mosquitto, Peer, Proxy
+from patience import PATIENCE, QUIET, eventually
 
 from edged.mqtt.events import CancelReceived, JobReceived, LinkDown, LinkUp, Published
 from edged.mqtt.session import PIECES, UNACKNOWLEDGED, UNACKNOWLEDGED_BYTES
@@ -21,7 +22,7 @@ def test_a_job_sent_while_the_device_is_off_arrives_after_the_start(
     broker: Mosquitto, make_device: Make, make_peer: Make, protocol: str
 ) -> None:
     first: Device = make_device(broker.port, protocol=protocol).up()
-    first.link.stop(1.0)
+    first.link.stop(PATIENCE)
     peer: Peer = make_peer(broker.port)
     peer.send(first.topics.job, b"while off")
     second: Device = make_device(broker.port, protocol=protocol).start()
@@ -33,7 +34,7 @@ def test_a_job_outlives_device_and_broker_with_persistence(
     broker: Mosquitto, make_device: Make, make_peer: Make, protocol: str
 ) -> None:
     first: Device = make_device(broker.port, protocol=protocol).up()
-    first.link.stop(1.0)
+    first.link.stop(PATIENCE)
     make_peer(broker.port).send(first.topics.job, b"kept")
     broker.stop()
     broker.start()
@@ -89,36 +90,28 @@ def test_an_acknowledged_job_does_not_come_again(
         device.link.acknowledge(job.receipt)
     device.link.close_jobs()
     device.wait_for(LinkDown, which="jobs")
-    assert proxy.ended.acquire(timeout=10)  # else the new connection may overtake the old one's acknowledgements
+    assert proxy.ended.acquire(timeout=PATIENCE)  # else the new connection may overtake the old one's acknowledgements
     device.link.open_jobs()
     assert [device.wait_for(JobReceived).payload for _ in range(2)] == [b"3", b"4"]
     device.none_of(JobReceived)
 
 
 def test_a_loop_that_stands_still_is_noticed(broker: Mosquitto, make_device: Make, protocol: str) -> None:
-    device: Device = make_device(broker.port, protocol=protocol).up()
-    assert device.link.stood_still() < 2.0  # it turns every 1.25 s, a quarter of keep_alive, at least
+    device: Device = make_device(broker.port, protocol=protocol, keep_alive=5).up()
+    eventually(lambda: device.link.stood_still() < 2.0)  # it turns every 1.25 s, a quarter of keep_alive, at least
     entered, go_on = threading.Event(), threading.Event()
 
     def stand_still(_event: object) -> None:
         entered.set()
         go_on.wait()
 
-    device.link._deliver = stand_still
+    device.receive = stand_still
     device.say("online")
     assert entered.wait(PATIENCE)
-    until(lambda: device.link.stood_still() > 3.0)
-    device.link._deliver = device.events.put
+    eventually(lambda: device.link.stood_still() > 3.0)
+    device.receive = device.events.put
     go_on.set()
-    until(lambda: device.link.stood_still() < 2.0)
-
-
-def until(check: Callable[[], bool]) -> None:
-    """For what no event tells of."""
-    end = time.monotonic() + PATIENCE
-    while not check():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    eventually(lambda: device.link.stood_still() < 2.0)
 
 
 def test_acknowledgements_leave_in_the_order_of_the_calls(
@@ -145,7 +138,7 @@ class PubackRecorder(Proxy):
         self._arrived = threading.Condition()
         super().__init__(target)
 
-    def _forward(self, source: Any, sink: Any) -> None:  # type: ignore[override]
+    def forward(self, source: Any, sink: Any) -> None:  # type: ignore[override]
         towards_broker = sink.getpeername()[1] == self._target
         try:
             while data := source.recv(65536):
@@ -162,7 +155,7 @@ class PubackRecorder(Proxy):
 
     def wait_for(self, count: int) -> list[int]:
         with self._arrived:
-            assert self._arrived.wait_for(lambda: len(self._recorded) >= count, 10)
+            assert self._arrived.wait_for(lambda: len(self._recorded) >= count, PATIENCE)
             return list(self._recorded)
 
 
@@ -286,7 +279,7 @@ def test_stop_first_delivers_what_was_taken(
     peer: Peer = make_peer(broker.port).subscribe("last/#")
     for number in range(10):
         assert device.link.publish(f"last/{number}", bytes(10_000), qos=1, token=number)
-    device.link.stop(5.0)
+    device.link.stop(PATIENCE)
     assert [peer.get()[0] for _ in range(10)] == [f"last/{number}" for number in range(10)]
     assert [device.wait_for(Published).token for _ in range(10)] == list(range(10))
 
@@ -403,8 +396,8 @@ def test_a_flood_of_large_messages_waits_in_tcp_by_its_bytes(
 
 def test_pieces_for_which_there_is_no_way_are_dropped_and_not_kept(broker: Mosquitto, make_device: Make) -> None:
     device: Device = make_device(broker.port, keep_alive=60).up()
-    assert broker._process is not None
-    broker._process.send_signal(signal.SIGSTOP)
+    assert broker.process is not None
+    broker.process.send_signal(signal.SIGSTOP)
     piece = bytes(1 << 16)
     taken = 0
     until = time.monotonic() + PATIENCE
@@ -415,7 +408,7 @@ def test_pieces_for_which_there_is_no_way_are_dropped_and_not_kept(broker: Mosqu
         assert time.monotonic() < until
         assert taken < 20 * PIECES
         time.sleep(0.02)  # for what the kernel takes
-    broker._process.send_signal(signal.SIGCONT)
+    broker.process.send_signal(signal.SIGCONT)
     while not device.link.publish("edged/v1/x", b"after", qos=0):
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -425,7 +418,7 @@ def test_jobs_of_a_group_left_behind_in_the_session_are_taken_once_and_then_not_
     broker: Mosquitto, make_device: Make, make_peer: Make, protocol: str
 ) -> None:
     former: Device = make_device(broker.port, groups=["old"], protocol=protocol).up()
-    former.link.stop(1.0)
+    former.link.stop(PATIENCE)
     device: Device = make_device(broker.port, protocol=protocol).up()
     peer: Peer = make_peer(broker.port)
     peer.send("edged/v1/group/old/job", b"stray")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import Device
 from fleet_fixtures import PASSWORD, Fleet, Guest
+from patience import PATIENCE
 
 from edged.mqtt.events import CancelReceived, JobReceived, LinkUp, Published, PublishRefused
 
@@ -156,7 +157,7 @@ def test_a_certificate_without_a_role_gets_no_subscription_and_no_job_is_lost(
     fleet: Fleet, make_device: Make, guest: Connect
 ) -> None:
     name, stays = fleet.new_device("hall"), fleet.new_device("hall")
-    link(make_device, fleet, name, "hall").up().link.stop(1.0)
+    link(make_device, fleet, name, "hall").up().link.stop(PATIENCE)
     fleet.must("revoke", name)
     a = link(make_device, fleet, stays, "hall").up()
     gone = link(make_device, fleet, name, "hall").start()
@@ -176,7 +177,7 @@ def test_old_tls_is_refused(fleet: Fleet) -> None:
     context.set_ciphers("ALL:@SECLEVEL=0")
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     with (
-        socket.create_connection(("127.0.0.1", fleet.password_port), 5) as plain,
+        socket.create_connection(("127.0.0.1", fleet.password_port), PATIENCE) as plain,
         pytest.raises(ssl.SSLError, match=r"(?i)alert.protocol.version"),
     ):
         context.wrap_socket(plain, server_hostname="127.0.0.1")
@@ -280,7 +281,7 @@ def test_a_device_under_the_client_id_of_another_gets_none_of_its_jobs(guest: Co
 def test_who_leaves_a_group_takes_no_jobs_with_it(fleet: Fleet, make_device: Make, guest: Connect) -> None:
     """The broker's session of a device that is off would have its turn, without the right to be given anything."""
     leaves, stays = fleet.new_device("yard"), fleet.new_device("yard")
-    link(make_device, fleet, leaves, "yard").up().link.stop(1.0)
+    link(make_device, fleet, leaves, "yard").up().link.stop(PATIENCE)
     a = link(make_device, fleet, stays, "yard").up()
     fleet.must("device", leaves, "--groups")
     jobs = group_jobs(guest("sender", "gateway"), "yard")

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from amqtt.broker import Broker
-from conftest import PATIENCE, Device, Mosquitto, Peer, free_port
+from conftest import Device, Mosquitto, Peer, free_port
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
+from patience import PATIENCE
 
 from edged.demo.broker import DemoBroker
 from edged.mqtt import session
-from edged.mqtt.client import CONNECT_SECONDS
 from edged.mqtt.events import CancelReceived, JobReceived, LinkUp, Published
 
 Make = Callable[..., Any]
@@ -61,9 +61,12 @@ def demo_port() -> Iterator[int]:
     broker.stop()
 
 
-def test_the_demos_broker_refuses_mqtt_5_at_once(demo_port: int, make_device: Make) -> None:
+def test_the_demos_broker_refuses_mqtt_5_at_once(
+    demo_port: int, make_device: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "CONNECT_SECONDS", 2 * PATIENCE)  # so that no silence leads to another version
     device: Device = make_device(demo_port).start()
-    assert device.wait_for(LinkUp, timeout=CONNECT_SECONDS / 2, which="control").protocol == "3.1.1"
+    assert device.wait_for(LinkUp, which="control").protocol == "3.1.1"
     for version, taken in (("5", False), ("311", True)):
         command = [
             "mosquitto_pub",
@@ -178,7 +181,7 @@ def test_mqtt_5_is_used_where_the_broker_speaks_it(broker: Mosquitto, make_devic
 
 def test_a_session_begun_in_3_1_1_goes_on_in_5(broker: Mosquitto, make_device: Make, make_peer: Make) -> None:
     before: Device = make_device(broker.port, protocol="3.1.1").up()
-    before.link.stop(1.0)
+    before.link.stop(PATIENCE)
     peer: Peer = make_peer(broker.port)
     peer.send(before.topics.job, b"between")
     after: Device = make_device(broker.port, protocol="5").start()

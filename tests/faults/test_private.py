@@ -12,9 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
-from daemon_fixtures import Client5, Daemon, Place, eventually, job
+from daemon_fixtures import Client5, Daemon, Place, job
 from disk import Disk, on
 from figures import table
+from patience import eventually
 
 pytest_plugins = ["daemon_fixtures", "disk"]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a file system of its own needs root")

@@ -269,7 +269,7 @@ def test_an_erased_job_whose_result_is_lost_is_not_taken_over(path: Path) -> Non
     assert open_spool(path).find("job-0") is None
 
 
-@pytest.mark.parametrize("cut", ["rename", "unlink", "_sync"])
+@pytest.mark.parametrize("cut", ["rename", "unlink", "fsync"])
 def test_a_salvage_cut_short_anywhere_goes_on_at_the_next_start(
     path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
@@ -293,7 +293,7 @@ def test_a_salvage_cut_short_anywhere_goes_on_at_the_next_start(
             return wrapped
 
         with monkeypatch.context() as patch:
-            where = spool_recovery if cut == "_sync" else Path
+            where: Any = os if cut == "fsync" else Path
             patch.setattr(where, cut, power_goes(getattr(where, cut)))
             try:
                 open_spool(folder / "spool.db").close()
