@@ -190,10 +190,8 @@ def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
         yield Finding("runtime", "warn", runtime.selected.refused, "edged computes with the onnxruntime it came with")
     try:
         found = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
-    except ImportError as error:
-        yield Finding(
-            "runtime", "fail", f"onnxruntime does not load: {error}", "pip install 'edged[cpu]' or 'edged[cuda]'"
-        )
+    except ort.OnnxruntimeError as error:
+        yield Finding("runtime", "fail", str(error), "pip install 'edged[cpu]' or 'edged[cuda]'")
         return
     offered = [name for name in found if name != "Azure"]  # in every wheel, and computes nothing here
     origin = f", from {runtime.selected.wheel}" if runtime.selected.wheel else ""

@@ -48,7 +48,7 @@ def info_document(
         },
         "versions": {
             "edged": edged.__version__,
-            "onnxruntime": ort.__version__,
+            "onnxruntime": ort.version(),
             "python": platform.python_version(),
         },
         "model": {"state": model.state, "reason": model.reason or None, **_facts(model)},
