@@ -27,6 +27,7 @@ from edged.jobs.interrupted import recover
 from edged.jobs.outbox import Notice, Outbox, Publisher
 from edged.jobs.prompt import Prepared
 from edged.jobs.queue import JobQueue
+from edged.jobs.reading import read_stored
 from edged.jobs.results import Course, speed, success
 from edged.jobs.spool import Delivery, Queued, Spool, SpoolError
 from edged.machine.clock import Clock
@@ -50,6 +51,7 @@ SCRUB_SECONDS = 60.0
 """What is erased leaves the write-ahead log at the next idle moment, or after this time without one."""
 HELD_BYTES = 16 << 20
 """Of arrivals at QoS 0 that may wait for a place; those at QoS 1 are limited by what the link reads."""
+_NEWER_HINT = "it was accepted by another version of edged, and waits until one that knows it runs, or it is cancelled"
 _ARRIVAL_BYTES = 1024
 """What an arrival takes in memory besides, about."""
 
@@ -231,7 +233,14 @@ class Desk:
         self._link.acknowledge(event.receipt)
 
     def jobs_disconnected(self) -> None:
-        """What was not acknowledged will be delivered again: forget it."""
+        """Forget all arrivals: the broker sends again what was not acknowledged, except at QoS 0."""
+        if lost := sum(arrival.receipt.qos == 0 for arrival in self._arrivals):
+            log.warning(
+                "jobs_dropped",
+                jobs=lost,
+                reason="they came at QoS 0 and the connection was lost before they were written to disk",
+                hint="send jobs at QoS 1",
+            )
         self._arrivals.clear()
         self._held_bytes = 0
         self._held_back = False
@@ -443,12 +452,26 @@ class Desk:
             document = self._spool.document(queued.seq)
             if document is None:  # forgotten meanwhile
                 self._queue.remove(queued)
-            else:
-                self._queue.take(queued)
-                job = Job.model_validate(json.loads(document))
-                self._active[queued.seq] = _Active(queued, job, urgency)
-                self.preparing = queued.seq
-                self._preparer.submit(job, queued.seq, queued.id, loaded, self._times.received(queued))
+                continue
+            try:
+                self._prepare(queued, document, urgency, loaded)
+            except JobError as error:
+                self._queue.hold(queued)
+                log.warning("job_of_newer_version", job=queued.id, reason=str(error), hint=_NEWER_HINT)
+            except Exception as error:  # raised again after every start, it would keep the daemon down for good
+                kind = type(error).__name__  # its text may hold the prompt
+                log.error("job_unreadable", job=queued.id, error=kind)
+                self._active.pop(queued.seq, None)
+                self.preparing = None
+                message = f"reading the job failed: {kind}"
+                self._end_waiting(queued, State.FAILED, Code.INTERNAL, message)
+
+    def _prepare(self, queued: Queued, document: bytes, urgency: float, loaded: LoadedModel) -> None:
+        job = read_stored(document, queued.id)
+        self._queue.take(queued)
+        self._active[queued.seq] = _Active(queued, job, urgency)
+        self.preparing = queued.seq
+        self._preparer.submit(job, queued.seq, queued.id, loaded, self._times.received(queued))
 
     def _take_back(self, active: _Active) -> None:
         """A job that has no row waits again."""

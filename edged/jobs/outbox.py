@@ -52,6 +52,7 @@ class Outbox:
         self._link = link
         self._topics = topics
         self._notices: deque[Notice] = deque(maxlen=NOTICES)
+        self._ahead: deque[Delivery] = deque()
         self._due: deque[Delivery] = deque()
         self._under_way: dict[int, Delivery] = {}
         self._refused: list[Delivery] = []
@@ -62,15 +63,12 @@ class Outbox:
 
     def __len__(self) -> int:
         """Publications that the broker has not confirmed."""
-        return len(self._due) + len(self._under_way) + len(self._refused)
+        return len(self._ahead) + len(self._due) + len(self._under_way) + len(self._refused)
 
     def add(self, deliveries: Iterable[Delivery], ahead: bool = False) -> None:
         """More publications, of results that are on disk; `ahead` of all that are due."""
         new = list(deliveries)
-        if ahead:
-            self._due.extendleft(reversed(new))
-        else:
-            self._due.extend(new)
+        (self._ahead if ahead else self._due).extend(new)
         self._open.update(delivery.seq for delivery in new)
 
     def notify(self, notice: Notice) -> None:
@@ -83,18 +81,18 @@ class Outbox:
         Raises SpoolError.
         """
         self.pump_notices()
-        while self._due and not self._notices:
-            delivery = self._due[0]
+        while (due := self._ahead or self._due) and not self._notices:
+            delivery = due[0]
             document = self._spool.result(delivery.seq)
             if document is None:  # forgotten meanwhile
-                self._due.popleft()
+                due.popleft()
                 self._finish(delivery)
                 continue
             self._token += 1
             topic = delivery.topic or self._topics.result(delivery.id)
             if not self._link.publish(topic, document, qos=1, token=self._token, correlation=delivery.correlation):
                 return
-            self._due.popleft()
+            due.popleft()
             self._under_way[self._token] = delivery
 
     def pump_notices(self) -> None:
@@ -112,7 +110,7 @@ class Outbox:
 
     def disconnected(self) -> None:
         """The connection is gone with its acknowledgements: all under way is due again, in its order."""
-        self._due.extendleft(reversed(self._under_way.values()))
+        self._ahead.extendleft(reversed(self._under_way.values()))
         self._under_way.clear()
         self._notices.clear()
 

@@ -22,6 +22,7 @@ class JobQueue:
         self._rank = rank
         self._waiting: dict[int, Queued] = {}
         self._order: list[tuple[float, int]] = []
+        self._held: set[int] = set()
         self._ids: dict[str, int] = {}
         self._timed: dict[int, Queued] = {}
 
@@ -47,7 +48,8 @@ class JobQueue:
         self._waiting[queued.seq] = queued
         self._ids[queued.id] = queued.seq
         if len(self._order) > 2 * len(self._waiting) + _SLACK:  # mostly of jobs that were cancelled
-            self._order = [(self._rank(waiting), waiting.seq) for waiting in self._waiting.values()]
+            waiting = (job for job in self._waiting.values() if job.seq not in self._held)
+            self._order = [(self._rank(job), job.seq) for job in waiting]
             heapq.heapify(self._order)
         else:
             heapq.heappush(self._order, (self._rank(queued), queued.seq))
@@ -58,10 +60,14 @@ class JobQueue:
         """The most urgent job that waits, and its rank."""
         while self._order:
             rank, seq = self._order[0]
-            if (queued := self._waiting.get(seq)) is not None:
+            if seq not in self._held and (queued := self._waiting.get(seq)) is not None:
                 return rank, queued
             heapq.heappop(self._order)
         return None
+
+    def hold(self, queued: Queued) -> None:
+        """Keep a waiting job from being first(): this process cannot run it. It can still end."""
+        self._held.add(queued.seq)
 
     def take(self, queued: Queued) -> None:
         """A job waits no more, but has no end yet."""
@@ -70,6 +76,7 @@ class JobQueue:
     def remove(self, queued: Queued) -> None:
         """A job has its end."""
         self._waiting.pop(queued.seq, None)
+        self._held.discard(queued.seq)
         self._timed.pop(queued.seq, None)
         if self._ids.get(queued.id) == queued.seq:  # else it was forgotten, and its id taken by another
             del self._ids[queued.id]

@@ -57,16 +57,38 @@ def read_submission(
         raise JobError(Code.TOO_LARGE, _too_large(payload, limit), id)
     try:
         canonical = canonical_json(document)
-        job = Job.model_validate(document)
     except UnicodeEncodeError:
         raise JobError(Code.INVALID_JOB, "a text holds a lone surrogate, which no UTF-8 can carry", id) from None
-    except ValidationError as error:
-        raise JobError(Code.INVALID_JOB, explain(error), id) from None
+    job = read_job(document, id)
     if id is None:
         raise JobError(
             Code.INVALID_JOB,
             "id must be there, or the message must have a Response Topic and Correlation Data",
         )
+    check_served(job, id)
+    return Submission(id, job, canonical, hashlib.sha256(canonical).digest())
+
+
+def read_stored(canonical: bytes, id: str) -> Job:
+    """Read the document of a job that was accepted earlier, perhaps by another version of edged.
+
+    Raises JobError where this version does not know, or does not serve, something in it.
+    """
+    job = read_job(json.loads(canonical), id)
+    check_served(job, id)
+    return job
+
+
+def read_job(document: dict[str, Any], id: str | None) -> Job:
+    """Check the fields of a job document. Raises JobError."""
+    try:
+        return Job.model_validate(document)
+    except ValidationError as error:
+        raise JobError(Code.INVALID_JOB, explain(error), id) from None
+
+
+def check_served(job: Job, id: str) -> None:
+    """Raise JobError for a field that is valid but not served by this version."""
     if job.response_format is not None and job.response_format.type != "text":
         raise JobError(
             Code.UNSUPPORTED,
@@ -75,7 +97,6 @@ def read_submission(
         )
     if job.logprobs is not None:
         raise JobError(Code.UNSUPPORTED, "logprobs are not served by this version: leave them out", id)
-    return Submission(id, job, canonical, hashlib.sha256(canonical).digest())
 
 
 def canonical_json(document: object) -> bytes:

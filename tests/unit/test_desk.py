@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import time
@@ -14,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
+from test_spool import ANY
 
 from edged.engine.engine import Ended, Finished, ModelChanged, Piece, Started
 from edged.engine.scheduler import Request
@@ -457,6 +460,64 @@ def test_a_spool_that_cannot_be_read_loses_no_job(world: World, monkeypatch: pyt
             world.desk.flush()
     world.run()
     assert world.kinds("a")[-1] == "result"
+
+
+NEWER = [{"grammar": "root ::= x"}, {"response_format": {"type": "json_schema", "json_schema": {}}}, {"logprobs": 3}]
+"""Fields that a newer edged may accept and this one does not serve."""
+
+
+def stored(world: World, id: str, **fields: Any) -> None:
+    """A job that another version of edged accepted."""
+    document = json.dumps(job(id, **fields)).encode()
+    with world.spool.transaction():
+        world.spool.add_job(id, hashlib.sha256(document).digest(), document, **ANY)
+
+
+@pytest.mark.parametrize("fields", NEWER)
+def test_a_job_of_a_newer_edged_waits_for_it_and_the_others_run(
+    world: World, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    stored(world, "newer", **fields)
+    stored(world, "plain")
+    again = World(tmp_path).serve()
+    with capture_logs() as logs:
+        again.run()
+    assert (again.kinds("newer"), again.kinds("plain")[-1]) == ([], "result")
+    assert again.desk.queued == 1
+    [line] = [line for line in logs if line["event"] == "job_of_newer_version"]
+    assert (line["job"], next(iter(fields)) in line["reason"]) == ("newer", True)
+    again.cancelled("newer")
+    again.desk.flush()
+    assert again.said[-1][2]["state"] == "cancelled"
+    assert again.desk.queued == 0
+
+
+def test_a_job_that_cannot_be_handed_over_costs_itself_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: World, job: Any, key: int, id: str, *rest: Any) -> None:
+        if id == "bad":
+            raise RuntimeError("secret-word")
+        prepare(self, job, key, id, *rest)
+
+    prepare = World.prepare
+    monkeypatch.setattr(world.desk._preparer, "submit", lambda *job: broken(world, *job))
+    world.serve().arrive(job("bad", metadata={"n": 1}), job("good"))
+    world.run()
+    result = next(said[2] for said in world.said if said[:2] == ("result", "bad"))
+    assert (result["state"], result["error"]["code"], result["metadata"]) == ("failed", "internal", {"n": 1})
+    assert "secret-word" not in result["error"]["message"]
+    assert world.kinds("good")[-1] == "result"
+
+
+def test_arrivals_at_qos_0_that_a_disconnect_loses_are_logged(world: World) -> None:
+    world.arrive(job("a"), job("b"), qos=0)
+    world.arrive(job("c"))
+    with capture_logs() as logs:
+        world.desk.jobs_disconnected()
+    [line] = logs
+    assert (line["event"], line["log_level"], line["jobs"]) == ("jobs_dropped", "warning", 2)
+    with capture_logs() as logs:
+        world.desk.jobs_disconnected()
+    assert logs == []
 
 
 def test_cancelled_jobs_leave_no_heap_behind(world: World) -> None:

@@ -74,6 +74,18 @@ def test_what_goes_ahead_keeps_its_own_order() -> None:
     assert link.results == ["j7", "j8", "j0", "j1"]
 
 
+def test_deliveries_of_separate_commits_that_go_ahead_keep_their_order() -> None:
+    outbox, link, stub = make(2, window=1)
+    stub.results |= {7: b"r7", 8: b"r8", 9: b"r9"}
+    outbox.pump()
+    for seq in (7, 8, 9):
+        outbox.add([Delivery(seq, f"j{seq}", None, None)], ahead=True)
+    for _ in range(5):
+        outbox.confirmed(link.under_way.pop(0))
+        outbox.pump()
+    assert link.results == ["j0", "j7", "j8", "j9", "j1"]
+
+
 def test_results_go_out_in_order_and_no_more_than_the_link_takes() -> None:
     outbox, link, _ = make(5, window=2)
     outbox.pump()

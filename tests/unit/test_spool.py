@@ -212,6 +212,35 @@ def test_pruning_leaves_jobs_without_result_and_stops_at_the_limit(spool: Spool)
     assert spool.ids() == ["waits"]
 
 
+def bytes_read() -> int:
+    """Bytes that this process has read from files so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_pruning_and_a_start_read_no_documents(spool: Spool, older: bool) -> None:
+    for n in range(10):
+        with spool.transaction():
+            for m in range(100):
+                queued = spool.add_job(f"{n}-{m}", b"d" * 32, b"x" * 4000, **ANY)
+                spool.add_result(queued.seq, "succeeded", b"x" * 4000, 200.0, 20.0, "b")
+                spool.mark_delivered(queued.seq)
+    if older:  # an edged that knows schema 2 alone wrote them
+        spool._db.execute("UPDATE delivered SET finished = NULL, boottime = NULL, boot = NULL")
+        spool = reopened(spool)
+    size = spool.path.stat().st_size
+    before = bytes_read()
+    spool = reopened(spool)
+    assert list(spool.due()) == list(spool.queued()) == []
+    opened = bytes_read()
+    with spool.transaction():
+        assert spool.prune(100.0, 250.0, 50.0, "b", 10) == 0
+    pruned = bytes_read()
+    assert size > 8_000_000
+    assert pruned - opened < size / 20
+    assert opened - before < size / 4
+
+
 @pytest.mark.parametrize("how", ["erase", "remove"])
 def test_what_is_erased_is_in_no_file(spool: Spool, how: str) -> None:
     queued = add(spool, "a", b"the prompt" * 500, reply_topic="reply-here", correlation=b"corr-here")
