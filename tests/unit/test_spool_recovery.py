@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from edged.jobs import schema, spool_recovery
+from edged.jobs import schema
 from edged.jobs.schema import STEPS, Migration
 from edged.jobs.spool import PAGE_BYTES, Spool, SpoolError, set_aside
 from edged.jobs.spool_recovery import KEPT, mark_damaged, open_spool
