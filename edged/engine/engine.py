@@ -269,15 +269,19 @@ class Engine:
         self._share()
         decoding = [row for row in self._rows if row.pending == 1]
         most = self._pace.chunk(loaded.chunk, _decode_steps(decoding, ragged))
-        step = schedule(self._rows, most, package.rope_switch, self._last_prefill, ragged)
+        pad = loaded.bits.lone_row_differs
+        step = schedule(self._rows, most, package.rope_switch, self._last_prefill, ragged, pad)
         if step is None:
             return
         self._steps += 1
         rows = self._rows[step.first : step.first + step.rows]
         ids = np.array([row.tokens[row.cached : row.cached + step.count] for row in rows], np.int64)
+        past = [row.cached for row in rows]
+        if step.companion is not None:
+            past.append(step.companion)
         self.busy_since = began = time.monotonic()
         try:
-            logits = loaded.session.step(step.first, ids, [row.cached for row in rows], step.width)
+            logits = loaded.session.step(step.first, ids, past, step.width)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             self._step_failed(rows, one_line(error))
             return

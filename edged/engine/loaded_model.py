@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from edged.engine import ort, runtime
+from edged.engine.bit_classes import BitClasses, find_bit_classes
 from edged.engine.cache import NUMPY_DTYPES, KVCache
 from edged.engine.known_answers import (
     Verified,
@@ -61,6 +62,7 @@ class LoadedModel:
     threads: int
     choice: ProviderChoice
     plan: MemoryPlan
+    bits: BitClasses
     verified: Verified | None
     """None for a package without known answers."""
     load_seconds: float
@@ -112,7 +114,10 @@ def load_model(
         if known is None:
             check_runs(session)
         verified = check_answers(known, session, tokenizer, chunk) if known else None
-        cache = KVCache(package, planned.rows, context, session.device)
+        bits = find_bit_classes(session, planned.rows)
+        # The last row needs a slot after it to share a step with. Of that slot only the first token is ever written,
+        # so it takes a page of memory per head and layer.
+        cache = KVCache(package, planned.rows + bits.lone_row_differs, context, session.device)
         session.use(cache)
     except BaseException as error:
         tokenizer.close()
@@ -132,6 +137,7 @@ def load_model(
         threads=threads,
         choice=choice,
         plan=planned,
+        bits=bits,
         verified=verified,
         load_seconds=time.monotonic() - started,
     )
@@ -148,6 +154,7 @@ def load_model(
         planned_bytes=planned.peak,
     )
     _tell_verified(loaded)
+    _tell_bits(loaded)
     return loaded
 
 
@@ -226,3 +233,15 @@ def _tell_verified(loaded: LoadedModel) -> None:
     else:
         hint = f"it has no known answers: edged model verify --record --model {package.folder} makes them once"
         log.warning("model_not_verified", model=package.name, hint=suspect_runtime(package) or hint)
+
+
+def _tell_bits(loaded: LoadedModel) -> None:
+    model, bits = loaded.package.name, loaded.bits
+    if bits.lone_row_differs:
+        log.info("lone_rows_padded", model=model, reason="this processor rounds one row otherwise than several")
+    if bits.batches_differ:
+        hint = "a job's tokens can depend on how many jobs run beside it; model.rows = 1 prevents that"
+        log.warning("batches_round_differently", model=model, hint=hint)
+    if bits.chunks_differ:
+        hint = "a job's tokens can depend on how its prompt was split; model.rows = 1 makes that rarer"
+        log.warning("chunks_round_differently", model=model, hint=hint)

@@ -98,13 +98,18 @@ class Sequence:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """`count` tokens for each of the neighbouring rows first … first+rows-1, with a mask of `width` columns."""
+    """`count` tokens for each of the neighbouring rows first … first+rows-1, with a mask of `width` columns.
+
+    `companion`: a lone row shares its step with the slot after it, which has so many tokens in the cache. The keys and
+    values that the step writes there are overwritten when that row computes the same position itself.
+    """
 
     first: int
     rows: int
     count: int
     width: int
     prefill: bool
+    companion: int | None = None
 
 
 def settle_rope(row: Sequence, switch: int | None) -> None:
@@ -117,9 +122,10 @@ def settle_rope(row: Sequence, switch: int | None) -> None:
 def swaps(rows: list[Sequence]) -> list[tuple[int, int]]:
     """Exchanges of two slots, in order, after which rows that may share a step are neighbours.
 
-    Decoding rows come first, those on the short side of a LongRoPE switch before the others, then rows in prefill.
+    Rows beyond a LongRoPE switch come first, then the others; on each side decoding rows come before rows in prefill.
+    So the slot after a lone decoding row on the short side is never beyond the switch, and may be its companion.
     """
-    classes = [(row.prefilling, row.alone, row.long_rope) for row in rows]
+    classes = [(not row.long_rope, row.prefilling, row.alone) for row in rows]
     found = []
     for slot in range(len(classes)):
         least = min(classes[slot:])
@@ -132,14 +138,20 @@ def swaps(rows: list[Sequence]) -> list[tuple[int, int]]:
 
 
 def schedule(
-    rows: list[Sequence], chunk: int, switch: int | None, last_prefill: int = 0, ragged: bool = True
+    rows: list[Sequence],
+    chunk: int,
+    switch: int | None,
+    last_prefill: int = 0,
+    ragged: bool = True,
+    pad_lone_row: bool = False,
 ) -> StepPlan | None:
     """The next step over `rows` (by slot), None when there is nothing to compute.
 
     A row with more than one pending token is prefilled in chunks of at most `chunk` tokens, one row a step, the lowest
     rank first. Rows that were decoding before step `last_prefill`, the last one that prefilled, go before the next
     chunk, so that a long prompt does not stall them. Rows on the two sides of a LongRoPE switch never share a step.
-    `ragged` False keeps every row in a step of its own.
+    `ragged` False keeps every row in a step of its own. `pad_lone_row` gives a companion to a row that would be alone
+    in a step of one token.
     """
     for row in rows:
         settle_rope(row, switch)
@@ -162,7 +174,13 @@ def schedule(
             first -= 1
         while last + 1 in together:
             last += 1
-    return StepPlan(first, last - first + 1, 1, _width(rows[first : last + 1], 1, switch), prefill=False)
+    width = _width(rows[first : last + 1], 1, switch)
+    companion = None
+    if pad_lone_row and first == last:
+        # A free slot is overwritten from its start by the next row that gets it.
+        companion = rows[last + 1].cached if last + 1 < len(rows) else 0
+        width = max(width, companion + 1)
+    return StepPlan(first, last - first + 1, 1, width, prefill=False, companion=companion)
 
 
 def chunk_of(pending: int, most: int) -> int:

@@ -69,14 +69,20 @@ class ModelSession:
         return None if np.isfinite(logits).all() else "the model gives NaN or infinity where numbers are due"
 
     def step(self, first: int, ids: NDArray[np.int64], past: Sequence[int], width: int) -> NDArray[np.floating]:
-        """Run rows first … first+len(past)-1 of the cache, each `ids.shape[1]` tokens further.
+        """Run `ids.shape[0]` rows of the cache, from row `first` on, each `ids.shape[1]` tokens further.
 
         `ids`: [rows, new] int64. `past`: tokens each row already has in the cache. `width`: columns of the attention
         mask, at least the longest row; a LongRoPE graph picks its rope table by it. Several tokens at once on a past
         are right for one row only. Returns the logits after each row's last token, [rows, vocabulary], a view that
         the next step overwrites.
+
+        `past` may have one more entry than `ids` has rows: then the row after them is computed along with the last
+        row's tokens. Its logits are dropped and its cache is written from that entry on.
         """
-        return self.forward(first, ids, past, width)[:, -1]
+        rows = len(ids)
+        if len(past) > rows:
+            ids = np.concatenate([ids, ids[-1:]])
+        return self.forward(first, ids, past, width)[:rows, -1]
 
     def forward(self, first: int, ids: NDArray[np.int64], past: Sequence[int], width: int) -> NDArray[np.floating]:
         """As `step`, but returns the logits after every token, [rows, new, vocabulary], a view of the same kind."""

@@ -107,6 +107,8 @@ def _facts(model: ModelChanged) -> dict[str, Any]:
         "threads": loaded.threads,
         "planned_bytes": loaded.plan.peak,
         "verified": loaded.verified is not None,
+        "lone_rows_padded": loaded.bits.lone_row_differs,
+        "same_ids_in_any_company": not (loaded.bits.batches_differ or loaded.bits.chunks_differ),
         "load_seconds": round(loaded.load_seconds, 3),
     }
 

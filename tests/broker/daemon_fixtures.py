@@ -22,6 +22,7 @@ from typing import Any
 import logs
 import pytest
 from conftest import Mosquitto, free_port
+from engine_rig import reference
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -30,7 +31,7 @@ from patience import PATIENCE, eventually
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "fixtures/models"
-REFERENCE = json.loads((MODELS / "phi3/reference.json").read_text())
+REFERENCE = reference("phi3")
 EXACT = {"return_token_ids": True, "ignore_eos": True}
 
 

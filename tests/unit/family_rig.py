@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,9 +12,18 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from engine_rig import MODELS, ids, load, request, run_at_random, running, wait_until_written
+from engine_rig import (
+    MODELS,
+    RUNTIME,
+    has_the_oracles_kernels,
+    ids,
+    load,
+    request,
+    run_at_random,
+    running,
+    wait_until_written,
+)
 
 from edged.engine.cache import KVCache
 from edged.engine.engine import Ended, Finished
@@ -23,7 +31,6 @@ from edged.engine.package import open_package
 from edged.engine.prefix_cache import BLOCK_TOKENS, usable_blocks
 from edged.engine.session import ModelSession
 
-RUNTIME = tuple(int(part) for part in ort.__version__.split(".")[:2])
 NEEDS = {
     "gemma2": ((1, 30), "before onnxruntime 1.30 its sliding_window_cache does not load, or is misread (1.29)"),
     "mistral": ((1, 24), "onnxruntime 1.23 takes one token too many into a sliding window"),
@@ -67,12 +74,6 @@ def oracle(name: str) -> tuple[Answer, ...]:
     """All answers of a fixture package."""
     answers = json.loads((MODELS / name / "oracle.json").read_text())
     return tuple(Answer(tuple(one["prompt"]), tuple(one["output"])) for one in answers)
-
-
-def has_the_oracles_kernels() -> bool:
-    """Whether this machine rounds as the one where the oracle was made: then every id must be the same."""
-    flags = Path("/proc/cpuinfo").read_text() if platform.machine() == "x86_64" else ""
-    return "avx512_vnni" in flags and RUNTIME >= (1, 30)
 
 
 Mode = Callable[[str, Sequence[Answer]], list[list[int]]]
@@ -169,12 +170,17 @@ def check(name: str, mode: str, answers: Sequence[Answer]) -> None:
         return
     print(f"{name}: {len(left)} of {len(answers)} answers leave the oracle's at a near tie")
     for key in left:
-        at = _first_difference(got[key], expected[key])
-        distance = _distance(name, [*answers[key].prompt, *expected[key][:at]], expected[key][at])
-        assert distance < NEAR, (len(answers[key].prompt), at, distance)
+        check_near_tie(name, answers[key].prompt, expected[key], got[key])
 
 
-def _first_difference(one: list[int], other: list[int]) -> int:
+def check_near_tie(name: str, prompt: Sequence[int], expected: Sequence[int], got: Sequence[int]) -> None:
+    """Two different answers part where the expected token was nearly as good as the best."""
+    at = _first_difference(got, expected)
+    distance = _distance(name, [*prompt, *expected[:at]], expected[at])
+    assert distance < NEAR, (len(prompt), at, distance)
+
+
+def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
     return next(at for at, (mine, theirs) in enumerate(zip(one, other, strict=True)) if mine != theirs)
 
 

@@ -16,11 +16,13 @@ from engine_rig import (
     ids,
     load,
     random_prompt,
+    recorded_reference,
     reference,
     request,
     running,
     serving,
 )
+from family_rig import check_near_tie
 
 from edged.engine import engine as engine_module
 from edged.engine.engine import Ended, Engine, EngineEvent, Finished, ModelChanged, Piece, Started
@@ -40,10 +42,17 @@ def finished(end: Finished | Ended) -> Finished:
 class TestGreedy:
     @pytest.mark.parametrize("chunk", [2, 7, 64, 256])
     @pytest.mark.parametrize("name", NAMES)
-    def test_ids_are_those_of_onnxruntime_genai(self, name: str, chunk: int) -> None:
+    def test_ids_do_not_depend_on_the_chunks(self, name: str, chunk: int) -> None:
         with running(serving(name, chunk=chunk)) as rig:
             for answer in reference(name):
                 assert ids(rig.run(request(0, answer["prompt_ids"]))[0]) == answer["output_ids"]
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_ids_are_those_of_onnxruntime_genai(self, name: str) -> None:
+        """On processors with other kernels than the recording one, an answer may leave at a near tie."""
+        for recorded, own in zip(recorded_reference(name), reference(name), strict=True):
+            if own["output_ids"] != recorded["output_ids"]:
+                check_near_tie(name, own["prompt_ids"], recorded["output_ids"], own["output_ids"])
 
     def test_usage_and_times_are_told(self) -> None:
         before = time.monotonic()
@@ -268,7 +277,7 @@ class TestFaults:
 
         def spoil_the_first_row(first: int, tokens: Any, past: Any, width: int) -> Any:
             logits = step(first, tokens, past, width)
-            if len(past) == 2:
+            if len(tokens) == 2:
                 logits[0] = np.nan
             return logits
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_rig import MODELS, ids, load, random_prompt, request, running
-from family_rig import FAMILIES, MODES, alone, bare_session, check, has_the_oracles_kernels, oracle
+from engine_rig import MODELS, has_the_oracles_kernels, ids, load, random_prompt, request, running
+from family_rig import FAMILIES, MODES, alone, bare_session, check, oracle
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -108,6 +108,24 @@ class TestSchedule:
     def test_the_first_chunks_of_a_long_prompt_are_as_wide_as_the_long_table_wants(self) -> None:
         assert schedule([row(300)], 64, SWITCH, False) == StepPlan(0, 1, 64, SWITCH + 1, prefill=True)
 
+    def test_a_lone_row_takes_the_slot_after_it_along_where_one_row_rounds_otherwise(self) -> None:
+        def companion(*rows: Sequence) -> StepPlan | None:
+            return schedule(list(rows), 64, SWITCH, 1, pad_lone_row=True)
+
+        assert companion(row(9, 8)) == StepPlan(0, 1, 1, 9, False, companion=0)
+        assert companion(row(9, 8), row(100, 64)) == StepPlan(0, 1, 1, 65, False, companion=64)
+        assert companion(row(9, 8), row(9, 8)) == StepPlan(0, 2, 1, 9, False)
+        long = row(300, 299, long_rope=True)
+        assert companion(long, row(9, 8, last_step=1)) == StepPlan(0, 1, 1, 300, False, companion=8)
+
+    def test_a_companion_never_moves_a_lone_row_over_the_switch(self) -> None:
+        """Rows beyond the switch lie before the others, in prefill too: the slot after is on the same side or free."""
+        rows = [row(9, 8), row(300, 299, long_rope=True, last_step=1), row(400, 320, long_rope=True)]
+        for one, other in swaps(rows):
+            rows[one], rows[other] = rows[other], rows[one]
+        assert [len(r.tokens) for r in rows] == [300, 400, 9]
+        assert schedule(rows, 64, SWITCH, 1, pad_lone_row=True) == StepPlan(2, 1, 1, 9, False, companion=0)
+
     def test_rows_that_may_not_be_ragged_step_alone(self) -> None:
         assert schedule([row(9, 8), row(30, 29)], 64, None, False, ragged=False) == StepPlan(0, 1, 1, 9, prefill=False)
 
@@ -118,15 +136,15 @@ class TestNeighbours:
         for one, other in swaps(rows):
             rows[one], rows[other] = rows[other], rows[one]
         assert [(r.prefilling, r.long_rope) for r in rows] == [
-            (False, False),
-            (False, False),
             (False, True),
+            (False, False),
+            (False, False),
             (True, False),
             (True, False),
         ]
 
     def test_rows_in_order_are_left_alone(self) -> None:
-        assert swaps([row(9, 8), row(9, 8), row(300, 299, long_rope=True), row(50)]) == []
+        assert swaps([row(300, 299, long_rope=True), row(9, 8), row(9, 8), row(50)]) == []
 
     def test_decoding_rows_share_each_step_though_a_prompt_was_among_them(self) -> None:
         """Slot 0 ends while slot 3 still reads its prompt: it must not come to lie between the others."""
