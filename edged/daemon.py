@@ -24,7 +24,7 @@ from edged.engine import runtime
 from edged.engine.engine import Engine, EngineEvent, ModelChanged
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import signature
-from edged.engine.prefix_store import PREFIXES
+from edged.engine.prefix_files import PREFIXES
 from edged.jobs.crash import CrashLedger
 from edged.jobs.desk import Desk
 from edged.jobs.prompt import Prepared, Preparer

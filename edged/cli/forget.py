@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from edged.cli.common import FAILED, BadUseError, ConfigOption, end, settings_or_exit
-from edged.engine.prefix_store import PREFIXES, erase
+from edged.engine.prefix_files import PREFIXES, erase
 from edged.jobs.spool import Spool, discard
 
 SCRUB_SECONDS = 15.0

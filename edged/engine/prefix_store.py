@@ -1,8 +1,7 @@
-"""The prefix cache's second tier: blocks on disk, found again after a restart or a crash.
+"""The prefix cache's second tier: a thread that keeps blocks on disk, so that they outlive a restart or a crash.
 
-One file a block, written by a thread of its own while the engine is idle, under a byte budget and a budget of writes a
-day: flash wears out. A file that is not whole, or was made with another model, dtype or layout, is refused, counted and
-removed. Requests come in through a queue and answers go out through a callable.
+It keeps to a byte budget and a budget of bytes written a day, since flash wears out. Requests come in through a queue,
+and events go out through a callable. Every request is answered, even when memory runs out.
 """
 
 from __future__ import annotations
@@ -11,11 +10,8 @@ import contextlib
 import json
 import os
 import queue
-import re
-import struct
 import threading
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,36 +22,31 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edged.engine import lazy_memory
-from edged.erasure import erase_file
+from edged.engine.prefix_files import (
+    TEMPORARY,
+    BlockFiles,
+    RefusedError,
+    erase_block,
+    last_erasure,
+    os_reason,
+    remove,
+    sync_folder,
+)
 
 log = structlog.get_logger(__name__)
 
-_HEADER = struct.Struct("<8s32s32sQII")
-"""Magic, identity, key, payload bytes, CRC-32 of the payload's CRCs, CRC-32 of the header before it."""
-_MAGIC = b"edgedkv1"
-_PIECE = 1 << 20
-"""The payload has a CRC-32 for each piece of this size, behind it."""
-_SUFFIX, _TEMPORARY = ".kv", ".tmp"
-_NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{64})(-pinned)?\.kv")
-"""The beginning of the identity, the key."""
-_FOREIGN = "it is of another model, dtype or layout"
 _LEDGER = "written.json"
-_ERASED = "erased"
-"""A file whose time says when `edged forget` was last here."""
-_LOOK_SECONDS = 3600.0
-"""Between two looks for blocks that were kept long enough."""
+_EXPIRY_SECONDS = 3600.0
+"""The longest time between two searches for expired blocks."""
 _DAY = 86400
-PREFIXES = "prefixes"
-"""Name of the folder under state_dir."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A block that was asked for, number `depth` of its prompt; None where its file is gone or refused.
+    """Block number `depth` of a prompt that was asked for; None if there is no valid file.
 
-    One comes for each block as soon as it is read, so that others who decode need not wait for a copy of all; `last`:
-    no more come, they were all or the next one is missing.
+    Each block is delivered as soon as it is read, so that other rows need not wait until all are copied. `last`: the
+    request is answered; no more blocks follow.
     """
 
     row: int
@@ -67,9 +58,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Changed:
-    """Which keys came to lie on disk, pinned there or not, and which left it.
+    """Keys that are on disk now, with whether they are pinned there, and keys that are no longer.
 
-    `rest`: nothing more can be written for a while. `forget`: keys that memory must not keep either; None: all.
+    `rest`: a write failed; pause writing. `forget`: keys that the cache in memory must drop too; None: all.
     """
 
     added: Mapping[bytes, bool] = field(default_factory=dict)
@@ -102,12 +93,8 @@ class _File:
     pinned: bool
 
 
-class RefusedError(Exception):
-    """A file is not what its name says; the message says how."""
-
-
 class PrefixStore:
-    """Blocks in the files of one folder."""
+    """The blocks of one model in the files of one folder."""
 
     def __init__(
         self,
@@ -122,29 +109,30 @@ class PrefixStore:
         """`identity`: 32 bytes that stand for model, dtype and layout. `shape`, `dtype`: of every block.
 
         `budget`: the most bytes in the folder. `daily_writes`: the most bytes written in a day. `keep`: seconds after
-        which a block that nobody pinned is erased; what is still in use is written again.
+        which a block that is not pinned is erased; one that is still in use is written again.
         """
         self._folder = folder
-        self._identity = identity
-        self._mark = identity[:8].hex()
-        self._shape = shape
-        self._dtype = np.dtype(dtype)
+        self._format = BlockFiles(folder, identity, shape, dtype)
         self._budget = budget
         self._daily_writes = daily_writes
         self._keep = keep
-        self._erasures = 0
+        self._last_erasure = 0
         self._files: OrderedDict[bytes, _File] = OrderedDict()
+        """The least recently used first."""
         self._requests: queue.SimpleQueue[_Read | _Write | None] = queue.SimpleQueue()
         self._deliver: Callable[[DiskEvent], None] = lambda _event: None
         self._thread = threading.Thread(target=self._run, name="prefix-disk", daemon=True)
         self.bytes = 0
-        """Size of the files. Any thread may read this and the two below."""
+        """Size of the files. Any thread may read this and the attributes below."""
         self.refused = 0
+        """Files that were refused."""
+        self.failed = 0
+        """Requests that failed by something other than the disk, such as a lack of memory."""
         self.written = 0
         """Bytes written by this process."""
 
     def start(self, deliver: Callable[[DiskEvent], None]) -> dict[bytes, bool]:
-        """Look at what is there and start the thread, on which `deliver` is called.
+        """Scan the folder and start the thread, which calls `deliver`.
 
         Returns the keys on disk, and whether each is pinned there.
         """
@@ -154,15 +142,15 @@ class PrefixStore:
         return {key: file.pinned for key, file in self._files.items()}
 
     def read(self, row: int, first: int, keys: Sequence[bytes]) -> None:
-        """Ask for a prompt's blocks from number `first` on, one or more; a Found for each answers."""
+        """Request the blocks of a prompt from number `first` on, one or more. Found events answer."""
         self._requests.put(_Read(row, first, tuple(keys)))
 
     def write(self, key: bytes, block: NDArray[np.generic], pinned: bool) -> None:
-        """Write one block, or pin the one that is there; a Changed answers."""
+        """Write a block, or pin the one on disk. A Changed event answers."""
         self._requests.put(_Write(key, block, pinned))
 
     def close(self) -> None:
-        """End the thread after what it is doing."""
+        """End the thread after its current request."""
         self._requests.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout=5.0)
@@ -170,13 +158,16 @@ class PrefixStore:
     # On the thread
 
     def _run(self) -> None:
-        look = time.monotonic()
+        expiry = time.monotonic()
         while True:
-            if (now := time.monotonic()) >= look:
-                self._erase_old()
-                look = now + min(_LOOK_SECONDS, self._keep / 10)
+            if (now := time.monotonic()) >= expiry:
+                expiry = now + min(_EXPIRY_SECONDS, self._keep / 10)
+                try:
+                    self._erase_expired()
+                except Exception as error:
+                    self._note_failure(error)
             try:
-                request = self._requests.get(timeout=look - now)
+                request = self._requests.get(timeout=expiry - now)
             except queue.Empty:
                 continue
             if request is None:
@@ -186,23 +177,114 @@ class PrefixStore:
             else:
                 self._write(request)
 
-    def _erase_old(self) -> None:
-        old = []
+    def _read(self, request: _Read) -> None:
+        depth = request.first
+        try:
+            self._drop_erased()
+            for key in request.keys:
+                block = self._read_block(key)
+                last = block is None or key == request.keys[-1]
+                self._deliver(Found(request.row, depth, key, block, last))
+                if last:
+                    return
+                depth += 1
+        except Exception as error:  # such as MemoryError; the row must not wait for ever
+            self._deliver(Found(request.row, depth, request.keys[depth - request.first], None, last=True))
+            self._note_failure(error)
+
+    def _read_block(self, key: bytes) -> NDArray[np.generic] | None:
+        if key not in self._files:
+            return None
+        path = self._files[key].path
+        try:
+            block = self._format.load(path, key)
+        except (RefusedError, OSError) as error:
+            self._refuse(path, error)
+            self._forget(key)
+            self._deliver(Changed(removed=frozenset({key})))
+            return None
+        self._files.move_to_end(key)
+        return block
+
+    def _write(self, request: _Write) -> None:
+        evicted: list[bytes] = []
+        try:
+            if self._drop_erased():
+                return
+            file = self._files.get(request.key)
+            if file is not None and request.pinned and not file.pinned and file.path.exists():
+                self._pin(request.key, file)
+            else:
+                self._add(request, evicted)
+        except Exception as error:
+            self._deliver(Changed(removed=frozenset(evicted), rest=True))
+            if isinstance(error, OSError):
+                log.warning("prefix_write_failed", reason=os_reason(error))
+            else:
+                self._note_failure(error)
+
+    def _pin(self, key: bytes, file: _File) -> None:
+        """Pin the block on disk. Raises OSError."""
+        path = self._format.path(key, pinned=True)
+        os.replace(file.path, path)
+        file.path, file.pinned = path, True
+        self._deliver(Changed(added={key: True}))
+
+    def _add(self, request: _Write, evicted: list[bytes]) -> None:
+        """Write a block. `evicted` receives the keys of blocks removed for it. Raises OSError, MemoryError."""
+        size = self._format.file_bytes
+        day, spent = self._written_today()
+        fits = self._make_room(size, request.pinned, evicted)
+        if spent + size > self._daily_writes or not fits:
+            reason = "the day's writes are used up" if fits else "no room"
+            log.info("prefix_not_written", reason=reason, pinned=request.pinned)
+            self._deliver(Changed(removed=frozenset(evicted), rest=True))
+            return
+        path = self._format.path(request.key, request.pinned)
+        temporary = path.with_suffix(TEMPORARY)
+        try:
+            self._note_written(day, spent + size)
+            self._format.save(temporary, request.key, request.block)
+            os.replace(temporary, path)
+            sync_folder(self._folder)
+        except BaseException:
+            remove(temporary)
+            raise
+        self._files[request.key] = _File(path, size, request.pinned)
+        self.bytes += size
+        self.written += size
+        if self._drop_erased():  # erase() may have missed this file, which had no name yet
+            erase_block(path)
+            return
+        self._deliver(Changed(added={request.key: request.pinned}, removed=frozenset(evicted)))
+
+    def _note_failure(self, error: Exception) -> None:
+        """Count a failure that is not the disk's. Only the first is logged: the next requests may fail the same way."""
+        self.failed += 1
+        if self.failed == 1:
+            reason = " ".join(str(error).split())[:400]
+            log.error("prefix_store_failed", reason=f"{type(error).__name__}: {reason}".removesuffix(": "))
+
+    def _erase_expired(self) -> None:
+        expired = []
         for key, file in list(self._files.items()):
             with contextlib.suppress(OSError):
                 if not file.pinned and file.path.stat().st_mtime < time.time() - self._keep:
-                    old.append(key)
-                    _erase(file.path)
-                    self._drop(key)
-        if old:
-            self._deliver(Changed(removed=frozenset(old), forget=frozenset(old)))
+                    expired.append(key)
+                    erase_block(file.path)
+                    self._forget(key)
+        if expired:
+            self._deliver(Changed(removed=frozenset(expired), forget=frozenset(expired)))
 
-    def _all_forgotten(self) -> bool:
-        """Whether `edged forget` was here since: then memory must forget too, or it would all be written again."""
-        erasures = _erasures(self._folder)
-        if erasures == self._erasures:
+    def _drop_erased(self) -> bool:
+        """Whether `edged forget` has erased all blocks since the last call.
+
+        The cache in memory must then drop its blocks too: otherwise they would be written again.
+        """
+        erasure = last_erasure(self._folder)
+        if erasure == self._last_erasure:
             return False
-        self._erasures = erasures
+        self._last_erasure = erasure
         gone = frozenset(self._files)
         self._files.clear()
         self.bytes = 0
@@ -210,180 +292,58 @@ class PrefixStore:
         return True
 
     def _scan(self) -> None:
-        """Learn what is there, the least recently written first; remove what is none of ours."""
+        """List the blocks in the folder, the least recently written first, and remove files that are of no use."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._erasures = _erasures(self._folder)
+            self._last_erasure = last_erasure(self._folder)
             entries = [(path, path.stat()) for path in self._folder.iterdir()]
         except OSError as error:
-            log.warning("prefix_folder_unusable", folder=str(self._folder), reason=_why(error))
+            log.warning("prefix_folder_unusable", folder=str(self._folder), reason=os_reason(error))
             return
         entries.sort(key=lambda entry: entry[1].st_mtime)
         for path, status in entries:
-            name = _NAME.fullmatch(path.name)
-            if path.suffix == _TEMPORARY:
-                _unlink(path)
-            elif name is not None and name[1] == self._mark:
-                # What is in it is checked when it is read.
-                self._files[bytes.fromhex(name[2])] = _File(path, status.st_size, bool(name[3]))
-            elif path.suffix == _SUFFIX:
-                self._refuse(path, RefusedError(_FOREIGN))
+            try:
+                if path.suffix == TEMPORARY:
+                    remove(path)
+                elif (name := self._format.parse_name(path)) is not None:
+                    key, pinned = name
+                    self._files[key] = _File(path, status.st_size, pinned)
+            except RefusedError as error:
+                self._refuse(path, error)
         self.bytes = sum(file.size for file in self._files.values())
 
-    def _read(self, request: _Read) -> None:
-        self._all_forgotten()
-        final = len(request.keys) - 1
-        for place, key in enumerate(request.keys):
-            block = self._read_block(key)
-            last = block is None or place == final
-            self._deliver(Found(request.row, request.first + place, key, block, last))
-            if last:
-                return
-
-    def _read_block(self, key: bytes) -> NDArray[np.generic] | None:
-        if key not in self._files:
-            return None
-        path = self._files[key].path
-        try:
-            block = self._load(path, key)
-        except (RefusedError, OSError) as error:
-            self._refuse(path, error)
-            self._drop(key)
-            self._deliver(Changed(removed=frozenset({key})))
-            return None
-        self._files.move_to_end(key)
-        return block
-
-    def _load(self, path: Path, key: bytes) -> NDArray[np.generic]:
-        """The block in a file. Raises RefusedError, OSError."""
-        block = lazy_memory.zeros(self._shape, self._dtype)
-        payload = block.data.cast("B")
-        with path.open("rb", buffering=0) as file:
-            found, crc = self._header(file.read(_HEADER.size))
-            if found != key:
-                raise RefusedError("it holds another block")
-            sums = bytearray()
-            for start in range(0, len(payload), _PIECE):
-                piece = payload[start : start + _PIECE]
-                _fill(file, piece)
-                sums += zlib.crc32(piece).to_bytes(4, "little")
-            stored = bytearray(len(sums))
-            _fill(file, memoryview(stored))
-            _forget_pages(file)
-        if stored != sums or zlib.crc32(sums) != crc:
-            raise RefusedError("its content is damaged")
-        return block
-
-    def _write(self, request: _Write) -> None:
-        if self._all_forgotten():
-            return
-        there = self._files.get(request.key)
-        if there is not None and request.pinned and not there.pinned and there.path.exists():
-            self._pin(request.key, there)
-            return
-        size = _HEADER.size + request.block.nbytes + 4 * -(-request.block.nbytes // _PIECE)
-        day, spent = self._spent()
-        evicted = self._make_room(size, request.pinned)
-        if spent + size > self._daily_writes or evicted is None:
-            log.info(
-                "prefix_not_written",
-                reason="the day's writes are used up" if evicted is not None else "no room",
-                pinned=request.pinned,
-            )
-            self._deliver(Changed(removed=frozenset(evicted or ()), rest=True))
-            return
-        path = self._path(request.key, request.pinned)
-        temporary = path.with_suffix(_TEMPORARY)
-        try:
-            self._note_spent(day, spent + size)
-            self._save(temporary, request)
-            os.replace(temporary, path)
-            _sync_folder(self._folder)
-        except OSError as error:
-            log.warning("prefix_write_failed", reason=_why(error))
-            _unlink(temporary)
-            self._deliver(Changed(removed=frozenset(evicted), rest=True))
-            return
-        self._files[request.key] = _File(path, size, request.pinned)
-        self.bytes += size
-        self.written += size
-        if self._all_forgotten():  # meanwhile; it may have looked before this file had its name
-            _erase(path)
-            return
-        self._deliver(Changed(added={request.key: request.pinned}, removed=frozenset(evicted)))
-
-    def _pin(self, key: bytes, file: _File) -> None:
-        path = self._path(key, pinned=True)
-        try:
-            os.replace(file.path, path)
-        except OSError as error:
-            log.warning("prefix_write_failed", reason=_why(error))
-            self._deliver(Changed(rest=True))
-            return
-        file.path, file.pinned = path, True
-        self._deliver(Changed(added={key: True}))
-
-    def _path(self, key: bytes, pinned: bool) -> Path:
-        return self._folder / f"{self._mark}-{key.hex()}{'-pinned' * pinned}{_SUFFIX}"
-
-    def _save(self, path: Path, request: _Write) -> None:
-        payload = np.ascontiguousarray(request.block).data.cast("B")
-        sums = b"".join(
-            zlib.crc32(payload[start : start + _PIECE]).to_bytes(4, "little")
-            for start in range(0, len(payload), _PIECE)
-        )
-        fields = (_MAGIC, self._identity, request.key, len(payload), zlib.crc32(sums))
-        header = _HEADER.pack(*fields, 0)[:-4]
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb", buffering=0) as file:
-            for part in (header + zlib.crc32(header).to_bytes(4, "little"), payload, sums):
-                view = memoryview(part)
-                while view:
-                    view = view[file.write(view) :]
-            os.fsync(file.fileno())
-            _forget_pages(file)
-
-    def _header(self, data: bytes) -> tuple[bytes, int]:
-        """Key, and CRC of the payload's CRCs. Raises RefusedError."""
-        if len(data) < _HEADER.size:
-            raise RefusedError("it is cut")
-        magic, identity, key, size, crc, own = _HEADER.unpack(data)
-        if magic != _MAGIC or zlib.crc32(data[:-4]) != own:
-            raise RefusedError("its header is damaged")
-        if identity != self._identity:
-            raise RefusedError(_FOREIGN)
-        if size != int(np.prod(self._shape)) * self._dtype.itemsize:
-            raise RefusedError("its block has another size")
-        return key, crc
-
-    def _refuse(self, path: Path, error: Exception) -> None:
+    def _refuse(self, path: Path, error: RefusedError | OSError) -> None:
         self.refused += 1
-        reason = _why(error) if isinstance(error, OSError) else str(error)
+        reason = os_reason(error) if isinstance(error, OSError) else str(error)
         log.warning("prefix_file_refused", file=path.name, reason=reason)
-        _unlink(path)
+        remove(path)
 
-    def _drop(self, key: bytes) -> None:
+    def _forget(self, key: bytes) -> None:
         self.bytes -= self._files.pop(key).size
 
-    def _make_room(self, size: int, pinned: bool) -> list[bytes] | None:
-        """Remove the least recently used until `size` fits; None if it cannot. Pinned ones only give way to pinned."""
+    def _make_room(self, size: int, pinned: bool, evicted: list[bytes]) -> bool:
+        """Remove the least recently used blocks until `size` fits, and add their keys to `evicted`.
+
+        False where it cannot fit. Pinned blocks are removed only for pinned ones.
+        """
         free = self._budget - self.bytes
-        evicted = []
+        chosen = []
         for wanted in (False, True) if pinned else (False,):
             for key, file in self._files.items():
                 if free >= size:
                     break
                 if file.pinned == wanted:
-                    evicted.append(key)
+                    chosen.append(key)
                     free += file.size
         if free < size:
-            return None
-        for key in evicted:
-            _unlink(self._files[key].path)
-            self._drop(key)
-        return evicted
+            return False
+        for key in chosen:
+            remove(self._files[key].path)
+            self._forget(key)
+            evicted.append(key)
+        return True
 
-    def _spent(self) -> tuple[int, int]:
+    def _written_today(self) -> tuple[int, int]:
         """Today, in days since the epoch, and the bytes written today, by earlier processes too."""
         today = int(time.time() // _DAY)
         try:
@@ -392,69 +352,9 @@ class PrefixStore:
         except (OSError, ValueError, KeyError, TypeError):
             return today, 0
 
-    def _note_spent(self, day: int, spent: int) -> None:
-        """Before the write, so that a crash in its middle is counted too."""
+    def _note_written(self, day: int, total: int) -> None:
+        """Store the day's bytes. Called before the write, so that one that a crash interrupts counts too."""
         path = self._folder / _LEDGER
-        temporary = path.with_suffix(_TEMPORARY)
-        temporary.write_text(json.dumps({"day": day, "bytes": spent}), "ascii")
+        temporary = path.with_suffix(TEMPORARY)
+        temporary.write_text(json.dumps({"day": day, "bytes": total}), "ascii")
         os.replace(temporary, path)
-
-
-def erase(folder: Path) -> int:
-    """Erase every block in `folder`; returns how many. Works beside a running daemon, which forgets them too."""
-    if not folder.is_dir():
-        return 0
-    mark, now = folder / _ERASED, time.time_ns()
-    mark.touch(mode=0o600)
-    os.utime(mark, ns=(now, now))  # before the files go: what a daemon writes from now on, it takes back itself
-    files = list(folder.glob(f"*{_SUFFIX}"))
-    for path in files:
-        _erase(path)
-    return len(files)
-
-
-def _erasures(folder: Path) -> int:
-    """Changes with every erase()."""
-    try:
-        return (folder / _ERASED).stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
-def _erase(path: Path) -> None:
-    try:
-        erase_file(path)
-    except OSError as error:
-        log.warning("prefix_file_not_removed", file=path.name, reason=_why(error))
-
-
-def _fill(file: Any, view: memoryview) -> None:
-    while view:
-        count = file.readinto(view)
-        if not count:
-            raise RefusedError("it is cut")
-        view = view[count:]
-
-
-def _forget_pages(file: Any) -> None:
-    """Leave the page cache to the model's weights: what lies in a row or in RAM is not wanted there, too."""
-    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _unlink(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("prefix_file_not_removed", file=path.name, reason=_why(error))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _why(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -31,8 +31,9 @@ from hypothesis import strategies as st
 
 from edged.engine.engine import Finished, Piece, Started
 from edged.engine.prefix_cache import BLOCK_TOKENS, HITS_TO_WRITE, PrefixCache, block_keys, usable_blocks
+from edged.engine.prefix_files import erase
 from edged.engine.prefix_sharing import PrefixSharing
-from edged.engine.prefix_store import Changed, DiskEvent, PrefixStore, erase
+from edged.engine.prefix_store import Changed, DiskEvent, PrefixStore
 
 ROOM = 64 << 20
 ID = b"m" * 32
@@ -377,7 +378,7 @@ class TestDisk:
         self, disks: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         disk = disks()
-        monkeypatch.setattr("edged.engine.prefix_store._sync_folder", lambda folder: erase(folder) and None)
+        monkeypatch.setattr("edged.engine.prefix_store.sync_folder", lambda folder: erase(folder) and None)
         assert disk.write(key("a")).forget is None
         assert not list(disk.folder.glob("*.kv"))
         assert disk.disk.bytes == 0
