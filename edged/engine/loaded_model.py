@@ -1,4 +1,4 @@
-"""Brings a package into service: checked, planned against the board's memory, loaded, and asked what is known."""
+"""Loads a package: checks it, plans its memory, creates the session, and compares its known answers."""
 
 from __future__ import annotations
 
@@ -26,29 +26,30 @@ from edged.engine.package import Package, PackageError, open_package
 from edged.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
 from edged.engine.prefix_sharing import PrefixSharing
 from edged.engine.prefix_store import PrefixStore
-from edged.engine.providers import ProviderChoice, ProviderError, choose_provider, settle
+from edged.engine.providers import ProviderChoice, ProviderError, choose_provider, confirm_providers
 from edged.engine.session import LOGITS_BYTES, ModelSession, chunk_limit
 from edged.engine.tokenizer import Tokenizer
 from edged.machine.board import Board
-from edged.machine.memory import Available, MemoryPlan, MemoryPlanError, plan
+from edged.machine.gpu import GpuError, gpu_memory
+from edged.machine.memory import Available, MemoryPlan, MemoryPlanError, plan_memory
 from edged.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 LOADED_RATIO = 1.25
-"""Memory of the weights as onnxruntime keeps them, repacked for its kernels, by the package's bytes: 1.20 measured for
-Phi-3-mini (int4, accuracy level 4) on onnxruntime 1.32, and 1.22 at the load's peak."""
+"""Memory of the weights per byte of the package, since onnxruntime repacks them for its kernels: 1.20 measured for
+Phi-3-mini (int4, accuracy level 4) on onnxruntime 1.32, and 1.22 at the peak of the load."""
 RUNTIME_BYTES = 96 << 20
-"""The process itself with onnxruntime and its activations."""
+"""The process itself, onnxruntime and its activations."""
 
 
 class TooLargeError(PackageError):
-    """The model, its rows and their context do not fit into memory; the message says what would."""
+    """The model does not fit into memory with its rows and context. The message says which settings would fit."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that answers, with what it was given. `context` and `chunk` in tokens, `max_stall` in seconds."""
+    """A model that is loaded, and the limits it runs with. `context` and `chunk` in tokens, `max_stall` in seconds."""
 
     package: Package
     session: ModelSession
@@ -68,7 +69,7 @@ class LoadedModel:
     load_seconds: float
 
     def close(self) -> None:
-        """End what does not end by itself (the template's process, the disk's thread)."""
+        """End the chat template's process and the prefix store's thread."""
         self.tokenizer.close()
         self.prefixes.close()
 
@@ -82,13 +83,13 @@ def load_model(
     prefix_folder: Path | None = None,
     verify: bool = True,
 ) -> LoadedModel:
-    """Load the package at `path`. `name` is what jobs call it (default: its folder's name).
+    """Load the package at `path`. `name`: its name in jobs (default: the folder's name).
 
-    `prefix_folder`: where shared prefixes are kept for after a restart; None: nowhere. Without `verify` its known
-    answers are not looked at.
+    `available` reads the host's memory. `prefix_folder`: where shared prefixes outlive a restart; None: nowhere.
+    Without `verify` the known answers are not compared.
 
-    Raises PackageError, one line: the package is broken, the provider is not there, or it answers otherwise than it
-    should; TooLargeError where memory would not suffice.
+    Raises PackageError if the package is broken, the provider is missing or an answer is wrong, TooLargeError if it
+    does not fit into memory.
     """
     started = time.monotonic()
     wanted = settings.model
@@ -98,7 +99,11 @@ def load_model(
         choice = choose_provider(wanted.execution_provider, board, ort.get_available_providers(), package.made_for)
     except ProviderError as error:
         raise PackageError("; ".join(filter(None, (str(error), runtime.selected.refused)))) from None
-    planned = plan_memory(settings, package, choice, available)
+    try:
+        host = available()
+    except MemoryPlanError as error:
+        raise TooLargeError(str(error)) from None
+    planned = plan_package(settings, package, choice, available_for(choice, board, host))
     context, chunk = wanted.context or package.context_length, chunk_limit(package.vocabulary, wanted.prefill_chunk)
     threads = thread_count(settings, board)
     tokenizer = Tokenizer(package)
@@ -106,7 +111,9 @@ def load_model(
         if known is not None:
             check_tokenizer(known, tokenizer)
         session = ModelSession(package, choice.providers, threads)
-        choice = settle(choice, wanted.execution_provider, session.providers)
+        choice = confirm_providers(choice, wanted.execution_provider, session.providers)
+        if planned.available.on_gpu and not choice.on_device:  # the GPU did not start
+            planned = plan_package(settings, package, choice, host)
         if runtime.selected.refused is not None:
             choice = replace(choice, reason=f"{choice.reason}; {runtime.selected.refused}", fell_back=True)
         if session.device != "cpu" and planned.rows > 1:
@@ -153,17 +160,15 @@ def load_model(
         load_seconds=round(loaded.load_seconds, 2),
         planned_bytes=planned.peak,
     )
-    _tell_verified(loaded)
+    _log_verification(loaded)
     _tell_bits(loaded)
     return loaded
 
 
-def plan_memory(
-    settings: Settings, package: Package, choice: ProviderChoice, available: Callable[[], Available]
-) -> MemoryPlan:
-    """What the package takes with these settings.
+def plan_package(settings: Settings, package: Package, choice: ProviderChoice, available: Available) -> MemoryPlan:
+    """The memory that the package needs with these settings. `available`: of the device that runs it.
 
-    Raises PackageError where the settings ask for what it does not have, TooLargeError where it does not fit.
+    Raises PackageError if the package does not support the settings, TooLargeError if it does not fit.
     """
     wanted = settings.model
     context = wanted.context or package.context_length
@@ -175,18 +180,34 @@ def plan_memory(
         raise PackageError(f"a KV cache of {package.kv_dtype} is not served: build the package with float32 or float16")
     chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk)
     try:
-        return plan(
+        return plan_memory(
             weights=int(package.weight_bytes * LOADED_RATIO),
-            load_overhead=0,
             kv_bytes_per_token=package.kv_bytes_per_token,
             rows=_rows(wanted.rows, package, choice),
             context=max(context, package.sliding_window),
             working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows or 8)),
-            available=available(),
+            available=available,
             prefixes=0 if choice.on_device else settings.cache.ram_bytes,
         )
     except MemoryPlanError as error:
         raise TooLargeError(str(error)) from None
+
+
+def available_for(
+    choice: ProviderChoice,
+    board: Board,
+    host: Available,
+    read_gpu: Callable[[], Available | None] = gpu_memory,
+) -> Available:
+    """The memory that holds the model: that of a discrete GPU, else `host`. A GPU that cannot be read is logged."""
+    if not choice.on_device or board.kind == "jetson":
+        return host
+    try:
+        return read_gpu() or host
+    except GpuError as error:
+        hint = "the plan uses the host's memory; set model.rows and model.context if the GPU has less"
+        log.warning("gpu_memory_unknown", reason=str(error), hint=hint)
+        return host
 
 
 def _rows(wanted: int | None, package: Package, choice: ProviderChoice) -> int | None:
@@ -204,7 +225,7 @@ def _prefixes(
     ram_bytes: int,
     folder: Path | None,
 ) -> PrefixSharing:
-    """The prefix cache for this model, in memory and, with a folder, on disk."""
+    """The prefix cache of this model, in memory and, if `folder` is given, on disk."""
     shape = cache.block_shape(BLOCK_TOKENS)
     layout = (ort.__version__, session.providers[0], board.model, package.kv_dtype, shape)
     identity = hashlib.sha256(package.fingerprint() + repr(layout).encode()).digest()
@@ -216,11 +237,11 @@ def _prefixes(
 
 
 def thread_count(settings: Settings, board: Board) -> int:
-    """Threads that compute: model.threads, else one per performance core that this process may use."""
+    """Threads of onnxruntime: model.threads, else one per performance core that this process may use."""
     return settings.model.threads or len(board.performance_cores(os.sched_getaffinity(0)))
 
 
-def _tell_verified(loaded: LoadedModel) -> None:
+def _log_verification(loaded: LoadedModel) -> None:
     package, verified = loaded.package, loaded.verified
     if verified is not None:
         log.info(

@@ -78,7 +78,9 @@ def choose_provider(
     raise AssertionError(f"no rule for {board.kind}, {made_for}")
 
 
-def settle(choice: ProviderChoice, setting: Literal["auto"] | Sequence[str], running: Sequence[str]) -> ProviderChoice:
+def confirm_providers(
+    choice: ProviderChoice, setting: Literal["auto"] | Sequence[str], running: Sequence[str]
+) -> ProviderChoice:
     """The choice as it came out: ``running`` is session.get_providers().
 
     Where CUDA's libraries or the GPU are missing, onnxruntime only logs it and computes on the CPU

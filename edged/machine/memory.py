@@ -1,4 +1,4 @@
-"""Memory: what there is, and whether a model fits before it is loaded."""
+"""Memory: how much is available, and whether a model fits, before it is loaded."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from pathlib import Path
 from edged.machine import cgroup
 
 MIB = 1024**2
-# Left to everything else: a fixed part and a share of what is available.
+# Reserved for other processes: a fixed part and a share of what is available.
 _RESERVE = 64 * MIB
 _RESERVE_SHARE = 50  # a fiftieth, 2 %
-# A smaller context answers hardly anything; better fewer rows.
+# Fewer rows are better than a smaller context.
 _LEAST_CONTEXT = 64
-# More rows than this add little speed, and each makes the others slower.
+# More rows add little throughput, and each slows the others down.
 _MOST_ROWS = 8
 _PREFIX_SHARE = 8  # an eighth of what is usable
 
 
 @dataclass(frozen=True)
 class Available:
-    """Bytes that this process can still take, and what sets the limit: ``memory`` or ``cgroup /…``."""
+    """Bytes that this process can still allocate, and what sets the limit: ``memory``, ``cgroup /…`` or ``GPU 0``."""
 
     bytes: int
     limited_by: str
+    on_gpu: bool = False
+    """Whether this is the memory of a discrete GPU, not the host's."""
 
     @property
     def usable(self) -> int:
@@ -33,24 +35,24 @@ class Available:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that a model takes. Loading comes before serving, so the peak is the larger of the two."""
+    """Bytes that a model with ``rows`` rows needs, and what was available for them."""
 
     weights: int
-    load_overhead: int
     cache: int
     working: int
     rows: int
+    available: Available
     prefixes: int = 0
     """For leading tokens that jobs share."""
 
     @property
     def peak(self) -> int:
         """The most bytes in use at any time."""
-        return self.weights + max(self.load_overhead, self.cache + self.working + self.prefixes)
+        return self.weights + self.cache + self.working + self.prefixes
 
 
 class MemoryPlanError(Exception):
-    """The model does not fit; one line with the figures and, in ``rows`` and ``context``, what would fit."""
+    """The model does not fit. The message is one line with the figures; ``rows`` and ``context`` would fit, if any."""
 
     def __init__(self, message: str, rows: int | None = None, context: int | None = None) -> None:
         super().__init__(message)
@@ -62,7 +64,7 @@ def available(root: Path = Path("/")) -> Available:
     """The smaller of MemAvailable and what each cgroup leaves, of this process and of all above it.
 
     A cgroup's page cache that can be dropped (inactive_file) counts as free. Swap does not count. Raises
-    MemoryPlanError where the kernel does not say what is available.
+    MemoryPlanError if the kernel does not tell.
     """
     total = _number(root / "proc/meminfo", "MemAvailable:")
     if total is None:
@@ -88,9 +90,8 @@ def available(root: Path = Path("/")) -> Available:
     return least
 
 
-def plan(
+def plan_memory(
     weights: int,
-    load_overhead: int,
     kv_bytes_per_token: int,
     rows: int | None,
     context: int,
@@ -98,14 +99,13 @@ def plan(
     available: Available,
     prefixes: int | None = 0,
 ) -> MemoryPlan:
-    """What the model takes with ``rows`` of ``context`` tokens; all sizes in bytes.
+    """Memory for a model with ``rows`` rows of ``context`` tokens; all sizes in bytes.
 
-    ``load_overhead`` is what loading needs on top of the weights and gives back, ``working`` what a step needs.
-    ``prefixes`` None: an eighth of what is usable, where one row (or those asked for) leaves so much. ``rows`` None:
-    as many as fit, at most 8. Raises MemoryPlanError where the peak is above what is usable.
+    ``working``: what the process and a step need. ``prefixes`` None: an eighth of what is usable, or what the rows
+    leave of that. ``rows`` None: as many as fit, at most 8. Raises MemoryPlanError if the peak exceeds what is usable.
     """
     usable, row_bytes = available.usable, context * kv_bytes_per_token
-    wanted = MemoryPlan(weights, load_overhead, (rows or 1) * row_bytes, working, rows or 1, prefixes or 0)
+    wanted = MemoryPlan(weights, (rows or 1) * row_bytes, working, rows or 1, available, prefixes or 0)
     if wanted.peak <= usable:
         room = usable - weights - working - wanted.cache - wanted.prefixes
         if prefixes is None:
@@ -115,9 +115,7 @@ def plan(
             more = min(_MOST_ROWS, 1 + room // row_bytes) if row_bytes else _MOST_ROWS
             wanted = replace(wanted, rows=more, cache=more * row_bytes)
         return wanted
-    fit = _largest_fit(
-        weights, load_overhead, kv_bytes_per_token, wanted.rows, context, working + wanted.prefixes, usable
-    )
+    fit = _largest_fit(weights, kv_bytes_per_token, wanted.rows, context, working + wanted.prefixes, usable)
     if fit is None:
         advice = "cache.ram_bytes = 0 might help" if wanted.prefixes else "this package does not fit on this board"
     elif fit[0] == wanted.rows:
@@ -129,7 +127,7 @@ def plan(
     shared = f", prefixes {size(wanted.prefixes)}" if wanted.prefixes else ""
     message = (
         f"the model needs {size(wanted.peak)} (weights {size(weights)}, cache {size(wanted.cache)} for "
-        f"{wanted.rows} x {context} tokens{shared}, working {size(working)}, loading {size(load_overhead)}) and "
+        f"{wanted.rows} x {context} tokens{shared}, working {size(working)}) and "
         f"{size(usable)} are usable of {size(available.bytes)} available (limited by "
         f"{available.limited_by}): {advice}"
     )
@@ -137,11 +135,11 @@ def plan(
 
 
 def _largest_fit(
-    weights: int, load_overhead: int, per_token: int, rows: int, context: int, working: int, usable: int
+    weights: int, per_token: int, rows: int, context: int, working: int, usable: int
 ) -> tuple[int, int] | None:
-    """Rows and context that fit: as many rows as leave a useful context, then as much context as there is."""
+    """Rows and context that fit: as many rows as possible with a useful context, then the longest context."""
     room = usable - weights - working
-    if room < 0 or weights + load_overhead > usable:
+    if room < 0:
         return None
     for fewer in range(rows, 0, -1):
         longest = min(context, room // (fewer * per_token)) if per_token else context
@@ -151,7 +149,7 @@ def _largest_fit(
 
 
 def _number(path: Path, key: str | None = None) -> int | None:
-    """The number in a file, or behind ``key`` in a file of lines; None for none, such as ``max``."""
+    """The number in a file, or after ``key`` in a file of lines; None if it is not a number, such as ``max``."""
     try:
         for line in path.read_text("ascii").splitlines():
             words = line.split()
@@ -165,5 +163,5 @@ def _number(path: Path, key: str | None = None) -> int | None:
 
 
 def size(number: int) -> str:
-    """Bytes as a person reads them."""
+    """Format bytes for a person."""
     return f"{number / 1024**3:.2f} GiB" if number >= 1024**3 else f"{number / MIB:.0f} MiB"

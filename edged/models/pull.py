@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from edged.engine.known_answers import Verified
-from edged.engine.loaded_model import LOADED_RATIO, RUNTIME_BYTES, TooLargeError, load_model, plan_memory
+from edged.engine.loaded_model import LOADED_RATIO, RUNTIME_BYTES, TooLargeError, load_model, plan_package
 from edged.engine.package import PackageError
 from edged.machine.board import Board
 from edged.machine.memory import Available, available, size
@@ -122,9 +122,11 @@ def check(settings: Settings, board: Board, folder: Path, name: str) -> tuple[Ve
     usable = _for_daemon(settings)
     loaded = load_model(small, board, available, folder, name)
     loaded.close()
+    planned_for = loaded.plan.available
+    available_to_it = planned_for if planned_for.on_gpu else usable
     remark = None
     try:
-        plan_memory(settings, loaded.package, loaded.choice, lambda: usable)
+        plan_package(settings, loaded.package, loaded.choice, available_to_it)
     except PackageError as error:
         remark = str(error)
     return loaded.verified, remark

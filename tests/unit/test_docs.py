@@ -15,7 +15,7 @@ from edged.engine.known_answers import BUDGET, NEAR_TIE, KnownAnswers, Question,
 from edged.engine.loaded_model import LOADED_RATIO, LOGITS_BYTES, RUNTIME_BYTES
 from edged.jobs.document import Code, Job, State
 from edged.machine.board import detect
-from edged.machine.memory import Available, plan
+from edged.machine.memory import Available, plan_memory
 from edged.mqtt.topics import Topics
 from edged.report.metrics import Metrics
 from edged.settings.keys import KEYS
@@ -155,7 +155,7 @@ def test_readmes_boards_hold_what_the_memory_plan_says() -> None:
         weights, working = int(float(gigabytes) * 1e9 * LOADED_RATIO), RUNTIME_BYTES + LOGITS_BYTES
         for context, planned in re.findall(r"([\d,]+) × (\d)", fits):
             tokens = int(context.replace(",", ""))
-            found = plan(weights, 0, per_token, None, tokens, working, memory, prefixes=None)
+            found = plan_memory(weights, per_token, None, tokens, working, memory, prefixes=None)
             assert (package, tokens, int(planned)) == (package, tokens, found.rows)
 
 

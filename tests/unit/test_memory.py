@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.machine.memory import MIB, Available, MemoryPlanError, available, plan
+from edged.machine.memory import MIB, Available, MemoryPlanError, available, plan_memory
 
 BOARDS = Path(__file__).parents[1] / "fixtures" / "boards"
 GIB = 1024 * MIB
@@ -82,45 +82,43 @@ class TestAvailable:
 
 
 class TestPlan:
-    def test_the_peak_is_the_larger_of_loading_and_serving(self) -> None:
+    def test_the_peak_is_the_sum_of_all_parts(self) -> None:
         room = Available(8 * GIB, "memory")
-        assert plan(GIB, 2 * GIB, 1024, 1, 1024, MIB, room).peak == 3 * GIB
-        assert plan(GIB, MIB, MIB, 2, 1024, MIB, room).peak == 3 * GIB + MIB
+        assert plan_memory(GIB, MIB, 2, 1024, MIB, room).peak == 3 * GIB + MIB
 
     def test_64_mib_and_2_per_cent_are_left_free(self) -> None:
         room = Available(1000 * MIB, "memory")
-        assert plan(916 * MIB, 0, 0, 1, 64, 0, room).peak == 916 * MIB
+        assert plan_memory(916 * MIB, 0, 1, 64, 0, room).peak == 916 * MIB
         with pytest.raises(MemoryPlanError):
-            plan(916 * MIB + 1, 0, 0, 1, 64, 0, room)
+            plan_memory(916 * MIB + 1, 0, 1, 64, 0, room)
 
     def test_too_long_a_context_names_the_figures_and_the_context_that_fits(self) -> None:
         with pytest.raises(MemoryPlanError) as caught:
-            plan(2 * GIB, GIB, 786_432, 1, 4096, 100 * MIB, Available(4 * GIB, "memory"))
+            plan_memory(2 * GIB, 786_432, 1, 4096, 100 * MIB, Available(4 * GIB, "GPU 0", on_gpu=True))
         assert str(caught.value) == (
             "the model needs 5.10 GiB (weights 2.00 GiB, cache 3.00 GiB for 1 x 4096 tokens, "
-            "working 100 MiB, loading 1.00 GiB) and 3.86 GiB are usable of 4.00 GiB available "
-            "(limited by memory): model.context = 2402 would fit"
+            "working 100 MiB) and 3.86 GiB are usable of 4.00 GiB available (limited by GPU 0): "
+            "model.context = 2402 would fit"
         )
 
     def test_too_many_rows_are_fewer_rows_once_the_context_would_be_useless(self) -> None:
         with pytest.raises(MemoryPlanError, match=r": model\.rows = 2 with model\.context = 75 would fit$"):
-            plan(0, 0, MIB, 8, 4096, 0, Available(220 * MIB, "memory"))
+            plan_memory(0, MIB, 8, 4096, 0, Available(220 * MIB, "memory"))
 
     def test_rows_alone_are_proposed_where_the_context_is_already_small(self) -> None:
         with pytest.raises(MemoryPlanError, match=r": model\.rows = 9 would fit$"):
-            plan(0, 0, MIB, 12, 16, 0, Available(220 * MIB, "memory"))
+            plan_memory(0, MIB, 12, 16, 0, Available(220 * MIB, "memory"))
 
-    @pytest.mark.parametrize(("weights", "load", "working"), [(GIB, 0, 0), (100 * MIB, GIB, 0), (100 * MIB, 0, GIB)])
-    def test_what_no_setting_makes_fit_is_said_so(self, weights: int, load: int, working: int) -> None:
+    @pytest.mark.parametrize(("weights", "working"), [(GIB, 0), (100 * MIB, GIB)])
+    def test_what_no_setting_makes_fit_is_said_so(self, weights: int, working: int) -> None:
         with pytest.raises(MemoryPlanError, match=r"this package does not fit on this board$") as caught:
-            plan(weights, load, 1024, 4, 4096, working, Available(512 * MIB, "cgroup /edged"))
+            plan_memory(weights, 1024, 4, 4096, working, Available(512 * MIB, "cgroup /edged"))
         assert (caught.value.rows, caught.value.context) == (None, None)
         assert "limited by cgroup /edged" in str(caught.value)
         assert "\n" not in str(caught.value)
 
     @given(
         weights=st.integers(0, 4 * GIB),
-        load=st.integers(0, 4 * GIB),
         per_token=st.integers(0, 2 * MIB),
         rows=st.integers(1, 64),
         context=st.integers(16, 131_072),
@@ -128,13 +126,13 @@ class TestPlan:
         free=st.integers(0, 16 * GIB),
     )
     def test_the_setting_proposed_fits_and_one_step_more_does_not(
-        self, weights: int, load: int, per_token: int, rows: int, context: int, working: int, free: int
+        self, weights: int, per_token: int, rows: int, context: int, working: int, free: int
     ) -> None:
         room = Available(free, "memory")
 
         def fits(some_rows: int, some_context: int) -> bool:
             try:
-                planned = plan(weights, load, per_token, some_rows, some_context, working, room)
+                planned = plan_memory(weights, per_token, some_rows, some_context, working, room)
             except MemoryPlanError:
                 return False
             assert planned.peak <= room.usable
@@ -142,7 +140,7 @@ class TestPlan:
 
         proposed = None
         try:
-            plan(weights, load, per_token, rows, context, working, room)
+            plan_memory(weights, per_token, rows, context, working, room)
         except MemoryPlanError as error:
             proposed = (error.rows, error.context)
         if proposed is None:
@@ -171,16 +169,16 @@ class TestPlan:
     )
     def test_rows_and_prefixes_that_nobody_set_take_what_is_left(self, free: int, rows: int, prefixes: int) -> None:
         room = Available(free, "memory")
-        planned = plan(3 * GIB, 0, 786_432, None, 4096, 0, room, prefixes=None)
+        planned = plan_memory(3 * GIB, 786_432, None, 4096, 0, room, prefixes=None)
         assert planned.rows == rows
         assert planned.prefixes // MIB in range(prefixes, prefixes + 120)
         assert planned.peak <= room.usable
 
     def test_prefixes_that_are_set_count_and_are_told_where_they_do_not_fit(self) -> None:
         room = Available(4 * GIB, "memory")
-        assert plan(GIB, 0, MIB, 1, 64, 0, room, prefixes=GIB).prefixes == GIB
+        assert plan_memory(GIB, MIB, 1, 64, 0, room, prefixes=GIB).prefixes == GIB
         with pytest.raises(MemoryPlanError, match=r"prefixes 3\.00 GiB.*: cache\.ram_bytes = 0 might help$"):
-            plan(GIB, 0, MIB, 1, 64, 0, room, prefixes=3 * GIB)
+            plan_memory(GIB, MIB, 1, 64, 0, room, prefixes=3 * GIB)
 
     @given(limit=st.integers(0, 1 << 45))
     def test_what_is_usable_is_never_negative_nor_more_than_what_is_available(self, limit: int) -> None:

@@ -7,7 +7,16 @@ from typing import Literal
 
 import pytest
 
-from edged.engine.providers import CPU, CUDA, TENSORRT, ProviderChoice, ProviderError, choose_provider, made_for, settle
+from edged.engine.providers import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    ProviderChoice,
+    ProviderError,
+    choose_provider,
+    confirm_providers,
+    made_for,
+)
 from edged.machine.board import Board, detect
 
 BOARDS = Path(__file__).parents[1] / "fixtures" / "boards"
@@ -101,20 +110,20 @@ class TestSettle:
     CHOICE = ProviderChoice((CUDA, CPU), "a Jetson computes on CUDA", False)
 
     def test_what_runs_as_chosen_stays(self) -> None:
-        assert settle(self.CHOICE, "auto", [CUDA, CPU]) is self.CHOICE
+        assert confirm_providers(self.CHOICE, "auto", [CUDA, CPU]) is self.CHOICE
 
     def test_the_cpu_that_onnxruntime_adds_by_itself_is_no_deviation(self) -> None:
         choice = ProviderChoice((CUDA,), "set by model.execution_provider", False)
-        assert settle(choice, ["cuda"], [CUDA, CPU]) is choice
+        assert confirm_providers(choice, ["cuda"], [CUDA, CPU]) is choice
 
     def test_cuda_that_did_not_start_is_a_fallback_under_auto(self) -> None:
-        settled = settle(self.CHOICE, "auto", [CPU])
+        settled = confirm_providers(self.CHOICE, "auto", [CPU])
         assert (settled.providers, settled.fell_back) == ((CPU,), True)
         assert "could not start CUDA" in settled.reason
 
     def test_cuda_that_did_not_start_is_an_error_under_a_list(self) -> None:
         with pytest.raises(ProviderError, match="could not start CUDA"):
-            settle(self.CHOICE, ["cuda", "cpu"], [CPU])
+            confirm_providers(self.CHOICE, ["cuda", "cpu"], [CPU])
 
 
 @pytest.mark.parametrize(
