@@ -47,13 +47,12 @@ from edged.mqtt.events import (
     PublishRefused,
 )
 from edged.mqtt.link import Link
-from edged.mqtt.options import MqttOptions, place
 from edged.mqtt.topics import Topics
 from edged.report.documents import health_document, info_document, model_labels, status_document
 from edged.report.http import HttpServer
 from edged.report.metrics import Metrics
 from edged.report.supervisor import Supervisor
-from edged.settings import Settings, SettingsError
+from edged.settings import Settings, SettingsError, address
 from edged.tls import CredentialsError, server_context
 
 log = structlog.get_logger(__name__)
@@ -147,10 +146,9 @@ class Daemon:
                 f"state_dir {folder} cannot be written: {(error.strerror or str(error)).lower()}"
             ) from None
         self._ledger = ledger
-        options = mqtt_options(settings)
-        self._broker = options.place
+        self._broker = settings.mqtt.address
         self._link = Link(
-            options,
+            settings.mqtt,
             self.device,
             settings.device.groups,
             instance=self._instance,
@@ -223,7 +221,7 @@ class Daemon:
             device=self.device,
             board=self._board.model,
             broker=self._broker,
-            http=place(self._settings.http.host, self.http.port),
+            http=address(self._settings.http.host, self.http.port),
         )
         if self._model_path == DEMO_FOLDER:
             log.warning("model_is_demo", hint="no package is chosen (edged model use, or model.path)")
@@ -528,25 +526,6 @@ def _folder_bytes(folder: Path) -> int:
         return sum(file.stat().st_size for file in folder.iterdir())
     except OSError:  # the load will say why
         return 0
-
-
-def mqtt_options(settings: Settings) -> MqttOptions:
-    """The link's options out of the settings."""
-    mqtt = settings.mqtt
-    return MqttOptions(
-        host=mqtt.host,
-        port=mqtt.effective_port,
-        protocol=mqtt.protocol,
-        username=mqtt.username,
-        password=mqtt.password.get_secret_value() if mqtt.password else None,
-        password_file=mqtt.password_file,
-        tls=mqtt.tls,
-        ca_file=mqtt.ca_file,
-        cert_file=mqtt.cert_file,
-        key_file=mqtt.key_file,
-        keep_alive=mqtt.keep_alive,
-        root=mqtt.root,
-    )
 
 
 def http_context(settings: Settings) -> ssl.SSLContext | None:

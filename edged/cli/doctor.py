@@ -30,8 +30,7 @@ from edged.machine.clock import Clock
 from edged.machine.memory import available
 from edged.machine.storage import mount_of, swaps_on_card
 from edged.models.store import DEMO_FOLDER
-from edged.mqtt.options import place
-from edged.settings import Loaded, Settings
+from edged.settings import Loaded, Settings, address
 
 _FREE_DISK = 1 << 30
 _FASTER = {"asimddp", "i8mm", "avx2", "avx512_vnni", "avx_vnni"}
@@ -245,21 +244,18 @@ def _asked(settings: Settings) -> Finding:
 
 
 def _broker(settings: Settings, board: Board) -> Iterator[Finding]:
-    from edged.daemon import mqtt_options
     from edged.mqtt.probe import reach
-    from edged.mqtt.reasons import mend
 
     try:
         device = settings.device.id or device_id(board)
     except DeviceIdError:
         return  # said above
-    options = mqtt_options(settings)
-    reason = reach(options, device, 10.0)
-    if reason is None:
-        yield Finding("broker", "ok", f"{options.place} answers")
+    broker = settings.mqtt.address
+    fault = reach(settings.mqtt, device, 10.0)
+    if fault is None:
+        yield Finding("broker", "ok", f"{broker} answers")
     else:
-        what = reason if options.place in reason else f"{options.place}: {reason}"
-        yield Finding("broker", "fail", what, mend(reason))
+        yield Finding("broker", "fail", f"{broker}: {fault.message}", fault.hint)
 
 
 def _http(settings: Settings, board: Board) -> Iterator[Finding]:
@@ -272,7 +268,7 @@ def _http(settings: Settings, board: Board) -> Iterator[Finding]:
     except CredentialsError as error:
         yield Finding("http", "fail", str(error), "mend the file, or unset http.cert_file")
         return
-    where = place(http.host, http.port)
+    where = address(http.host, http.port)
     if not http.is_loopback and http.client_ca_file is None:
         what = f"metrics are open to everyone who reaches {where}"
         yield Finding("http", "warn", what, "set http.client_ca_file, or keep http.host on 127.0.0.1")

@@ -13,10 +13,19 @@ from typing import Annotated, Any
 import typer
 
 from edged import logs
-from edged.cli.common import FAILED, ConfigOption, HostOption, ModelOption, PortOption, end, settings_or_exit
+from edged.cli.common import (
+    BAD_SETTINGS,
+    FAILED,
+    ConfigOption,
+    HostOption,
+    ModelOption,
+    PortOption,
+    end,
+    settings_or_exit,
+)
 from edged.daemon import Daemon, DaemonError
 from edged.report.supervisor import Supervisor
-from edged.settings import load
+from edged.settings import SettingsError, load
 
 
 def run(
@@ -35,6 +44,10 @@ def run(
     asked_to_reload: list[int] = []  # while there is no daemon yet to do so
     signal.signal(signal.SIGHUP, lambda number, _frame: asked_to_reload.append(number))
     settings = settings_or_exit(config, **flags)
+    try:
+        settings.mqtt.read_password()
+    except SettingsError as error:
+        end(BAD_SETTINGS, str(error))
     logs.configure(settings.log.level, settings.log.format)
     _keep_out_of_core_dumps()
     supervisor = Supervisor()
@@ -62,4 +75,4 @@ def _keep_out_of_core_dumps() -> None:
 
 def _check(config: Path | None, flags: dict[str, Any]) -> None:
     """Raises SettingsError where these settings would not do."""
-    load(config, flags)
+    load(config, flags).settings.mqtt.read_password()

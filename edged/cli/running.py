@@ -9,8 +9,7 @@ import ssl
 import urllib.error
 import urllib.request
 
-from edged.mqtt.options import place
-from edged.settings import Settings
+from edged.settings import Settings, address
 
 _PATIENCE = 5.0
 """Seconds; the answer comes from a thread of its own."""
@@ -48,7 +47,7 @@ def ask_ready(settings: Settings) -> list[str]:
         context = ssl.create_default_context(cafile=str(http.cert_file))
         context.check_hostname = False
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    url = f"{'https' if context else 'http'}://{place(host, http.port)}/readyz"
+    url = f"{'https' if context else 'http'}://{address(host, http.port)}/readyz"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     try:
         with opener.open(url, timeout=_PATIENCE) as answer:

@@ -11,6 +11,7 @@ import typer
 
 from edged import logs
 from edged.cli.common import (
+    BAD_SETTINGS,
     BAD_USE,
     FAILED,
     BadUseError,
@@ -22,13 +23,12 @@ from edged.cli.common import (
     job_document,
     settings_or_exit,
 )
-from edged.daemon import mqtt_options
 from edged.jobs.document import JobError
 from edged.jobs.reading import read_submission
 from edged.machine.board import DeviceIdError, detect, device_id
 from edged.mqtt.sender import Sender, Update
 from edged.mqtt.topics import ID_ALLOWED, is_id
-from edged.settings import Settings
+from edged.settings import Settings, SettingsError
 
 CANCEL_SECONDS = 10.0
 _JOB_BYTES = 1 << 20
@@ -62,11 +62,14 @@ def submit(
     except JobError as error:
         end(BAD_USE, f"{error.code.value}: {error}")
     settings = settings_or_exit(config, mqtt={"host": mqtt_host, "port": mqtt_port})
+    try:
+        settings.mqtt.read_password()
+    except SettingsError as error:
+        end(BAD_SETTINGS, str(error))
     logs.configure("error", "auto")
     device = None if group else device or _own_id(settings)
-    options = mqtt_options(settings)
-    with Sender(options, device, group) as sender:
-        terminal = _Terminal(json_, device, group, options.place)
+    with Sender(settings.mqtt, device, group) as sender:
+        terminal = _Terminal(json_, device, group, settings.mqtt.address)
         id = document["id"]
         try:
             for update in sender.submit(document, timeout):

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from edged.daemon import Daemon, DaemonError, mqtt_options
+from edged.daemon import Daemon, DaemonError
 from edged.demo.broker import DemoBroker
 from edged.models.store import DEMO_FOLDER
 from edged.mqtt.sender import Sender
@@ -99,7 +99,7 @@ def _ask_all(console: Console, settings: Any) -> int:
     """Send each sample through MQTT and stream its answer; how many were wrong."""
     wrong = 0
     samples = json.loads((DEMO_FOLDER / "samples.json").read_text(encoding="utf-8"))
-    with Sender(mqtt_options(settings), DEVICE, None) as sender:
+    with Sender(settings.mqtt, DEVICE, None) as sender:
         for number, sample in enumerate(samples):
             console.print(f"\n{sample['messages'][-1]['content']}", style="bold", markup=False)
             job = {"id": f"demo-{number}", "messages": sample["messages"], "max_tokens": 96, "stream": True}

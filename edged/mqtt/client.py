@@ -16,10 +16,16 @@ from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edged.mqtt.session_plan import SessionPlan, Subscription
-from edged.tls import client_context, read_password
+from edged.tls import client_context
 
 CONNECT_SECONDS = 10.0
-"""For the TCP connection, for the TLS handshake and for CONNACK, each."""
+"""Time limit for the TCP connection, for the TLS handshake and for CONNACK, each."""
+RECEIVE_MAXIMUM = 64
+"""Unacknowledged messages that an MQTT 5 broker may have under way towards us (§3.1.2.11.3)."""
+MAXIMUM_PACKET_SIZE = 2 * 1024 * 1024
+"""Bytes. An MQTT 5 broker drops larger messages and tells nobody (§3.1.2.11.4)."""
+SESSION_EXPIRY_SECONDS = 7 * 24 * 3600
+"""How long an MQTT 5 broker keeps the session of an absent device (§3.1.2.11.2)."""
 
 _log = structlog.get_logger(__name__)
 
@@ -135,8 +141,9 @@ def _properties_at(header: int, packet: bytes) -> tuple[int, int, int] | None:
 def make_client(plan: SessionPlan, window: int) -> PahoClient:
     """A client for one connection, with the credentials as they are in their files now.
 
-    Raises CredentialsError where a file cannot be used.
+    Raises CredentialsError or SettingsError where a file cannot be used.
     """
+    mqtt = plan.mqtt
     is_v5 = plan.protocol == "5"
     client = PahoClient(
         CallbackAPIVersion.VERSION2,
@@ -148,10 +155,10 @@ def make_client(plan: SessionPlan, window: int) -> PahoClient:
     )
     client.connect_timeout = CONNECT_SECONDS
     client.max_inflight_messages = window
-    if plan.options.username is not None:
-        client.username_pw_set(plan.options.username, read_password(plan.options))
-    if plan.options.tls:
-        client.tls_set_context(client_context(plan.options))
+    if mqtt.username is not None:
+        client.username_pw_set(mqtt.username, mqtt.read_password())
+    if mqtt.tls:
+        client.tls_set_context(client_context(mqtt.ca_file, mqtt.cert_file, mqtt.key_file))
     if plan.will is not None:
         client.will_set(plan.will.topic, plan.will.payload, qos=1, retain=True)
     # With this set, paho leaves all writing to our loop instead of writing within publish() and ack().
@@ -161,23 +168,17 @@ def make_client(plan: SessionPlan, window: int) -> PahoClient:
 
 def connect(client: PahoClient, plan: SessionPlan) -> None:
     """Make the TCP and TLS connection and queue CONNECT. Raises OSError or ValueError."""
-    options = plan.options
+    host, port, keep_alive = plan.mqtt.host, plan.mqtt.effective_port, plan.mqtt.keep_alive
     if plan.protocol != "5":
-        client.connect(options.host, options.port, options.keep_alive)
+        client.connect(host, port, keep_alive)
         return
     properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     if plan.keep_session:
-        properties.SessionExpiryInterval = options.session_expiry
-    properties.ReceiveMaximum = options.receive_maximum
-    properties.MaximumPacketSize = options.maximum_packet_size
+        properties.SessionExpiryInterval = SESSION_EXPIRY_SECONDS
+    properties.ReceiveMaximum = RECEIVE_MAXIMUM
+    properties.MaximumPacketSize = MAXIMUM_PACKET_SIZE
     # clean_start: paho's default would start every first connection of a client with an empty session.
-    client.connect(
-        options.host,
-        options.port,
-        options.keep_alive,
-        clean_start=not plan.keep_session,
-        properties=properties,
-    )
+    client.connect(host, port, keep_alive, clean_start=not plan.keep_session, properties=properties)
 
 
 def subscribe(client: Client, plan: SessionPlan, step: Sequence[Subscription]) -> int | None:

@@ -11,11 +11,13 @@ from typing import Protocol
 
 import structlog
 
+from edged.faults import Fault
 from edged.mqtt.attempts import Backoff, ProtocolChoice
+from edged.mqtt.connection_faults import CONNACK_TIMEOUT, NO_CONNACK, PROTOCOL_UNSUPPORTED, SESSION_TAKEN_OVER
 from edged.mqtt.events import ProtocolVersion
-from edged.mqtt.options import MqttOptions
 from edged.mqtt.session import Session
 from edged.mqtt.session_plan import Ending, Incoming, Publication, SessionPlan, Subscription, Will
+from edged.settings.model import MqttSettings
 
 LASTED_SECONDS = 30.0
 """A connection that stood so long counts as good: the back-off begins anew."""
@@ -32,7 +34,7 @@ class Owner(Protocol):
     def published(self, token: Hashable) -> None: ...
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None: ...
     def up(self, session_present: bool, protocol: ProtocolVersion, refused: tuple[str, ...]) -> None: ...
-    def down(self, reason: str, taken_over: bool) -> None: ...
+    def down(self, fault: Fault) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,13 @@ class Role:
 class Connection:
     """One thread; while opened it holds a Session or waits for the next attempt."""
 
-    def __init__(self, role: Role, options: MqttOptions, owner: Owner, backoff: Backoff) -> None:
+    def __init__(self, role: Role, mqtt: MqttSettings, owner: Owner, backoff: Backoff) -> None:
         self.reconnects = 0
         self._role = role
-        self._options = options
+        self._mqtt = mqtt
         self._owner = owner
         self._backoff = backoff
-        self._choice = ProtocolChoice(options.protocol)
+        self._choice = ProtocolChoice(mqtt.protocol)
         self._condition = threading.Condition()
         self._open = False
         self._stopped = False
@@ -63,8 +65,8 @@ class Connection:
         self._is_up = False
         self._usable = False
         self._ups = 0
-        self._told: str | None = None
-        self._failures: Counter[str] = Counter()
+        self._told: Fault | None = None
+        self._failures: Counter[Fault] = Counter()
         # A name server can hold the thread for minutes: it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{role.name}", daemon=True)
 
@@ -140,13 +142,13 @@ class Connection:
                 ending = session.run()
             except Exception as error:  # a bug: say so, and let the device live on with the next connection
                 _log.exception("mqtt_connection_crashed", connection=self._role.name)
-                ending = Ending(f"internal error: {type(error).__name__}")
+                ending = Ending(Fault("internal_error", f"internal error: {type(error).__name__}"))
             self._wait(self._after(plan, ending))
 
     def _plan(self) -> SessionPlan:
         role = self._role
         return SessionPlan(
-            options=self._options,
+            mqtt=self._mqtt,
             client_id=role.client_id,
             protocol=self._choice.current,
             steps=role.steps,
@@ -160,44 +162,47 @@ class Connection:
             self._session = None
             wanted = self._open and not self._stopped
         was_up, self._is_up, self._usable = self._is_up, False, False
-        if ending.accepted:
+        fault = ending.fault
+        at_once = False
+        if ending.accepted_seconds is not None:
             _log.info(
                 "mqtt_disconnected",
                 connection=self._role.name,
-                reason=ending.reason,
-                seconds=round(ending.stood_seconds, 1),
+                reason=fault.message,
+                seconds=round(ending.accepted_seconds, 1),
             )
             self._choice.new_series()
-            if ending.stood_seconds >= LASTED_SECONDS:
+            if ending.accepted_seconds >= LASTED_SECONDS:
                 self._backoff.reset()
-        at_once = False
-        if not ending.accepted:
-            if ending.unsupported or ending.unanswered:
+        else:
+            if fault.code in (PROTOCOL_UNSUPPORTED, CONNACK_TIMEOUT):
                 at_once = self._choice.refused()
-            elif ending.silent:
+            elif fault.code == NO_CONNACK:
                 at_once = self._choice.closed_silently()
             else:
                 self._choice.failed_otherwise()
             if at_once:
                 _log.warning("mqtt_protocol_fallback", connection=self._role.name, protocol=self._choice.current)
             elif wanted:
-                self._log_failure(plan, ending.reason)
-        if was_up or ending.taken_over or (wanted and not at_once and ending.reason != self._told):
-            self._told = ending.reason
-            self._owner.down(ending.reason, ending.taken_over)
+                self._log_failure(plan, fault)
+        if was_up or fault.code == SESSION_TAKEN_OVER or (wanted and not at_once and fault != self._told):
+            self._told = fault
+            self._owner.down(fault)
         return 0.0 if at_once else self._backoff.next()
 
-    def _log_failure(self, plan: SessionPlan, reason: str) -> None:
-        self._failures[reason] += 1
-        if self._failures[reason] % LOG_EVERY == 1:
+    def _log_failure(self, plan: SessionPlan, fault: Fault) -> None:
+        self._failures[fault] += 1
+        if self._failures[fault] % LOG_EVERY == 1:
             _log.warning(
                 "mqtt_connection_failed",
                 connection=self._role.name,
-                host=self._options.host,
-                port=self._options.port,
+                host=self._mqtt.host,
+                port=self._mqtt.effective_port,
                 protocol=plan.protocol,
-                reason=reason,
-                times=self._failures[reason],
+                code=fault.code,
+                reason=fault.message,
+                hint=fault.hint,
+                times=self._failures[fault],
             )
 
     def _wait(self, seconds: float) -> None:
@@ -220,11 +225,11 @@ class Connection:
         _log.info(
             "mqtt_connected",
             connection=self._role.name,
-            host=self._options.host,
-            port=self._options.port,
+            host=self._mqtt.host,
+            port=self._mqtt.effective_port,
             protocol=plan.protocol,
             session_present=session_present,
-            tls=self._options.tls,
+            tls=self._mqtt.tls,
         )
         for topic in refused:
             _log.error(

@@ -6,6 +6,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from edged.faults import Fault
+
 if TYPE_CHECKING:
     from edged.mqtt.session import Session
 
@@ -65,7 +67,12 @@ class LinkDown:
     """
 
     which: Which
-    reason: str
+    fault: Fault
+
+    @property
+    def reason(self) -> str:
+        """The fault, for people."""
+        return self.fault.message
 
 
 @dataclass(frozen=True, slots=True)

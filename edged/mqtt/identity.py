@@ -8,6 +8,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
+from edged.faults import Fault
 from edged.mqtt.session_plan import Incoming
 
 STATUS_INSTANCE = "instance"
@@ -102,7 +103,7 @@ class Watch:
         with self._lock:
             self._up = True
 
-    def down(self, _reason: str, _taken_over: bool) -> None:
+    def down(self, _fault: Fault) -> None:
         with self._lock:
             self._up = False
             self._status = None

@@ -9,8 +9,10 @@ from collections.abc import Callable, Hashable, Sequence
 
 import structlog
 
+from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
+from edged.mqtt.connection_faults import SESSION_TAKEN_OVER
 from edged.mqtt.events import (
     CancelReceived,
     DeviceIdFree,
@@ -26,9 +28,9 @@ from edged.mqtt.events import (
     Which,
 )
 from edged.mqtt.identity import Acquaintances, Watch, read_status
-from edged.mqtt.options import MqttOptions
 from edged.mqtt.session_plan import Incoming, Publication, Subscription, Will
 from edged.mqtt.topics import Topics
+from edged.settings.model import MqttSettings
 
 PROBE_SECONDS = 30.0
 """Between two looks whether another instance under our device id has left."""
@@ -46,7 +48,7 @@ class Link:
 
     def __init__(
         self,
-        options: MqttOptions,
+        mqtt: MqttSettings,
         device: str,
         groups: Sequence[str],
         *,
@@ -57,8 +59,8 @@ class Link:
         probe_seconds: float = PROBE_SECONDS,
     ) -> None:
         """`instance` stands for one run of edged; the will and every status document carry it."""
-        self.topics = Topics(options.root, device)
-        self._options = options
+        self.topics = Topics(mqtt.root, device)
+        self._mqtt = mqtt
         self._groups = frozenset(groups)
         self._device = device
         self._instance = instance
@@ -77,7 +79,7 @@ class Link:
         cancel_topics = [topics.cancel, *(topics.group_cancel(group) for group in groups)]
         self._jobs = Connection(
             Role("jobs", device, [[Subscription(topic, qos=1) for topic in job_topics]]),
-            options,
+            mqtt,
             _Side(self, "jobs"),
             Backoff(*retry_seconds),
         )
@@ -93,7 +95,7 @@ class Link:
                 ],
                 will=lambda: Will(topics.status, will_payload()),
             ),
-            options,
+            mqtt,
             _Side(self, "control"),
             Backoff(*retry_seconds),
         )
@@ -134,7 +136,7 @@ class Link:
 
         False when the network connection that brought the message has ended: the broker sends it again.
         """
-        return receipt.qos == 0 or receipt.session.acknowledge(receipt)
+        return receipt.session.acknowledge(receipt)
 
     def publish(
         self,
@@ -195,13 +197,13 @@ class Link:
         if which == "control":
             self._let_jobs_connect()
 
-    def _down(self, which: Which, reason: str, taken_over: bool) -> None:
+    def _down(self, which: Which, fault: Fault) -> None:
         if which == "control":
             with self._lock:
                 self._control_up = False
             self._jobs.hold()
-        self._deliver(LinkDown(which, reason))
-        if taken_over:
+        self._deliver(LinkDown(which, fault))
+        if fault.code == SESSION_TAKEN_OVER:
             self._give_way("")
 
     def _received(self, which: Which, message: Incoming) -> None:
@@ -268,7 +270,7 @@ class Link:
                 [[Subscription(topics.status, qos=0, retained=True)], [Subscription(topics.health, qos=0)]],
                 keep_session=False,
             ),
-            self._options,
+            self._mqtt,
             watch,
             Backoff(*self._retry_seconds),
         )
@@ -300,8 +302,8 @@ class _Side:
     def up(self, session_present: bool, protocol: ProtocolVersion, refused: tuple[str, ...]) -> None:
         self._link._up(self._which, session_present, protocol, refused)
 
-    def down(self, reason: str, taken_over: bool) -> None:
-        self._link._down(self._which, reason, taken_over)
+    def down(self, fault: Fault) -> None:
+        self._link._down(self._which, fault)
 
     def received(self, message: Incoming) -> None:
         self._link._received(self._which, message)

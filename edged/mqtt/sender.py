@@ -11,11 +11,12 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
 from edged.mqtt.events import ProtocolVersion
-from edged.mqtt.options import MqttOptions
 from edged.mqtt.session_plan import Incoming, Publication, Subscription
+from edged.settings.model import MqttSettings
 
 RESEND_SECONDS = 5.0
 WAITING_SECONDS = 2.0
@@ -34,19 +35,20 @@ class Update:
 class Sender:
     """One connection that sends one job after another."""
 
-    def __init__(self, options: MqttOptions, device: str | None, group: str | None) -> None:
+    def __init__(self, mqtt: MqttSettings, device: str | None, group: str | None) -> None:
         """Exactly one of `device` and `group` is where jobs go."""
-        self._target = f"{options.root}/device/{device}" if device else f"{options.root}/group/{group}"
-        self._answers = f"{options.root}/device/{device or '+'}"
+        self._target = f"{mqtt.root}/device/{device}" if device else f"{mqtt.root}/group/{group}"
+        self._answers = f"{mqtt.root}/device/{device or '+'}"
         self._inbox: queue.SimpleQueue[Update] = queue.SimpleQueue()
-        steps = [[Subscription(f"{self._answers}/{kind}/+", qos=1) for kind in ("event", "stream", "result")]]
+        answers = (("event", 1), ("stream", 0), ("result", 1))
+        steps = [[Subscription(f"{self._answers}/{kind}/+", qos) for kind, qos in answers]]
         status = f"{self._answers}/status"
         if device:
             steps.append([Subscription(status, qos=1, retained=True, optional=True)])
         client_id = f"edged-sender-{uuid.uuid4().hex[:12]}"
         self._connection = Connection(
             Role("sender", client_id, steps, keep_session=False),
-            options,
+            mqtt,
             _Owner(self._inbox.put, status),
             Backoff(0.5, 10.0),
         )
@@ -125,8 +127,8 @@ class _Owner:
         reason = f"the broker refuses to subscribe {', '.join(refused)}: check its access list"
         self._deliver(Update("link", {"up": False, "reason": reason} if refused else {"up": True}))
 
-    def down(self, reason: str, taken_over: bool) -> None:
-        self._deliver(Update("link", {"up": False, "reason": reason}))
+    def down(self, fault: Fault) -> None:
+        self._deliver(Update("link", {"up": False, "reason": fault.message}))
 
     def received(self, message: Incoming) -> None:
         message.receipt.session.acknowledge(message.receipt)

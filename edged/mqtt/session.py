@@ -17,10 +17,12 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edged.mqtt import reasons
+from edged.faults import Fault
+from edged.mqtt import connection_faults
 from edged.mqtt.client import CONNECT_SECONDS, PahoClient, connect, make_client, subscribe
 from edged.mqtt.events import Receipt
 from edged.mqtt.session_plan import Ending, Incoming, Listener, Publication, SessionPlan, Subscription
+from edged.settings import SettingsError
 from edged.tls import CredentialsError
 
 WINDOW = 32
@@ -58,7 +60,7 @@ class Session:
         self._ended = False
         self._close_by: float | None = None
         self._closing = False
-        self._ending: Ending | None = None
+        self._fault: Fault | None = None
         self._accepted_at: float | None = None
         self._session_present = False
         self._largest_packet: int | None = None
@@ -98,8 +100,11 @@ class Session:
         return True
 
     def acknowledge(self, receipt: Receipt) -> bool:
-        """Send PUBACK; False when this connection has ended, and the broker will send the message again."""
-        return self._command(receipt)
+        """Send PUBACK for a QoS 1 message; one of QoS 0 needs none.
+
+        False when this connection has ended: the broker sends the message again on the next one.
+        """
+        return receipt.qos == 0 or self._command(receipt)
 
     def unsubscribe(self, topic: str) -> None:
         """Give up a subscription that an earlier life of the device left in the broker's session."""
@@ -140,14 +145,14 @@ class Session:
             try:
                 connect(client, self._plan)
             except (OSError, ValueError) as error:
-                return Ending(reasons.of_connect(error, self._plan.options))
+                return Ending(connection_faults.connect_failed(error, self._plan.mqtt))
             if self._close_by is None:
                 self._pump(client)
             else:
                 self._closing = True  # asked for during the handshake; CONNECT would throw another client out
             return self._conclude(client)
-        except CredentialsError as error:
-            return Ending(str(error))
+        except (CredentialsError, SettingsError) as error:
+            return Ending(connection_faults.credentials_unusable(error))
         finally:
             self.turned_at = None
             with self._lock:
@@ -164,7 +169,7 @@ class Session:
         sock = client.socket()
         assert sock is not None
         tls = sock if isinstance(sock, ssl.SSLSocket) else None
-        nap = max(1.0, self._plan.options.keep_alive / 4)
+        nap = max(1.0, self._plan.mqtt.keep_alive / 4)
         with selectors.DefaultSelector() as selector:
             selector.register(sock, selectors.EVENT_READ)
             selector.register(self._wake_receiver, selectors.EVENT_READ)
@@ -172,7 +177,7 @@ class Session:
                 self._run_commands(client)
                 self.turned_at = now = time.monotonic()
                 if self._accepted_at is None and now - started >= CONNECT_SECONDS:
-                    self._end_with("the broker did not answer CONNECT in time").unanswered = True
+                    self._end_with(connection_faults.UNANSWERED)
                     sock.close()
                     return
                 if give_up is None and self._should_disconnect(now):
@@ -279,29 +284,18 @@ class Session:
         if publication.token is not None:
             self._listener.publish_refused(publication.token, reason, code)
 
-    def _end_with(self, reason: str) -> Ending:
-        """The first thing that ended the connection counts."""
-        if self._ending is None:
-            self._ending = Ending(reason)
-        return self._ending
+    def _end_with(self, fault: Fault) -> None:
+        """Keep the first fault: the others follow from it."""
+        if self._fault is None:
+            self._fault = fault
 
     def _conclude(self, client: PahoClient) -> Ending:
-        error = client.socket_error
-        if self._closing:
-            ending = Ending("closed on purpose")
-        elif self._ending is not None:
-            ending = self._ending
-        else:
-            ending = Ending()
         if self._accepted_at is not None:
-            ending.accepted = True
-            ending.stood_seconds = time.monotonic() - self._accepted_at
-        elif isinstance(error, ssl.SSLError):
-            ending.reason = reasons.of_tls_read(error, self._plan.options)
-            ending.silent = False
-        elif ending.silent:
-            ending.reason = reasons.of_silence(self._plan.options)
-        return ending
+            fault = connection_faults.CLOSED if self._closing else self._fault or connection_faults.LOST
+            return Ending(fault, time.monotonic() - self._accepted_at)
+        if isinstance(client.socket_error, ssl.SSLError):
+            return Ending(connection_faults.tls_read_failed(client.socket_error, self._plan.mqtt))
+        return Ending(connection_faults.CLOSED if self._closing else self._fault or connection_faults.LOST)
 
     # paho's callbacks, called from within loop_read, loop_write and loop_misc.
 
@@ -314,8 +308,7 @@ class Session:
         properties: Properties | None,
     ) -> None:
         if code.is_failure:
-            ending = self._end_with(reasons.of_connack(code, self._plan.options))
-            ending.unsupported = code.value == reasons.UNSUPPORTED_PROTOCOL
+            self._end_with(connection_faults.connack_refused(code, self._plan.mqtt))
             return
         self._accepted_at = time.monotonic()
         self._session_present = flags.session_present
@@ -360,20 +353,12 @@ class Session:
         _properties: Properties | None,
     ) -> None:
         from_broker = flags.is_disconnect_packet_from_server
-        if self._ending is None:
-            if code is not None:
-                self._end_with(reasons.of_disconnect(code, from_broker))
-                self._ending_flags(code.value, from_broker)
-            else:
-                self._end_with("the connection was lost")
-
-    def _ending_flags(self, code: int, from_broker: bool) -> None:
-        assert self._ending is not None
-        self._ending.taken_over = from_broker and code == reasons.SESSION_TAKEN_OVER
-        if self._accepted_at is None and not from_broker:
-            # paho gives up by itself where the keep-alive time is shorter than ours.
-            self._ending.unanswered = code == reasons.KEEP_ALIVE_TIMEOUT
-            self._ending.silent = not self._ending.unanswered
+        if code is None:
+            self._end_with(connection_faults.LOST)
+        elif self._accepted_at is None and not from_broker:
+            self._end_with(connection_faults.closed_before_connack(code, self._plan.mqtt))
+        else:
+            self._end_with(connection_faults.disconnected(code, from_broker))
 
     def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:
         properties = message.properties
@@ -407,6 +392,6 @@ class Session:
             return
         self._release(publication)
         if code.is_failure:
-            self._refuse(publication, reasons.of_puback(code, publication.topic), code.value)
+            self._refuse(publication, connection_faults.publication_refused(code, publication.topic), code.value)
         elif publication.token is not None:
             self._listener.published(publication.token)

@@ -6,8 +6,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from edged.faults import Fault
+from edged.mqtt.connection_faults import LOST
 from edged.mqtt.events import ProtocolVersion, Receipt
-from edged.mqtt.options import MqttOptions
+from edged.settings.model import MqttSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Will:
 class SessionPlan:
     """What to connect as. Each step is one SUBSCRIBE, sent when the one before was answered."""
 
-    options: MqttOptions
+    mqtt: MqttSettings
     client_id: str
     protocol: ProtocolVersion
     steps: Sequence[Sequence[Subscription]]
@@ -67,22 +69,12 @@ class Incoming:
     expiry_seconds: int | None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Ending:
-    """How the connection ended."""
+    """How the connection ended. `accepted_seconds`: time since CONNACK accepted it, None if that never came."""
 
-    reason: str = "the connection was lost"
-    accepted: bool = False
-    """CONNACK said yes."""
-    unsupported: bool = False
-    """The broker does not speak this version of MQTT."""
-    silent: bool = False
-    """The broker closed at CONNECT without CONNACK."""
-    unanswered: bool = False
-    """The broker neither answered CONNECT in time nor closed the connection."""
-    taken_over: bool = False
-    """Another client connected under the same id (MQTT 5 §3.14.2.1, reason code 0x8E)."""
-    stood_seconds: float = 0.0
+    fault: Fault = LOST
+    accepted_seconds: float | None = None
 
 
 class Listener(Protocol):

@@ -29,6 +29,11 @@ Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", json_schema_extra={
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
 
+def address(host: str, port: int) -> str:
+    """``host:port``, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _without_port(value: str) -> str:
     """A colon is for an IPv6 address alone, which has no brackets here."""
     if ":" in value:
@@ -175,20 +180,33 @@ class MqttSettings(_Section):
         """The TCP port to connect to."""
         return self.port if self.port is not None else 8883 if self.tls else 1883
 
-    def read_password(self) -> str | None:
-        """The password, read anew from ``password_file`` where that is set.
+    @property
+    def address(self) -> str:
+        """The broker's host and port, for people."""
+        return address(self.host, self.effective_port)
 
-        Raises SettingsError where the file cannot be read or is empty.
+    def read_password(self) -> str | None:
+        """The password; with ``password_file``, the first line of its present content.
+
+        Raises SettingsError where the file cannot be read, or where its first line is empty, begins with a byte order
+        mark, or begins or ends with white space: editors leave these behind unseen.
         """
         if self.password_file is None:
             return self.password.get_secret_value() if self.password else None
         try:
-            lines = self.password_file.read_text("utf-8").splitlines()
+            password = self.password_file.read_bytes().decode().partition("\n")[0].removesuffix("\r")
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"mqtt.password_file = {self.password_file}: {reason(error)}") from None
-        if not lines or not lines[0]:
-            raise SettingsError(f"mqtt.password_file = {self.password_file}: its first line must be the password")
-        return lines[0]
+            wrong = reason(error)
+        else:
+            if not password:
+                wrong = "its first line must be the password, and is empty"
+            elif password.startswith("\ufeff"):
+                wrong = "it begins with a byte order mark: save it as UTF-8 without one"
+            elif password != password.strip():
+                wrong = "its first line begins or ends with white space: remove it, or set mqtt.password instead"
+            else:
+                return password
+        raise SettingsError(f"mqtt.password_file = {self.password_file}: {wrong}")
 
 
 class ModelSettings(_Section):

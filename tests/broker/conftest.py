@@ -27,7 +27,7 @@ from patience import PATIENCE, QUIET, eventually
 
 from edged.mqtt.events import LinkDown, LinkUp
 from edged.mqtt.link import Link
-from edged.mqtt.options import MqttOptions
+from edged.settings.model import MqttSettings
 
 T = TypeVar("T")
 
@@ -226,10 +226,10 @@ class Device:
         self.receive: Callable[[Any], None] = self.events.put
         """What the link's threads call; a test may put another function here."""
         self.seen: list[Any] = []
-        settings = {name: options.pop(name) for name in list(options) if name in MqttOptions.__dataclass_fields__}
+        settings = {name: options.pop(name) for name in list(options) if name in MqttSettings.model_fields}
         options.setdefault("retry_seconds", (0.05, 0.2))
         self.link = Link(
-            MqttOptions(**{"host": "127.0.0.1", "port": port, "keep_alive": 60} | settings),
+            MqttSettings(**{"host": "127.0.0.1", "port": port, "keep_alive": 60} | settings),
             device,
             groups,
             instance=self.instance,
@@ -319,12 +319,12 @@ class Peer:
         assert self._subscribed.wait(PATIENCE)
         return self
 
-    def send(self, topic: str, payload: bytes | str, *, retain: bool = False, **properties: Any) -> None:
-        """QoS 1, and wait for PUBACK."""
+    def send(self, topic: str, payload: bytes | str, *, qos: int = 1, retain: bool = False, **properties: Any) -> None:
+        """Publish, and wait for PUBACK (QoS 1) or until it is written (QoS 0)."""
         packed: Any = Properties(PacketTypes.PUBLISH)
         for name, value in properties.items():
             setattr(packed, name, value)
-        info = self._client.publish(topic, payload, qos=1, retain=retain, properties=packed)
+        info = self._client.publish(topic, payload, qos=qos, retain=retain, properties=packed)
         info.wait_for_publish(PATIENCE)
         assert info.is_published()
 

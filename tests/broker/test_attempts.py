@@ -8,11 +8,11 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edged.mqtt import reasons
+from edged.mqtt import connection_faults
 from edged.mqtt.attempts import Backoff, ProtocolChoice
 from edged.mqtt.identity import SILENT_LOOKS, Acquaintances, Status, Watch, read_status
-from edged.mqtt.options import MqttOptions
 from edged.mqtt.topics import Topics, is_id
+from edged.settings.model import MqttSettings
 
 
 class Highest(random.Random):
@@ -98,9 +98,9 @@ def test_what_is_no_status_document_is_passed_over(payload: bytes) -> None:
 
 @pytest.mark.parametrize("code", [0x86, 0x87])
 def test_a_wrong_password_names_the_user_and_not_the_password(code: int) -> None:
-    options = MqttOptions(username="board", password="secret")
-    reason = reasons.of_connack(ReasonCode(PacketTypes.CONNACK, identifier=code), options)
-    assert reason == "the broker refused user 'board': bad user name or password"
+    mqtt = MqttSettings(username="board", password="secret")
+    fault = connection_faults.connack_refused(ReasonCode(PacketTypes.CONNACK, identifier=code), mqtt)
+    assert fault.message == "the broker refused user 'board': bad user name or password"
 
 
 TOPICS = Topics("edged/v1", "board")

@@ -50,7 +50,7 @@ def test_a_broker_that_takes_the_device(broker: Mosquitto, tmp_path: Path) -> No
 def test_no_broker_and_no_such_name(tmp_path: Path) -> None:
     port = free_port()
     found = look(tmp_path, port=port)
-    assert found.what == f"127.0.0.1:{port} refused the connection: no broker listens there"
+    assert found.what == f"127.0.0.1:{port}: the connection was refused: no broker listens there"
     assert found.mend == "start the broker, or set mqtt.host and mqtt.port to where it is"
     found = look(tmp_path, host="nowhere.invalid")
     assert found.what.startswith("nowhere.invalid:1883: the name nowhere.invalid cannot be resolved")
@@ -68,7 +68,7 @@ def test_each_way_to_speak_wrongly_to_a_broker(closed: tuple[Mosquitto, int], tm
             "refused user 'board': bad user name or password",
             "set mqtt.username and mqtt.password_file to what the broker knows",
         ),
-        ({"port": broker.port, **file}, "cannot read", "mend the file, or the setting that names it"),
+        ({"port": broker.port, **file}, "cannot be read", "mend the file, or the setting that names it"),
         ({"port": tls_port, **login}, "perhaps it wants TLS there", "set mqtt.tls = true, or mqtt.port"),
         ({"port": broker.port, **login, "tls": True}, "not speak TLS on this port", "set mqtt.tls = false, or"),
         ({"port": tls_port, **login, "tls": True}, "its authority is unknown", "set mqtt.ca_file to the"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import threading
 import time
@@ -12,8 +13,13 @@ import pytest
 from conftest import Device, Mosquitto, Peer, Proxy
 from patience import PATIENCE, QUIET, eventually
 
+from edged.faults import Fault
+from edged.mqtt.attempts import Backoff
+from edged.mqtt.connection import Connection, Role
 from edged.mqtt.events import CancelReceived, JobReceived, LinkDown, LinkUp, Published
 from edged.mqtt.session import PIECES, UNACKNOWLEDGED, UNACKNOWLEDGED_BYTES
+from edged.mqtt.session_plan import Incoming, Subscription
+from edged.settings.model import MqttSettings
 
 Make = Callable[..., Any]
 
@@ -374,6 +380,55 @@ def test_a_flood_waits_in_tcp_while_nothing_is_acknowledged(
         jobs.append(device.wait_for(JobReceived))
         device.link.acknowledge(jobs[-1].receipt)
     assert [int(job.payload) for job in jobs] == list(range(1000))
+
+
+class Hearer:
+    """The owner of one connection; acknowledges what came at QoS 0 as if it were QoS 1, as `edged submit` did."""
+
+    def __init__(self) -> None:
+        self.is_up = threading.Event()
+        self.arrived: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+
+    def up(self, *_: object) -> None:
+        self.is_up.set()
+
+    def down(self, _fault: Fault) -> None: ...
+
+    def received(self, message: Incoming) -> None:
+        if message.receipt.qos == 0:
+            assert message.receipt.session.acknowledge(message.receipt)
+        self.arrived.put(message)
+
+    def published(self, _token: object) -> None: ...
+
+    def publish_refused(self, *_: object) -> None: ...
+
+
+def test_messages_of_qos_0_do_not_count_as_acknowledged(make_broker: Make, make_peer: Make) -> None:
+    broker: Mosquitto = make_broker(lines=["max_inflight_messages 0", "max_queued_messages 0"]).start()
+    hearer = Hearer()
+    role = Role("hearer", "hearer", [[Subscription("t", qos=1)]], keep_session=False)
+    mqtt = MqttSettings(port=broker.port, protocol="3.1.1")
+    connection = Connection(role, mqtt, hearer, Backoff(0.05, 0.2))
+    connection.start()
+    connection.open()
+    try:
+        assert hearer.is_up.wait(PATIENCE)
+        peer: Peer = make_peer(broker.port)
+        for number in range(50):
+            peer.send("t", str(number), qos=0)
+        assert [hearer.arrived.get(timeout=PATIENCE).receipt.qos for _ in range(50)] == [0] * 50
+        for number in range(UNACKNOWLEDGED + 50):
+            peer.send("t", str(number))
+        messages = [hearer.arrived.get(timeout=PATIENCE) for _ in range(UNACKNOWLEDGED)]
+        with pytest.raises(queue.Empty):
+            hearer.arrived.get(timeout=QUIET)
+        for message in messages:
+            message.receipt.session.acknowledge(message.receipt)
+        assert hearer.arrived.get(timeout=PATIENCE).payload == str(UNACKNOWLEDGED).encode()
+    finally:
+        connection.stop(0.0)
+        connection.join(PATIENCE)
 
 
 def test_a_flood_of_large_messages_waits_in_tcp_by_its_bytes(

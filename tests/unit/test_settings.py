@@ -286,6 +286,32 @@ def test_an_empty_or_missing_password_file_is_named(tmp_path: Path) -> None:
         mqtt.read_password()
 
 
+def test_the_first_line_of_the_password_file_is_the_password(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    mqtt = load(None, {"mqtt": {"username": "u", "password_file": str(secret)}}).settings.mqtt
+    for text, password in (("a\r\nb\r\n", "a"), ("a\x0cb", "a\x0cb"), ("a b\n\n", "a b"), ("a\u2028b", "a\u2028b")):
+        secret.write_bytes(text.encode())
+        assert mqtt.read_password() == password
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\xef\xbb\xbfhunter2\n", "begins with a byte order mark"),
+        (b"hunter2 \n", "begins or ends with white space"),
+        (b"\thunter2", "begins or ends with white space"),
+        (b"\xff\xfeh\0", "not UTF-8 text"),
+    ],
+)
+def test_a_password_file_that_an_editor_damaged_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+    secret = tmp_path / "password"
+    secret.write_bytes(content)
+    mqtt = load(None, {"mqtt": {"username": "u", "password_file": str(secret)}}).settings.mqtt
+    with pytest.raises(SettingsError, match=says) as caught:
+        mqtt.read_password()
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("mqtt", "port"), [({}, 1883), ({"tls": True}, 8883), ({"tls": True, "port": 1883}, 1883)])
 def test_the_port_follows_tls_unless_it_is_set(mqtt: dict[str, Any], port: int) -> None:
     assert load(None, {"mqtt": mqtt}).settings.mqtt.effective_port == port

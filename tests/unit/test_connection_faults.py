@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from edged.machine.clock import Clock
-from edged.mqtt import reasons
-from edged.mqtt.options import MqttOptions
+from edged.mqtt.connection_faults import broker_certificate_rejected
+from edged.settings.model import MqttSettings
 
 
 class SetClock(Clock):
@@ -43,14 +43,14 @@ def failure(code: int, message: str) -> ssl.SSLCertVerificationError:
     ],
 )
 def test_a_matter_of_time_is_one_of_the_clock_where_that_may_be_wrong(code: int, right: bool, says: str) -> None:
-    text = reasons._of_certificate(failure(code, "…"), MqttOptions(), SetClock(right))
+    text = broker_certificate_rejected(failure(code, "…"), MqttSettings(), SetClock(right)).message
     assert says in text
     assert ("clock" in text) is not right
 
 
 def test_what_is_no_matter_of_time_does_not_blame_the_clock() -> None:
-    options = MqttOptions(ca_file=Path("/etc/edged/ca.pem"))
+    mqtt = MqttSettings(tls=True, ca_file=Path("/etc/edged/ca.pem"))
     for code, says in ((19, "not among those in /etc/edged/ca.pem"), (62, "for another name than mqtt.host"), (7, "…")):
-        text = reasons._of_certificate(failure(code, "…"), options, SetClock(False))
+        text = broker_certificate_rejected(failure(code, "…"), mqtt, SetClock(False)).message
         assert says in text
         assert "clock" not in text

@@ -1,0 +1,176 @@
+"""Why there is no connection to the broker, as faults with codes, messages and hints."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edged.faults import Fault
+from edged.machine.clock import Clock
+from edged.settings.model import MqttSettings
+
+# MQTT 5 §2.4; paho gives the return codes of 3.1.1 the same numbers.
+NOT_AUTHORIZED = 0x87
+_UNSUPPORTED_PROTOCOL = 0x84
+_BAD_CLIENT_ID = 0x85
+_BAD_USER_OR_PASSWORD = 0x86
+_KEEP_ALIVE_TIMEOUT = 0x8D
+_SESSION_TAKEN_OVER = 0x8E
+
+# Codes of faults that other modules act on.
+PROTOCOL_UNSUPPORTED = "mqtt_protocol_unsupported"
+NO_CONNACK = "mqtt_no_connack"
+CONNACK_TIMEOUT = "mqtt_connack_timeout"
+SESSION_TAKEN_OVER = "mqtt_session_taken_over"
+CONNECTION_LOST = "mqtt_connection_lost"
+
+_SEE_BROKER_LOG = "the broker's own log says more"
+
+LOST = Fault(CONNECTION_LOST, "the connection was lost", _SEE_BROKER_LOG)
+CLOSED = Fault("mqtt_closed", "closed on purpose")
+UNANSWERED = Fault(CONNACK_TIMEOUT, "the broker did not answer CONNECT in time", _SEE_BROKER_LOG)
+
+# OpenSSL's X509_V_ERR_….
+_NOT_YET_VALID, _EXPIRED = 9, 10
+_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+_OTHER_NAME = (62, 64)
+_CLIENT_CERTIFICATE = {
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the certificate {} has expired by the broker's clock",
+    "TLSV1_ALERT_UNKNOWN_CA": "the certificate {} is from an authority that the broker does not know",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the certificate {} is not valid, or not valid yet by the broker's clock",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "the certificate {} has been revoked",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the broker does not accept the certificate {}",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the broker wants a client certificate, and mqtt.cert_file is not set",
+}
+"""TLS alerts about the client's certificate (RFC 8446 §6.2), by OpenSSL's names."""
+
+
+def connect_failed(error: Exception, mqtt: MqttSettings) -> Fault:
+    """The fault for an exception of the TCP connection or the TLS handshake."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return broker_certificate_rejected(error, mqtt, Clock())
+    if isinstance(error, ssl.SSLError):
+        return _tls_failed("there is no TLS connection", error, mqtt)
+    if isinstance(error, socket.gaierror):
+        hint = "set mqtt.host to a name that this board's name server knows, or to an address"
+        return Fault("mqtt_host_unknown", f"the name {mqtt.host} cannot be resolved: {error.strerror}", hint)
+    if isinstance(error, ConnectionRefusedError):
+        hint = "start the broker, or set mqtt.host and mqtt.port to where it is"
+        return Fault("mqtt_connection_refused", "the connection was refused: no broker listens there", hint)
+    if isinstance(error, TimeoutError):
+        hint = "check mqtt.host and mqtt.port, the network, and firewalls between"
+        return Fault("mqtt_connect_timeout", "the broker did not answer in time", hint)
+    if isinstance(error, ConnectionResetError):
+        perhaps = "; perhaps it does not speak TLS on this port" if mqtt.tls else ""
+        hint = _NO_TLS_HINT if mqtt.tls else _SEE_BROKER_LOG
+        return Fault("mqtt_connection_reset", f"the broker reset the connection while it was made{perhaps}", hint)
+    if isinstance(error, OSError):
+        message = f"the broker cannot be reached: {error.strerror or error}"
+        return Fault("mqtt_unreachable", message, "check mqtt.host, and this board's network")
+    return Fault("mqtt_host_unusable", f"{mqtt.host} is not a usable host name: {error}", "set mqtt.host")
+
+
+def credentials_unusable(error: Exception) -> Fault:
+    """The fault for a file with a password, a key or certificates that cannot be used."""
+    return Fault("mqtt_credentials_unusable", str(error), "mend the file, or the setting that names it")
+
+
+def broker_certificate_rejected(error: ssl.SSLCertVerificationError, mqtt: MqttSettings, clock: Clock) -> Fault:
+    """The fault for the broker's certificate; a clock that is not synchronised may be the cause of a wrong date."""
+    verify_code, reason = error.verify_code, error.verify_message
+    if verify_code in (_NOT_YET_VALID, _EXPIRED):
+        message = "the broker's certificate " + ("has expired" if verify_code == _EXPIRED else "is not valid yet")
+        code = "mqtt_certificate_expired" if verify_code == _EXPIRED else "mqtt_certificate_not_yet_valid"
+        if clock.synchronised():
+            return Fault(code, message, "renew the broker's certificate")
+        today = time.strftime("%Y-%m-%d", time.gmtime(clock.wall()))
+        message = f"the clock is not synchronised and says {today}, and by it {message}: set the clock right first"
+        return Fault(code, message, "start systemd-timesyncd or chrony")
+    if verify_code in _UNKNOWN_AUTHORITY:
+        known = f"not among those in {mqtt.ca_file}" if mqtt.ca_file else "unknown to this system (mqtt.ca_file)"
+        message = f"the broker's certificate is not trusted: {reason}; its authority is {known}"
+        hint = "set mqtt.ca_file to the certificate of the broker's authority"
+        return Fault("mqtt_certificate_untrusted", message, hint)
+    if verify_code in _OTHER_NAME:
+        message = f"the broker's certificate is for another name than mqtt.host: {reason}"
+        return Fault("mqtt_certificate_name", message, "set mqtt.host to a name in the broker's certificate")
+    return Fault("mqtt_certificate_untrusted", f"the broker's certificate is not trusted: {reason}", _SEE_BROKER_LOG)
+
+
+_NO_TLS_HINT = "set mqtt.tls = false, or mqtt.port to the broker's port for TLS"
+
+
+def _tls_failed(prefix: str, error: ssl.SSLError, mqtt: MqttSettings) -> Fault:
+    reason = error.reason or ""
+    if reason in _CLIENT_CERTIFICATE:
+        message = f"{prefix}: {_CLIENT_CERTIFICATE[reason].format(mqtt.cert_file)}"
+        return Fault("mqtt_client_certificate_rejected", message, "set mqtt.cert_file to one that the broker accepts")
+    if reason in ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING") or isinstance(error, ssl.SSLEOFError):
+        return Fault("mqtt_no_tls", f"{prefix}: the other side does not speak TLS on this port", _NO_TLS_HINT)
+    return Fault("mqtt_tls_failed", f"{prefix}: {reason.replace('_', ' ').lower() or error}", _SEE_BROKER_LOG)
+
+
+def tls_read_failed(error: ssl.SSLError, mqtt: MqttSettings) -> Fault:
+    """The fault for a TLS alert after the handshake: TLS 1.3 brokers check the client's certificate only then."""
+    return _tls_failed("the broker refused the TLS connection", error, mqtt)
+
+
+def connack_refused(code: ReasonCode, mqtt: MqttSettings) -> Fault:
+    """The fault for a CONNACK that refuses (MQTT 5 §3.2.2.2, MQTT 3.1.1 §3.2.2.3)."""
+    if code.value in (_BAD_USER_OR_PASSWORD, NOT_AUTHORIZED):
+        if mqtt.username is None:
+            message = f"the broker refused a connection without user and password: {_name(code)}"
+            return Fault("mqtt_not_authorized", message, "set mqtt.username and mqtt.password_file")
+        message = f"the broker refused user {mqtt.username!r}: bad user name or password"
+        return Fault(
+            "mqtt_not_authorized", message, "set mqtt.username and mqtt.password_file to what the broker knows"
+        )
+    if code.value == _UNSUPPORTED_PROTOCOL:
+        message = "the broker does not speak this version of MQTT"
+        return Fault(PROTOCOL_UNSUPPORTED, message, 'set mqtt.protocol = "auto"')
+    if code.value == _BAD_CLIENT_ID:
+        message = "the broker refused the client id, which is the device id"
+        return Fault("mqtt_client_id_refused", message, "set device.id to one that the broker accepts")
+    return Fault("mqtt_connack_refused", f"the broker refused the connection: {_name(code)}", _SEE_BROKER_LOG)
+
+
+def no_connack(mqtt: MqttSettings) -> Fault:
+    """The fault for a broker that closed the connection instead of answering CONNECT."""
+    message = "the broker closed the connection at CONNECT without an answer; perhaps "
+    if mqtt.tls:
+        message += "it does not accept the client certificate, or the lack of one"
+        return Fault(NO_CONNACK, message, _SEE_BROKER_LOG)
+    return Fault(
+        NO_CONNACK, message + "it wants TLS there", "set mqtt.tls = true, or mqtt.port to the broker's port without TLS"
+    )
+
+
+def disconnected(code: ReasonCode, from_broker: bool) -> Fault:
+    """The fault for the end of an accepted connection: the broker's DISCONNECT (MQTT 5 §3.14.2.1), or paho's reason."""
+    if not from_broker:
+        if code.value == _KEEP_ALIVE_TIMEOUT:
+            return Fault("mqtt_keep_alive_timeout", "the broker did not answer in time", "check the network")
+        return LOST
+    if code.value == _SESSION_TAKEN_OVER:
+        hint = "give each device a device.id of its own"
+        return Fault(SESSION_TAKEN_OVER, "another client connected under the same id", hint)
+    return Fault("mqtt_disconnected", f"the broker closed the connection: {_name(code)}", _SEE_BROKER_LOG)
+
+
+def closed_before_connack(code: ReasonCode, mqtt: MqttSettings) -> Fault:
+    """The fault for a connection that ended before CONNACK, by paho's reason code."""
+    # paho gives up by itself where the keep-alive time is shorter than our own limit.
+    return UNANSWERED if code.value == _KEEP_ALIVE_TIMEOUT else no_connack(mqtt)
+
+
+def publication_refused(code: ReasonCode, topic: str) -> str:
+    """Why the broker refused a publication (MQTT 5 §3.4.2.1), for people."""
+    hint = "; its access control list does not let this device write there" if code.value == NOT_AUTHORIZED else ""
+    return f"the broker refused the publication to {topic}: {_name(code)}{hint}"
+
+
+def _name(code: ReasonCode) -> str:
+    return code.getName().lower()
