@@ -1,4 +1,4 @@
-"""`edged doctor`: what is wrong here, and how to mend it."""
+"""`edged doctor`: checks this board, its settings, broker and model, and says what to do about each problem."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import stat
 import struct
 import sys
@@ -31,22 +30,23 @@ from edged.machine.memory import available
 from edged.machine.storage import mount_of, swaps_on_card
 from edged.models.store import DEMO_FOLDER
 from edged.settings import Loaded, Settings, address
+from edged.status import sentence
 
 _FREE_DISK = 1 << 30
 _FASTER = {"asimddp", "i8mm", "avx2", "avx512_vnni", "avx_vnni"}
-"""For which onnxruntime has kernels of its own that multiply integers; it goes without them."""
+"""CPU features for which onnxruntime has faster integer kernels; it runs without them too."""
 _OLDEST_GLIBC = (2, 28)
-"""Of numpy's and onnxruntime's wheels (manylinux_2_28; for Python 3.10 it is 2.27, which no system has with it)."""
+"""The oldest glibc that numpy's and onnxruntime's wheels run on (manylinux_2_28)."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: `state` is ok, warn or fail; `mend` says what to do."""
+    """The outcome of one check: `state` is ok, warn or fail; `hint` says what to do."""
 
     check: str
     state: str
-    what: str
-    mend: str = ""
+    message: str
+    hint: str = ""
 
 
 def doctor(config: ConfigOption = None, json_: JsonOption = False) -> None:
@@ -60,36 +60,36 @@ def doctor(config: ConfigOption = None, json_: JsonOption = False) -> None:
         console = Console(highlight=False)
         for finding in findings:
             mark = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}[finding.state]
-            line = Text.assemble(mark, f"  {finding.check:<9} {finding.what}")
+            line = Text.assemble(mark, f"  {finding.check:<9} {finding.message}")
             console.print(line, soft_wrap=True)
-            if finding.mend:
-                console.print(Text(f"                {finding.mend}", style="dim"), soft_wrap=True)
+            if finding.hint:
+                console.print(Text(f"                {finding.hint}", style="dim"), soft_wrap=True)
     if any(finding.state == "fail" for finding in findings):
         raise typer.Exit(FAILED)
 
 
 def open_secrets(loaded: Loaded) -> Iterator[Finding]:
-    """Which files with a secret every user of this board may read."""
+    """A warning for each file with a secret that every user of this board may read."""
     mqtt, http = loaded.settings.mqtt, loaded.settings.http
     files = [mqtt.password_file, mqtt.key_file, http.key_file]
     if mqtt.password is not None:
         files.append(Path(loaded.origins["mqtt.password"]))  # or a variable, which is no file
     for file in files:
         if file is not None and _open_to_all(file.resolve()):
-            mend = f"let only root and the service read it: chgrp edged {file}; chmod 640 {file}"
-            yield Finding("settings", "warn", f"{file} holds a secret, and every user here may read it", mend)
+            hint = f"let only root and the service read it: chgrp edged {file}; chmod 640 {file}"
+            yield Finding("settings", "warn", f"{file} holds a secret, and every user here may read it", hint)
 
 
 def _open_to_all(file: Path) -> bool:
     try:
         folders = all(folder.stat().st_mode & stat.S_IXOTH for folder in file.parents)
         return folders and bool(file.stat().st_mode & stat.S_IROTH)
-    except OSError:  # not there, or not even this user's
+    except OSError:  # missing, or this user may not read it
         return False
 
 
 def examine(settings: Settings, board: Board) -> Iterator[Finding]:
-    """Every check in turn; one that cannot be made is a finding too."""
+    """Run every check; one that fails unexpectedly is a finding too."""
     checks: tuple[tuple[str, Callable[[Settings, Board], Iterator[Finding]]], ...] = (
         ("board", _board),
         ("clock", _clock),
@@ -103,7 +103,7 @@ def examine(settings: Settings, board: Board) -> Iterator[Finding]:
     for name, check in checks:
         try:
             yield from check(settings, board)
-        except Exception as error:  # a doctor that falls over helps nobody
+        except Exception as error:  # the other checks still help
             yield Finding(name, "fail", f"the check itself failed: {type(error).__name__}: {error}")
 
 
@@ -112,8 +112,8 @@ def _board(settings: Settings, board: Board) -> Iterator[Finding]:
     yield Finding("board", "ok", f"{board.model} ({board.kind}), {cores} performance cores, {platform.machine()}")
     if struct.calcsize("P") == 4:
         kernel = "64-bit kernel" if platform.machine() in ("aarch64", "x86_64") else f"kernel for {platform.machine()}"
-        mend = "install a 64-bit system: onnxruntime has no 32-bit wheels"
-        yield Finding("board", "fail", f"32-bit user land on a {kernel}", mend)
+        hint = "install a 64-bit system: onnxruntime has no 32-bit wheels"
+        yield Finding("board", "fail", f"32-bit user land on a {kernel}", hint)
     try:
         yield Finding("board", "ok", f"device id {settings.device.id or device_id(board)}")
     except DeviceIdError as error:
@@ -137,8 +137,8 @@ def _c_library(name: str | None) -> Finding:
         )
     if tuple(map(int, parts)) < _OLDEST_GLIBC:
         needed = ".".join(map(str, _OLDEST_GLIBC))
-        mend = "take Debian 12, Ubuntu 22.04 or newer"
-        return Finding("board", "fail", f"{name}, and onnxruntime's wheels need {needed}", mend)
+        hint = "take Debian 12, Ubuntu 22.04 or newer"
+        return Finding("board", "fail", f"{name}, and onnxruntime's wheels need {needed}", hint)
     return Finding("board", "ok", name)
 
 
@@ -156,17 +156,17 @@ def _disk(settings: Settings, board: Board) -> Iterator[Finding]:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     mount = mount_of(existing.resolve(), board.root)
     if mount is not None and mount.read_only:
-        what = f"{mount.point} ({mount.source}) is mounted read-only"
-        mend = f"mount -o remount,rw {mount.point}; where the kernel did it, dmesg says why, and a card may be worn out"
-        yield Finding("disk", "fail", what, mend)
+        message = f"{mount.point} ({mount.source}) is mounted read-only"
+        hint = f"mount -o remount,rw {mount.point}; where the kernel did it, dmesg says why, and a card may be worn out"
+        yield Finding("disk", "fail", message, hint)
         return
     if not os.access(existing, os.W_OK):
         yield Finding("disk", "fail", f"{existing} cannot be written", "give state_dir to the user that runs edged")
         return
     if mount is not None and mount.volatile:
-        what = f"{folder} lies on {mount.kind}: jobs and results are gone after a power cut"
-        mend = "mount a disk there, set state_dir to one, or switch the overlay off (raspi-config)"
-        yield Finding("disk", "warn", what, mend)
+        message = f"{folder} lies on {mount.kind}: jobs and results are gone after a power cut"
+        hint = "mount a disk there, set state_dir to one, or switch the overlay off (raspi-config)"
+        yield Finding("disk", "warn", message, hint)
     free = shutil.disk_usage(existing).free
     state = "ok" if free >= _FREE_DISK else "warn"
     yield Finding(
@@ -179,8 +179,8 @@ def _memory(settings: Settings, board: Board) -> Iterator[Finding]:
     limit = "" if found.limited_by == "memory" else f", limited by {found.limited_by}"
     yield Finding("memory", "ok", f"{found.usable / 2**30:.1f} GiB can be used now{limit}")
     for swap in swaps_on_card(board.root):
-        mend = f"swapoff {swap} and take it out of the system's settings; zram does no harm"
-        yield Finding("memory", "warn", f"memory is swapped to the card, to {swap}: slow, and wears it out", mend)
+        hint = f"swapoff {swap} and take it out of the system's settings; zram does no harm"
+        yield Finding("memory", "warn", f"memory is swapped to the card, to {swap}: slow, and wears it out", hint)
 
 
 def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
@@ -208,7 +208,7 @@ def _model(settings: Settings, board: Board) -> Iterator[Finding]:
     from edged.models.store import served
 
     if is_running(settings):
-        yield _asked(settings)
+        yield _ask_daemon(settings)
         return
     path, name = served(settings)
     try:
@@ -218,28 +218,28 @@ def _model(settings: Settings, board: Board) -> Iterator[Finding]:
         return
     loaded.close()
     provider = loaded.session.providers[0].removesuffix("ExecutionProvider")
-    what = f"{path} loads in {loaded.load_seconds:.1f} s on {provider} ({loaded.choice.reason})"
-    yield Finding("model", "warn" if loaded.choice.fell_back else "ok", what)
+    message = f"{path} loads in {loaded.load_seconds:.1f} s on {provider} ({loaded.choice.reason})"
+    yield Finding("model", "warn" if loaded.choice.fell_back else "ok", message)
     if loaded.verified is None:
-        mend = "edged model verify --record makes them, once, where the package is known to be right"
-        yield Finding("model", "warn", "it has no known answers: a damaged copy would not be noticed", mend)
+        hint = "edged model verify --record makes them, once, where the package is known to be right"
+        yield Finding("model", "warn", "it has no known answers: a damaged copy would not be noticed", hint)
     else:
         yield Finding("model", "ok", f"{loaded.verified.compared} tokens of its known answers are right")
     if path == DEMO_FOLDER:
-        mend = "edged model pull and use one of your own, or set model.path"
-        yield Finding("model", "warn", "it is the built-in demo model", mend)
+        hint = "edged model pull and use one of your own, or set model.path"
+        yield Finding("model", "warn", "it is the built-in demo model", hint)
 
 
-def _asked(settings: Settings) -> Finding:
-    """What a running edged says of itself: a small board cannot hold the model twice."""
+def _ask_daemon(settings: Settings) -> Finding:
+    """The status of the running daemon, instead of loading the model: a small board cannot hold it twice."""
     try:
         faults = ask_ready(settings)
     except (OSError, ValueError) as error:
-        what = f"edged is running and was not asked over HTTP: {error}; the model was not loaded a second time"
-        return Finding("model", "warn", what, "systemctl status edged says what is missing")
+        message = f"edged is running and was not asked over HTTP: {error}; the model was not loaded a second time"
+        return Finding("model", "warn", message, "systemctl status edged says what is missing")
     if faults:
-        state = "fail" if any(fault.startswith("model unavailable") for fault in faults) else "warn"
-        return Finding("model", state, f"edged is running and says: {'; '.join(faults)}")
+        state = "fail" if any(fault.code == "model_unavailable" for fault in faults) else "warn"
+        return Finding("model", state, f"edged is running and says: {sentence(faults)}")
     return Finding("model", "ok", "edged is running and says that it is ready; not loaded a second time")
 
 
@@ -249,7 +249,7 @@ def _broker(settings: Settings, board: Board) -> Iterator[Finding]:
     try:
         device = settings.device.id or device_id(board)
     except DeviceIdError:
-        return  # said above
+        return  # the board check reports it
     broker = settings.mqtt.address
     fault = reach(settings.mqtt, device, 10.0)
     if fault is None:
@@ -259,7 +259,7 @@ def _broker(settings: Settings, board: Board) -> Iterator[Finding]:
 
 
 def _http(settings: Settings, board: Board) -> Iterator[Finding]:
-    from edged.daemon import http_context
+    from edged.endpoints import check_address, http_context
     from edged.tls import CredentialsError
 
     http = settings.http
@@ -270,19 +270,17 @@ def _http(settings: Settings, board: Board) -> Iterator[Finding]:
         return
     where = address(http.host, http.port)
     if not http.is_loopback and http.client_ca_file is None:
-        what = f"metrics are open to everyone who reaches {where}"
-        yield Finding("http", "warn", what, "set http.client_ca_file, or keep http.host on 127.0.0.1")
+        message = f"metrics are open to everyone who reaches {where}"
+        yield Finding("http", "warn", message, "set http.client_ca_file, or keep http.host on 127.0.0.1")
     if is_running(settings):
         yield Finding("http", "ok", f"{where} is served by the edged that is running")
         return
     try:
-        with socket.socket(socket.AF_INET6 if ":" in http.host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((http.host, http.port))
+        check_address(http.host, http.port)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            what = f"{where} cannot be had: {(error.strerror or str(error)).lower()}"
-            yield Finding("http", "fail", what, "set http.host to an address of this board, and http.port")
+            message = f"{where} cannot be had: {(error.strerror or str(error)).lower()}"
+            yield Finding("http", "fail", message, "set http.host to an address of this board, and http.port")
         elif settings.state_dir.is_dir() and not os.access(settings.state_dir, os.X_OK):
             yield Finding("http", "ok", f"{where} is in use; only root may see whether by edged")
         else:

@@ -1,4 +1,4 @@
-"""Whether edged runs with these settings, and what it says of itself."""
+"""Asks a running daemon: whether there is one with these settings, and which faults it has."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import ssl
 import urllib.error
 import urllib.request
 
+from edged.faults import Fault
 from edged.settings import Settings, address
 
-_PATIENCE = 5.0
-"""Seconds; the answer comes from a thread of its own."""
+_TIMEOUT = 5.0
+"""Seconds; the daemon answers on a thread of its own, however busy it is."""
 
 
 def is_running(settings: Settings) -> bool:
-    """Whether a daemon holds state_dir. False where that may not be looked at."""
+    """Whether a daemon holds the lock on state_dir. False also where this user may not look."""
     try:
         lock = os.open(settings.state_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -30,28 +31,31 @@ def is_running(settings: Settings) -> bool:
     return False
 
 
-def ask_ready(settings: Settings) -> list[str]:
-    """Why a job sent now would not be answered, as the daemon says at /readyz; none: it is ready.
+def ask_ready(settings: Settings) -> list[Fault]:
+    """The faults at the daemon's /readyz; empty: it is ready.
 
-    Raises OSError or ValueError, one line, where it cannot be asked.
+    Raises OSError or ValueError, one line, where the daemon cannot be asked or does not answer with faults.
     """
     http = settings.http
     if http.port == 0:
-        raise ValueError("http.port = 0 is a port that nobody else knows")
+        raise ValueError("http.port = 0 is a random port, which only the daemon's log names")
     if http.client_ca_file is not None:
-        raise ValueError("http.client_ca_file wants a certificate")
+        raise ValueError("http.client_ca_file asks for a client certificate")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)
     context = None
     if http.cert_file is not None:
-        # The daemon's own certificate, of whatever name: this is the machine itself, and nothing secret is sent.
+        # Trust the daemon's own certificate whatever name it has: this is the same machine, and nothing secret is sent.
         context = ssl.create_default_context(cafile=str(http.cert_file))
         context.check_hostname = False
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     url = f"{'https' if context else 'http'}://{address(host, http.port)}/readyz"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     try:
-        with opener.open(url, timeout=_PATIENCE) as answer:
+        with opener.open(url, timeout=_TIMEOUT) as answer:
             body = answer.read(1 << 16)
     except urllib.error.HTTPError as error:  # 503 with its faults
         body = error.read(1 << 16)
-    return [str(fault) for fault in json.loads(body)["faults"]]
+    try:
+        return [Fault(fault["code"], fault["message"], fault["hint"]) for fault in json.loads(body)["faults"]]
+    except (KeyError, TypeError):
+        raise ValueError(f"the answer of {url} is not that of this version of edged") from None

@@ -13,12 +13,15 @@ from typing import Any
 
 from rich.console import Console
 
-from edged.daemon import Daemon, DaemonError
+from edged.app import build
+from edged.daemon import Daemon
 from edged.demo.broker import DemoBroker
 from edged.models.store import DEMO_FOLDER
 from edged.mqtt.sender import Sender
 from edged.settings import load
 from edged.settings.model import HttpSettings
+from edged.startup import StartError
+from edged.status import sentence
 
 DEVICE = "demo"
 ANSWER_SECONDS = 30.0
@@ -55,8 +58,8 @@ def show(stay: bool) -> None:
         }
         settings = load(Path("/dev/null"), flags).settings
         try:
-            daemon = Daemon(settings)
-        except DaemonError as error:
+            daemon = build(settings)
+        except StartError as error:
             raise DemoError(str(error)) from None
         thread = threading.Thread(target=daemon.run, name="daemon")
         thread.start()
@@ -67,9 +70,9 @@ def show(stay: bool) -> None:
                 f"{time.monotonic() - began:.1f} s[/dim]"
             )
             wrong = _ask_all(console, settings)
-            _show_metrics(console, daemon.http.port)
+            _show_metrics(console, daemon.http_port)
             if stay:
-                _stay(console, broker.port, daemon.http.port)
+                _stay(console, broker.port, daemon.http_port)
         finally:
             daemon.stop()
             thread.join()
@@ -89,9 +92,9 @@ def _is_free(port: int) -> bool:
 
 def _wait_until_ready(daemon: Daemon) -> None:
     ends = time.monotonic() + 30.0
-    while faults := daemon.ready_faults():
+    while faults := daemon.status.faults:
         if time.monotonic() > ends:
-            raise DemoError("; ".join(faults))
+            raise DemoError(sentence(faults))
         time.sleep(0.05)
 
 

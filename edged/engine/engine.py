@@ -143,6 +143,11 @@ class Engine:
         self._commands.put(None)
         self._thread.join(timeout)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the thread was started and has ended."""
+        return self._thread.ident is not None and not self._thread.is_alive()
+
     def submit(self, request: Request) -> None:
         """Queue a request. It ends with Finished or Ended."""
         self._commands.put(request)

@@ -12,12 +12,12 @@ from typing import Protocol
 import structlog
 
 from edged.engine.loaded_model import LoadedModel
-from edged.jobs.document import Code, JobError, State, format_time, invalid_id, result_document
+from edged.jobs.document import Code, JobError, State, invalid_id, result_document
 from edged.jobs.expiry import Moment
 from edged.jobs.outbox import Notice, Outbox
 from edged.jobs.reading import Submission, read_submission
 from edged.jobs.spool import Delivery, Known, Queued, Spool
-from edged.machine.clock import Clock
+from edged.machine.clock import Clock, format_time
 from edged.mqtt.events import JobReceived
 from edged.mqtt.topics import Topics
 from edged.report.metrics import Metrics

@@ -21,7 +21,7 @@ from edged.engine.loaded_model import LoadedModel
 from edged.engine.scheduler import Request, rank
 from edged.jobs.admission import Admission, Batch
 from edged.jobs.crash import CrashLedger
-from edged.jobs.document import Code, Job, JobError, State, format_time, invalid_id, result_document
+from edged.jobs.document import Code, Job, JobError, State, invalid_id, result_document
 from edged.jobs.expiry import JobTimes
 from edged.jobs.interrupted import recover
 from edged.jobs.outbox import Notice, Outbox, Publisher
@@ -30,7 +30,7 @@ from edged.jobs.queue import JobQueue
 from edged.jobs.reading import read_stored
 from edged.jobs.results import Course, speed, success
 from edged.jobs.spool import Delivery, Queued, Spool, SpoolError
-from edged.machine.clock import Clock
+from edged.machine.clock import Clock, format_time
 from edged.mqtt.events import CancelReceived, JobReceived, Published, PublishRefused, Receipt
 from edged.mqtt.topics import Topics, is_id
 from edged.report.metrics import Metrics

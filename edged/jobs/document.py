@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from datetime import datetime, timezone
+from datetime import datetime
 from enum import Enum
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -228,11 +228,6 @@ def parse_time(text: str) -> float:
         ).timestamp()
     except (ValueError, OverflowError):
         _refuse("deadline", "is not a time that exists")
-
-
-def format_time(moment: float) -> str:
-    """RFC 3339 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def invalid_id() -> str:

@@ -48,6 +48,11 @@ class Preparer:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the thread was started and has ended."""
+        return self._thread.ident is not None and not self._thread.is_alive()
+
     def stop(self) -> None:
         """End the thread after its work."""
         self._work.put(None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edged.engine.engine import Finished
-from edged.jobs.document import Job, State, format_time, result_document
+from edged.jobs.document import Job, State, result_document
+from edged.machine.clock import format_time
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 # The kernel's NTP_PHASE_LIMIT: a clock that nothing disciplines has at least this error, in microseconds.
@@ -55,3 +56,8 @@ class Clock:
             return False
         timex = _Timex()  # modes 0: only read
         return bool(_adjtimex(ctypes.byref(timex)) >= 0 and timex.maxerror < _UNDISCIPLINED)
+
+
+def format_time(moment: float) -> str:
+    """Seconds since the epoch as RFC 3339 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,1 +1,1 @@
-"""Tells others how the daemon is: metrics, HTTP, systemd, MQTT documents."""
+"""Reports the daemon's status: metrics, HTTP, systemd, MQTT documents. Imports neither engine nor jobs."""

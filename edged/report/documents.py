@@ -1,44 +1,36 @@
-"""What the daemon says of itself over MQTT: the retained status and info, and health at every heartbeat."""
+"""The MQTT documents about the daemon: the retained status and info, and health at every heartbeat."""
 
 from __future__ import annotations
 
 import json
 import platform
-import time
 from typing import Any
 
 import edged
-from edged.engine import ort
-from edged.engine.engine import ModelChanged
-from edged.jobs.desk import Desk
-from edged.jobs.document import format_time
 from edged.machine.board import Board
+from edged.machine.clock import format_time
 from edged.machine.memory import available
 from edged.settings import Settings
+from edged.status import DaemonState, Status, sentence
 
 
-def status_document(state: str, reason: str, model: ModelChanged, instance: str, wall: float) -> bytes:
-    """Whether jobs are answered now, and if not, why. `wall`: seconds since the epoch."""
-    document = {
-        "state": state,
-        "ready": state == "online" and not reason,
-        "reason": reason or None,
-        "model": model.state if model.state != "unavailable" else "model_unavailable",
-        "instance": instance,
-        "time": format_time(wall),
-    }
-    return _json(document)
+def status_document(status: Status) -> bytes:
+    """Whether jobs are answered now, and if not, why."""
+    return _status(status, status.state, sentence(status.faults), [fault.code for fault in status.faults])
 
 
-def info_document(
-    device: str, settings: Settings, board: Board, started: float, model: ModelChanged, tokens_per_second: Any
-) -> bytes:
-    """What this device is and what may be asked of it. `started`: seconds since the epoch."""
-    loaded = model.loaded
+def offline_document(status: Status, reason: str) -> bytes:
+    """The status of a daemon that is gone; also the last will, which the broker publishes."""
+    return _status(status, DaemonState.OFFLINE, reason, [])
+
+
+def info_document(device: str, settings: Settings, board: Board, status: Status) -> bytes:
+    """Facts about this device and the limits for its jobs."""
+    model, facts = status.model, status.model.facts
     document = {
         "device": device,
         "groups": list(settings.device.groups),
-        "started": format_time(started),
+        "started": format_time(status.started),
         "board": {
             "kind": board.kind,
             "model": board.model,
@@ -48,68 +40,71 @@ def info_document(
         },
         "versions": {
             "edged": edged.__version__,
-            "onnxruntime": ort.version(),
+            "onnxruntime": status.onnxruntime,
             "python": platform.python_version(),
         },
-        "model": {"state": model.state, "reason": model.reason or None, **_facts(model)},
+        "model": {"state": model.state, "reason": model.reason or None, **_model_facts(status)},
         "limits": {
-            "rows": loaded.rows if loaded else None,
-            "context": loaded.context if loaded else None,
-            "prefix_bytes": loaded.prefixes.memory.budget if loaded else None,
+            "rows": facts.rows if facts else None,
+            "context": facts.context if facts else None,
+            "prefix_bytes": facts.prefix_bytes if facts else None,
             "max_bytes": settings.jobs.max_bytes,
             "max_queued": settings.jobs.max_queued,
             "retention_seconds": settings.jobs.retention,
         },
-        "tokens_per_second": tokens_per_second or None,
+        "tokens_per_second": status.tokens_per_second or None,
     }
     return _json(document)
 
 
-def health_document(board: Board, desk: Desk, spool_bytes: int, started: float, ready: bool, wall: float) -> bytes:
-    """How the device is. `started` and `wall`: seconds since the epoch."""
+def health_document(board: Board, status: Status) -> bytes:
+    """Load of the device and state of the board."""
     document = {
-        "time": format_time(wall),
-        "uptime_seconds": round(time.time() - started, 1),
-        "ready": ready,
-        "queued": desk.queued,
-        "running": desk.running,
-        "outbox": len(desk.outbox),
-        "spool_bytes": spool_bytes,
+        "time": format_time(status.wall_time),
+        "uptime_seconds": round(status.wall_time - status.started, 1),
+        "ready": not status.faults,
+        "queued": status.queued,
+        "running": status.running,
+        "outbox": status.outbox,
+        "spool_bytes": status.spool_bytes,
         "memory_available_bytes": available().bytes,
         "temperature_celsius": board.temperatures() or None,
         "throttled": [reason for reason, on in board.throttled().items() if on],
         "power_watts": board.power_watts() or None,
-        "tokens_per_second": desk.speed or None,
+        "tokens_per_second": status.tokens_per_second or None,
     }
     return _json(document)
 
 
-def model_labels(model: ModelChanged, name: str) -> dict[str, str]:
-    """The labels of edged_model_info; `name` stands for a model that is not loaded."""
-    loaded = model.loaded
-    return {
-        "name": loaded.package.name if loaded else name,
-        "state": model.state,
-        "execution_provider": loaded.session.providers[0] if loaded else "",
-        "reason": loaded.choice.reason if loaded else model.reason,
+def _status(status: Status, state: DaemonState, reason: str, codes: list[str]) -> bytes:
+    model = status.model.state
+    document = {
+        "state": state.value,
+        "ready": state is DaemonState.ONLINE and not reason,
+        "reason": reason or None,
+        "faults": codes,
+        "model": model if model != "unavailable" else "model_unavailable",
+        "instance": status.instance,
+        "time": format_time(status.wall_time),
     }
+    return _json(document)
 
 
-def _facts(model: ModelChanged) -> dict[str, Any]:
-    loaded = model.loaded
-    if loaded is None:
+def _model_facts(status: Status) -> dict[str, Any]:
+    facts = status.model.facts
+    if facts is None:
         return {}
     return {
-        "name": loaded.package.name,
-        "architecture": loaded.package.architecture,
-        "execution_provider": loaded.session.providers[0],
-        "execution_provider_reason": loaded.choice.reason,
-        "threads": loaded.threads,
-        "planned_bytes": loaded.plan.peak,
-        "verified": loaded.verified is not None,
-        "lone_rows_padded": loaded.bits.lone_row_differs,
-        "same_ids_in_any_company": not (loaded.bits.batches_differ or loaded.bits.chunks_differ),
-        "load_seconds": round(loaded.load_seconds, 3),
+        "name": status.model.name,
+        "architecture": facts.architecture,
+        "execution_provider": facts.execution_provider,
+        "execution_provider_reason": facts.execution_provider_reason,
+        "threads": facts.threads,
+        "planned_bytes": facts.planned_bytes,
+        "verified": facts.verified,
+        "lone_rows_padded": facts.lone_rows_padded,
+        "same_ids_in_any_company": facts.same_ids_in_any_company,
+        "load_seconds": round(facts.load_seconds, 3),
     }
 
 

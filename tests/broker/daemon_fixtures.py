@@ -124,9 +124,9 @@ class Daemon:
             return 0, str(error)
 
     def faults(self) -> list[str] | None:
-        """What /readyz names; None while nobody answers."""
+        """The messages of the faults at /readyz; None while nobody answers."""
         code, body = self.get("/readyz")
-        return json.loads(body)["faults"] if code else None
+        return [fault["message"] for fault in json.loads(body)["faults"]] if code else None
 
     def until_ready(self) -> None:
         def ready() -> bool:

@@ -6,7 +6,8 @@ onnxruntime, and the text `hang` never becomes tokens: from then on, a step may 
 is how long a load may take, which hangs while the pace is `no load`. TEST_BOOT_ID takes the place of the kernel's.
 TEST_CLOCK_FILE holds seconds that CLOCK_BOOTTIME is ahead (libfaketime cannot move it without CLOCK_MONOTONIC, which no
 day passes by in a test), TEST_SYNCHRONISED says whether the wall clock is. TEST_RENDER_SECONDS is how long a chat
-template may take.
+template may take. The prompt ENDS ends the engine's thread, the text `end` that of the preparer, by an exception that
+nothing catches.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from edged import daemon
+from edged import app, liveness
 from edged.engine import template
 from edged.engine.engine import Engine
 from edged.engine.session import ModelSession
 from edged.engine.tokenizer import Tokenizer
 from edged.machine.clock import Clock
 
-POISON, HANG = (7, 7, 7), (13, 13, 13)
+POISON, HANG, ENDS = (7, 7, 7), (13, 13, 13), (11, 11, 11)
 _pace_file = Path(os.environ["TEST_PACE_FILE"])
-_step, _forward, _bring_up, _encode = Engine._step, ModelSession.forward, daemon.load_model, Tokenizer.encode_text
+_step, _forward, _bring_up, _encode = Engine._step, ModelSession.forward, app.load_model, Tokenizer.encode_text
 
 
 def _sleep(seconds: float) -> None:
@@ -42,12 +43,14 @@ def _paced_step(self: Engine) -> None:
         _sleep(0.002)
     if any(row.request.prompt[:3] == POISON and row.made >= 3 for row in self._rows):
         os.abort()
+    if any(row.request.prompt == ENDS for row in self._rows):
+        raise SystemExit  # ends the thread, and no `except Exception` stops it
     _step(self)
 
 
 def _hang() -> None:
     # Only now: what takes its time on a busy machine must not be taken for hung.
-    daemon.STUCK_SECONDS = 0.5
+    liveness.STUCK_SECONDS = 0.5
     threading.Event().wait()
 
 
@@ -66,6 +69,8 @@ def _hung_forward(self: ModelSession, first: int, ids: Any, past: Any, width: in
 def _hung_encode(self: Tokenizer, text: str) -> list[int]:
     if text == "hang":
         _hang()
+    if text == "end":
+        raise SystemExit
     return _encode(self, text)
 
 
@@ -79,7 +84,7 @@ if "TEST_CLOCK_FILE" in os.environ:
     Clock.boottime = lambda self: _boottime(self) + float(_clock_file.read_text())  # type: ignore[method-assign]
 if "TEST_SYNCHRONISED" in os.environ:
     Clock.synchronised = lambda _self: os.environ["TEST_SYNCHRONISED"] == "1"  # type: ignore[method-assign]
-daemon.load_model = _hung_load
-daemon.LOAD_SECONDS = float(os.environ.get("TEST_LOAD_SECONDS", daemon.LOAD_SECONDS))
+app.load_model = _hung_load
+liveness.LOAD_SECONDS = float(os.environ.get("TEST_LOAD_SECONDS", liveness.LOAD_SECONDS))
 template.RENDER_SECONDS = float(os.environ.get("TEST_RENDER_SECONDS", template.RENDER_SECONDS))
 runpy.run_module("edged", run_name="__main__")

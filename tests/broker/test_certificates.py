@@ -103,7 +103,7 @@ def named_everywhere(daemon: Daemon, words: str) -> None:
     assert (words in complaint, told) == (True, ""), complaint
     findings, complaint = doctor.communicate(timeout=PATIENCE)
     (finding,) = [finding for finding in json.loads(findings) if finding["check"] == "broker"]
-    assert (doctor.returncode, finding["state"], words in finding["what"]) == (1, "fail", True), finding
+    assert (doctor.returncode, finding["state"], words in finding["message"]) == (1, "fail", True), finding
     assert "Traceback" not in daemon.log() + complaint
 
 

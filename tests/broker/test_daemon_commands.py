@@ -113,8 +113,8 @@ def test_all_of_it_works_over_ipv6(place: Place) -> None:
     done = daemon.command("submit", "x", "--max-tokens", "3")
     assert done.returncode == 0, done.stderr
     findings = {found["check"]: found for found in json.loads(daemon.command("doctor", "--json").stdout)}
-    assert findings["broker"]["what"] == f"[::1]:{port} answers"
-    assert findings["model"]["what"] == "edged is running and says that it is ready; not loaded a second time"
+    assert findings["broker"]["message"] == f"[::1]:{port} answers"
+    assert findings["model"]["message"] == "edged is running and says that it is ready; not loaded a second time"
 
 
 def test_submit_says_that_a_result_was_not_kept(client: Client5, daemon: Daemon) -> None:
@@ -224,7 +224,7 @@ def model_finding(daemon: Daemon) -> tuple[str, str]:
     """What doctor says of the model: its state, and in which words."""
     findings = json.loads(daemon.command("doctor", "--json").stdout)
     (found,) = [finding for finding in findings if finding["check"] == "model"]
-    return found["state"], found["what"]
+    return found["state"], found["message"]
 
 
 def test_doctor_asks_the_daemon_instead_of_loading_the_model_again(place: Place) -> None:

@@ -66,6 +66,22 @@ def test_three_crashes_while_it_ran_alone_are_a_crash_loop(place: Place, number:
     assert {crash["reason"] for crash in crashes} == {words[number]}
 
 
+@pytest.mark.parametrize(("prompt", "thread"), [([11, 11, 11], "engine"), ("end", "preparer")])
+def test_a_thread_that_ends_takes_the_process_with_it_and_three_times_alone_are_a_crash_loop(
+    place: Place, prompt: object, thread: str
+) -> None:
+    daemon, client = place.daemon(paced=True).start(), place.client()
+    client.send(job("ends", prompt=prompt))
+    for crash in range(3):
+        assert daemon.wait() == -signal.SIGABRT, crash
+        daemon.start(ready=False)
+    error = client.result("ends")["error"]
+    assert (error["code"], f"the {thread} thread has ended" in error["message"]) == ("crash_loop", True)
+    assert client.ask(job("healthy"))["state"] == "succeeded"
+    log = [json.loads(line) for line in daemon.log().splitlines() if line.startswith("{")]
+    assert [entry["jobs"] for entry in log if entry["event"] == "crashed_before"] == [["ends"]] * 3
+
+
 def test_after_a_crash_with_two_rows_the_suspects_run_one_at_a_time(place: Place) -> None:
     daemon, client = place.daemon(paced=True, MODEL__ROWS="2").start(), place.client()
     running(daemon, client, "suspect-1")

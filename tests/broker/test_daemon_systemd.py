@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import free_port
-from daemon_fixtures import Daemon, Place, job, reference_job
+from daemon_fixtures import Daemon, Place, eventually, job, reference_job
 from patience import PATIENCE
 from wheel_rig import SAME, make
 
@@ -149,6 +149,33 @@ def test_a_reload_with_wrong_settings_changes_nothing(place: Place, systemd: Sys
     assert "heartbeat_seconds = -1" in daemon.log()
     systemd.wait("STOPPING=1")
     assert "RELOADING=1" not in systemd.heard
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '[http]\nhost = "127.0.0.1"\ncert_file = "/absent.pem"\nkey_file = "/absent.pem"\n',
+        '[http]\nhost = "192.0.2.1"\nplain_text = true\n',
+        'state_dir = "/proc/edged"\n',
+    ],
+    ids=["certificate", "address", "state_dir"],
+)
+def test_a_reload_that_a_start_would_refuse_is_refused_and_the_daemon_goes_on(place: Place, wrong: str) -> None:
+    daemon, client = place.daemon(), place.client()
+    del daemon.env["EDGED_STATE_DIR"]
+    right = f'state_dir = "{daemon.state_dir}"\n'
+    config = place.folder / "edged.toml"
+    config.write_text(right)
+    daemon.arguments = ["--config", str(config)]
+    daemon.start()
+    config.write_text(wrong if wrong.startswith("state_dir") else right + wrong)
+    daemon.send_signal(signal.SIGHUP)
+    refused = eventually(lambda: [line for line in daemon.log().splitlines() if '"reload_refused"' in line])
+    assert wrong.partition(' = "')[2].partition('"')[0].removeprefix("127.0.0.1") in refused[0]
+    assert client.ask(reference_job("goes-on"))["state"] == "succeeded"
+    assert daemon.log().count('"starting"') == 1
+    assert daemon.command("run").returncode == 1  # a start with these settings
+    assert daemon.end() == 0
 
 
 def test_a_reload_while_it_starts_does_not_end_it(place: Place) -> None:

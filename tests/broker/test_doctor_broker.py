@@ -44,17 +44,17 @@ def closed(make_broker: Callable[..., Mosquitto], tmp_path: Path) -> tuple[Mosqu
 
 def test_a_broker_that_takes_the_device(broker: Mosquitto, tmp_path: Path) -> None:
     found = look(tmp_path, port=broker.port)
-    assert (found.state, found.what, found.mend) == ("ok", f"127.0.0.1:{broker.port} answers", "")
+    assert (found.state, found.message, found.hint) == ("ok", f"127.0.0.1:{broker.port} answers", "")
 
 
 def test_no_broker_and_no_such_name(tmp_path: Path) -> None:
     port = free_port()
     found = look(tmp_path, port=port)
-    assert found.what == f"127.0.0.1:{port}: the connection was refused: no broker listens there"
-    assert found.mend == "start the broker, or set mqtt.host and mqtt.port to where it is"
+    assert found.message == f"127.0.0.1:{port}: the connection was refused: no broker listens there"
+    assert found.hint == "start the broker, or set mqtt.host and mqtt.port to where it is"
     found = look(tmp_path, host="nowhere.invalid")
-    assert found.what.startswith("nowhere.invalid:1883: the name nowhere.invalid cannot be resolved")
-    assert found.mend == "set mqtt.host to a name that this board's name server knows, or to an address"
+    assert found.message.startswith("nowhere.invalid:1883: the name nowhere.invalid cannot be resolved")
+    assert found.hint == "set mqtt.host to a name that this board's name server knows, or to an address"
 
 
 def test_each_way_to_speak_wrongly_to_a_broker(closed: tuple[Mosquitto, int], tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_each_way_to_speak_wrongly_to_a_broker(closed: tuple[Mosquitto, int], tm
             "refused user 'board': bad user name or password",
             "set mqtt.username and mqtt.password_file to what the broker knows",
         ),
-        ({"port": broker.port, **file}, "cannot be read", "mend the file, or the setting that names it"),
+        ({"port": broker.port, **file}, "cannot read", "mend the file, or the setting that names it"),
         ({"port": tls_port, **login}, "perhaps it wants TLS there", "set mqtt.tls = true, or mqtt.port"),
         ({"port": broker.port, **login, "tls": True}, "not speak TLS on this port", "set mqtt.tls = false, or"),
         ({"port": tls_port, **login, "tls": True}, "its authority is unknown", "set mqtt.ca_file to the"),
@@ -79,6 +79,6 @@ def test_each_way_to_speak_wrongly_to_a_broker(closed: tuple[Mosquitto, int], tm
         ),
     ):
         found = look(tmp_path, **mqtt)
-        assert (found.state, what in found.what, found.mend.startswith(mend)) == ("fail", True, True), found
+        assert (found.state, what in found.message, found.hint.startswith(mend)) == ("fail", True, True), found
     found = look(tmp_path, host="localhost", port=tls_port, **login, tls=True, ca_file=tmp_path / "cert.pem")
     assert found.state == "ok", found

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from edged import app
 from edged.daemon import Daemon
 from edged.engine.engine import Engine
 from edged.jobs.desk import Desk
@@ -107,7 +108,7 @@ def _watch_stages() -> None:
 
 
 def _watch_start_and_drain() -> None:
-    init, drain, connect, publish = Daemon.__init__, Daemon._drain, sqlite3.connect, Link.publish
+    build, drain, connect, publish = app.build, Daemon.drain, sqlite3.connect, Link.publish
     now = "starting"
     last: list[str] = []
 
@@ -121,12 +122,13 @@ def _watch_start_and_drain() -> None:
         if event in ("os.rename", "os.remove"):
             _reached(now)
 
-    def watched_init(self: Daemon, *arguments: Any, **options: Any) -> None:
+    def watched_build(*arguments: Any, **options: Any) -> Daemon:
         nonlocal now
-        init(self, *arguments, **options)
+        daemon = build(*arguments, **options)
         if now == _wanted:
             _kill()
         now = ""
+        return daemon
 
     def watched_drain(self: Daemon) -> None:
         nonlocal now
@@ -144,10 +146,10 @@ def _watch_start_and_drain() -> None:
         return publish(self, *arguments, **options)
 
     sys.addaudithook(audited)
-    Daemon.__init__, sqlite3.connect = watched_init, watched_connect  # type: ignore[method-assign]
+    app.build, sqlite3.connect = watched_build, watched_connect
     Link.publish = watched_publish  # type: ignore[method-assign]
     if _wanted == "draining":
-        Daemon._drain = watched_drain  # type: ignore[method-assign]
+        Daemon.drain = watched_drain  # type: ignore[method-assign]
 
 
 def _try_again_soon() -> None:

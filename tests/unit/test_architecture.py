@@ -12,13 +12,14 @@ SOURCE = Path(__file__).parents[2] / "edged"
 Graph = Mapping[str, frozenset[str]]
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"edged", "edged.erasure", "edged.logs"}),
-    frozenset({"edged.machine"}),
+    frozenset({"edged", "edged.erasure", "edged.logs", "edged.faults"}),
+    frozenset({"edged.machine", "edged.status", "edged.liveness"}),
     frozenset({"edged.settings", "edged.tls"}),
     frozenset({"edged.engine", "edged.mqtt", "edged.report"}),
-    frozenset({"edged.models", "edged.jobs"}),
-    frozenset({"edged.app"}),
+    frozenset({"edged.models", "edged.jobs", "edged.endpoints"}),
+    frozenset({"edged.observer", "edged.announcer", "edged.startup"}),
     frozenset({"edged.daemon"}),
+    frozenset({"edged.app"}),
     frozenset({"edged.demo"}),
     frozenset({"edged.cli"}),
     frozenset({"edged.__main__"}),
@@ -28,12 +29,6 @@ LAYERS: tuple[frozenset[str], ...] = (
 NOT_YET = frozenset(
     {
         ("edged.mqtt.events", "edged.mqtt.session"),
-        ("edged.report.documents", "edged.engine.engine"),
-        ("edged.report.documents", "edged.engine.ort"),
-        ("edged.report.documents", "edged.jobs.desk"),
-        ("edged.report.documents", "edged.jobs.document"),
-        ("edged.report.metrics", "edged.engine.prefix_sharing"),
-        ("edged.report.metrics", "edged.jobs.document"),
         ("edged.tls", "edged.mqtt.options"),
     }
 )

@@ -32,6 +32,7 @@ from edged.machine.clock import Clock
 from edged.mqtt.events import CancelReceived, JobReceived, Published
 from edged.mqtt.topics import Topics
 from edged.report.metrics import Metrics
+from edged.status import LatestStatus
 
 TOPICS = Topics("edged/v1", "board")
 
@@ -61,7 +62,7 @@ class World:
             preparer=SimpleNamespace(submit=self.prepare),  # type: ignore[arg-type]
             ledger=SimpleNamespace(last_end=last_end),  # type: ignore[arg-type]
             clock=Clock(),
-            metrics=Metrics(detect(folder)),
+            metrics=Metrics(detect(folder), LatestStatus(), ()),
             **{"max_queued": 1000, "max_bytes": 1 << 20, "retention": 1e6, "allow_pin": False} | options,
         )
 

@@ -19,6 +19,7 @@ from edged.machine.memory import Available, plan_memory
 from edged.mqtt.topics import Topics
 from edged.report.metrics import Metrics
 from edged.settings.keys import KEYS
+from edged.status import LatestStatus
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = (ROOT / "docs/contract.md").read_text(encoding="utf-8")
@@ -56,8 +57,22 @@ def test_topics_are_those_of_the_code() -> None:
     assert listed == own | groups | {topics.reply_prefix + "…"}
 
 
+def fault_codes() -> set[str]:
+    """Every code of a Fault, or of a Task that becomes one, that stands in the code."""
+    codes = set()
+    for path in (ROOT / "edged").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Fault", "Task"):
+                codes |= {argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)}
+    return codes
+
+
+def test_fault_codes_are_those_of_the_code() -> None:
+    assert first_column(section("Faults")) == fault_codes()
+
+
 def test_metrics_are_those_of_the_registry() -> None:
-    families = {family.name: family.type for family in Metrics(detect()).registry.collect()}
+    families = {family.name: family.type for family in Metrics(detect(), LatestStatus(), ()).registry.collect()}
     names = set()
     for name, kind in families.items():
         if name.startswith("edged_"):
@@ -99,7 +114,7 @@ def test_every_fault_is_explained_in_words_that_the_code_has() -> None:
     assert all(cell.strip("| ") for row in rows for cell in row)
     named = set(re.findall(r"`([a-z_]+)[`{]", " ".join(cell for row in rows for cell in row[1:3])))
     events = logged()
-    families = {family.name: family.type for family in Metrics(detect()).registry.collect()}
+    families = {family.name: family.type for family in Metrics(detect(), LatestStatus(), ()).registry.collect()}
     metrics = {name + {"counter": "_total", "info": "_info"}.get(kind, "") for name, kind in families.items()}
     metrics |= {"up", "process_start_time_seconds"}  # Prometheus's own, and its Python client's
     known = set().union(*events.values(), metrics, {code.value for code in Code}, {state.value for state in State})

@@ -48,7 +48,7 @@ def test_a_port_that_another_program_has_is_a_failure(settings: Settings) -> Non
         http = settings.http.model_copy(update={"host": "::1", "port": other.getsockname()[1]})
         taken = settings.model_copy(update={"http": http})
         (found,) = bad(taken, BOARDS / "pi5", "http")
-        assert (found.state, found.mend) == ("fail", "set http.port to a free one")
+        assert (found.state, found.hint) == ("fail", "set http.port to a free one")
         settings.state_dir.mkdir()
         with (settings.state_dir / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # as a running edged does
@@ -68,10 +68,10 @@ def test_a_secret_that_every_user_may_read_is_a_warning(open_folder: Path) -> No
         f'[mqtt]\ntls = true\nusername = "u"\npassword = "x"\ncert_file = "{secret}"\nkey_file = "{secret}"\n'
     )
     settings.chmod(0o644)
-    assert [found.what.split()[0] for found in open_secrets(load(settings))] == [str(secret), str(settings)]
+    assert [found.message.split()[0] for found in open_secrets(load(settings))] == [str(secret), str(settings)]
     secret.chmod(0o600)
     (found,) = open_secrets(load(settings))
-    assert (found.state, f"chmod 640 {settings}" in found.mend) == ("warn", True)
+    assert (found.state, f"chmod 640 {settings}" in found.hint) == ("warn", True)
     settings.chmod(0o640)
     assert [*open_secrets(load(settings))] == []
 
@@ -90,13 +90,13 @@ def test_settings_without_a_secret_and_secrets_in_a_closed_folder_are_nobodys_co
 def test_an_address_that_is_not_the_boards_is_a_failure(settings: Settings, host: str) -> None:
     http = settings.http.model_copy(update={"host": host, "plain_text": True})
     is_open, found = bad(settings.model_copy(update={"http": http}), BOARDS / "pi5", "http")
-    assert (is_open.state, "are open to everyone" in is_open.what) == ("warn", True)
-    assert (found.state, found.mend) == ("fail", "set http.host to an address of this board, and http.port")
+    assert (is_open.state, "are open to everyone" in is_open.message) == ("warn", True)
+    assert (found.state, found.hint) == ("fail", "set http.host to an address of this board, and http.port")
 
 
 def test_swap_on_the_card_is_a_warning(settings: Settings) -> None:
     (found,) = bad(settings, BOARDS / "pi4", "memory")
-    assert (found.state, "to /var/swap" in found.what, "swapoff /var/swap" in found.mend) == ("warn", True, True)
+    assert (found.state, "to /var/swap" in found.message, "swapoff /var/swap" in found.hint) == ("warn", True, True)
 
 
 @pytest.mark.parametrize("board", ["pi5", "jetson-orin"])
@@ -129,13 +129,13 @@ def test_state_in_memory_is_a_warning(settings: Settings, tmp_path: Path) -> Non
     place = settings.state_dir.parent.resolve()
     root = over(tree(tmp_path, "pi4"), f"90 27 0:40 / {place} rw - tmpfs tmpfs rw")
     (found,) = bad(settings, root, "disk")
-    assert (found.state, "lies on tmpfs" in found.what) == ("warn", True)
+    assert (found.state, "lies on tmpfs" in found.message) == ("warn", True)
 
 
 def test_an_overlay_over_the_card_is_a_warning(settings: Settings, tmp_path: Path) -> None:
     root = over(tree(tmp_path, "pi4"), "90 1 0:40 / / rw - overlay overlay rw,lowerdir=/a,upperdir=/b")
     (found,) = bad(settings, root, "disk")
-    assert (found.state, "lies on overlay" in found.what, "raspi-config" in found.mend) == ("warn", True, True)
+    assert (found.state, "lies on overlay" in found.message, "raspi-config" in found.hint) == ("warn", True, True)
 
 
 def test_a_card_that_the_kernel_made_read_only_is_a_fault(settings: Settings, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_card_that_the_kernel_made_read_only_is_a_fault(settings: Settings, tm
     table = root / "proc/self/mountinfo"
     table.write_text(table.read_text().replace("/dev/mmcblk0p2 rw", "/dev/mmcblk0p2 ro"))
     (found,) = bad(settings, root, "disk")
-    assert (found.state, found.what) == ("fail", "/ (/dev/mmcblk0p2) is mounted read-only")
+    assert (found.state, found.message) == ("fail", "/ (/dev/mmcblk0p2) is mounted read-only")
 
 
 def test_the_innermost_and_latest_mount_holds_a_folder(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_the_innermost_and_latest_mount_holds_a_folder(tmp_path: Path) -> None:
 )
 def test_the_c_library_must_be_one_that_the_wheels_know(name: str | None, state: str) -> None:
     found = _c_library(name)
-    assert (found.state, bool(found.mend)) == (state, state == "fail")
+    assert (found.state, bool(found.hint)) == (state, state == "fail")
 
 
 @pytest.mark.parametrize(
@@ -186,4 +186,4 @@ def test_the_wheel_for_a_jetson_is_named_by_its_release(l4t: str | None, python:
 
 def test_a_jetson_on_its_cpu_is_told_which_wheel_it_needs(settings: Settings) -> None:
     (found,) = bad(settings, BOARDS / "jetson-orin", "runtime")
-    assert (found.state, "GPU" in found.what, "set model.runtime_wheels" in found.mend) == ("warn", True, True)
+    assert (found.state, "GPU" in found.message, "set model.runtime_wheels" in found.hint) == ("warn", True, True)

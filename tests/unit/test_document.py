@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edged.cli.common import BadUseError, job_document
-from edged.jobs.document import Code, Job, JobError, State, format_time, parse_time, result_document
+from edged.jobs.document import Code, Job, JobError, State, parse_time, result_document
 from edged.jobs.reading import MAX_DEPTH, MAX_FAULTS, MAX_READ, Submission, canonical_json, read_submission
+from edged.machine.clock import format_time
 
 LIMIT = 1 << 20
 TURNS = 'a list of 1 to 1000 turns such as {"role": "user", "content": "…"}'

@@ -5,22 +5,28 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from edged.faults import Fault
 from edged.report.http import HttpServer
+from edged.status import STALE_SECONDS, LatestStatus, Status
+
+READY = Status(unready=())
 
 
 @pytest.fixture
-def faults() -> list[str]:
-    return []
+def latest() -> LatestStatus:
+    return LatestStatus(READY)
 
 
 @pytest.fixture
-def server(faults: list[str]) -> Iterator[HttpServer]:
-    server = HttpServer("127.0.0.1", 0, lambda: b"edged_x 1\n", list, lambda: faults)
+def server(latest: LatestStatus) -> Iterator[HttpServer]:
+    server = HttpServer("127.0.0.1", 0, lambda: b"edged_x 1\n", latest)
     server.start()
     yield server
     server.stop()
@@ -40,19 +46,45 @@ def test_metrics_are_served_as_prometheus_wants_them(server: HttpServer) -> None
 
 
 def test_an_address_of_ipv6_is_listened_on() -> None:
-    server = HttpServer("::1", 0, lambda: b"edged_x 1\n", list, list)
+    server = HttpServer("::1", 0, lambda: b"edged_x 1\n", LatestStatus())
     server.start()
     with urllib.request.urlopen(f"http://[::1]:{server.port}/metrics", timeout=5) as answer:
         assert answer.read() == b"edged_x 1\n"
     server.stop()
 
 
-def test_readyz_says_which_is_not(server: HttpServer, faults: list[str]) -> None:
-    assert ask(server, "GET", "/readyz")[0] == 200
-    faults.append("broker 모델 not connected")
+def test_readyz_names_the_faults_and_healthz_only_those_of_a_standstill(
+    server: HttpServer, latest: LatestStatus
+) -> None:
+    assert ask(server, "GET", "/readyz")[:2] == (200, b'{"ok": true, "faults": []}\n')
+    latest.current = replace(READY, unready=(Fault("model_loading", "model 모델 loading", "wait"),))
     status, body, _ = ask(server, "GET", "/readyz")
-    assert (status, json.loads(body)) == (503, {"ok": False, "faults": faults})
+    loading = {"code": "model_loading", "message": "model 모델 loading", "hint": "wait"}
+    assert (status, json.loads(body)) == (503, {"ok": False, "faults": [loading]})
     assert ask(server, "GET", "/healthz")[0] == 200
+    latest.current = replace(latest.current, stalled=(Fault("step_hung", "a step hangs"),))
+    for path, codes in (("/healthz", ["step_hung"]), ("/readyz", ["step_hung", "model_loading"])):
+        status, body, _ = ask(server, "GET", path)
+        assert (status, [fault["code"] for fault in json.loads(body)["faults"]]) == (503, codes)
+
+
+def test_a_main_loop_that_stands_still_is_seen_by_the_age_of_its_snapshot(
+    server: HttpServer, latest: LatestStatus
+) -> None:
+    latest.current = replace(READY, monotonic_time=time.monotonic() - STALE_SECONDS - 5)
+    for path in ("/healthz", "/readyz"):
+        status, body, _ = ask(server, "GET", path)
+        (fault,) = json.loads(body)["faults"]
+        assert (status, fault["code"], "for 12" in fault["message"]) == (503, "main_loop_stalled", True)
+
+
+def test_a_server_whose_thread_has_ended_says_so() -> None:
+    server = HttpServer("127.0.0.1", 0, lambda: b"", LatestStatus())
+    assert not server.ended
+    server.start()
+    assert not server.ended
+    server.stop()
+    assert server.ended
 
 
 def test_head_has_no_body(server: HttpServer) -> None:
@@ -86,4 +118,4 @@ def test_noise_neither_stops_it_nor_fills_the_log(
 
 def test_a_taken_port_is_an_error_of_the_system(server: HttpServer) -> None:
     with pytest.raises(OSError, match="in use"):
-        HttpServer("127.0.0.1", server.port, lambda: b"", list, list)
+        HttpServer("127.0.0.1", server.port, lambda: b"", LatestStatus())

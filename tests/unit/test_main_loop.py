@@ -1,139 +1,152 @@
-"""The daemon's main loop, not started: what it takes out of its inbox."""
+"""The daemon's main loop, not started: built from real parts and turned by hand."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edged import daemon as daemon_module
-from edged.daemon import EVENTS, LOAD_SECONDS, STUCK_SECONDS, Daemon
-from edged.jobs.crash import CrashLedger
+from edged import announcer, app
+from edged.daemon import EVENTS, Daemon, Parts
+from edged.engine.engine import ModelChanged
+from edged.jobs.desk import Desk
 from edged.jobs.spool import SpoolError
+from edged.machine.board import Board
 from edged.machine.storage import Mount
+from edged.mqtt.events import DeviceIdFree, DeviceIdTaken, LinkDown, LinkUp, Published
+from edged.mqtt.link import Link
+from edged.report.supervisor import Supervisor
 from edged.settings import Settings
+from edged.startup import StartError
+
+Build = Callable[..., Daemon]
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Daemon:
-    return Daemon(Settings(state_dir=tmp_path, device={"id": "board"}, http={"port": 0}))  # type: ignore[arg-type]
+def settings(tmp_path: Path) -> Settings:
+    return Settings(state_dir=tmp_path, device={"id": "board"}, http={"port": 0})  # type: ignore[arg-type]
 
 
-def test_a_flood_of_events_is_taken_whole_and_in_order(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def parts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Parts:
+    """What build() gives the daemon; a test makes the daemon of it, perhaps with some of them replaced."""
+    made: list[Parts] = []
+
+    def keep(parts: Parts) -> Daemon:
+        made.append(parts)
+        return Daemon(parts)
+
+    monkeypatch.setattr(app, "Daemon", keep)
+    app.build(settings)
+    return made[0]
+
+
+def codes(daemon: Daemon) -> list[str]:
+    return [fault.code for fault in daemon.status.faults]
+
+
+def test_a_flood_of_events_is_taken_whole_and_in_order(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Any] = []
-    monkeypatch.setattr(daemon, "_take", taken.append)
+    monkeypatch.setattr(Desk, "published", lambda _self, event: taken.append(event.token))
+    daemon = Daemon(parts)
     for n in range(2 * EVENTS + 500):
-        daemon._inbox.put(n)  # type: ignore[arg-type]
+        parts.inbox.put(Published(n))
     for _ in range(3):
-        daemon._turn(0.0)
+        daemon.turn(0.0)
     assert taken == list(range(2 * EVENTS + 500))
 
 
-class Aborted(BaseException):
-    """In place of the end of the process that runs the tests."""
-
-
-def test_a_hung_step_ends_the_process_and_is_told_in_log_health_and_to_the_next_process(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def abort() -> None:
-        raise Aborted
-
-    logged: list[str] = []
-    monkeypatch.setattr(daemon_module.os, "abort", abort)
-    monkeypatch.setattr(daemon_module.log, "error", lambda event, **_: logged.append(event))
-    daemon._engine.busy_since = time.monotonic() - STUCK_SECONDS + 5
-    daemon._turn(0.0)
-    assert logged == []
-    daemon._engine.busy_since = time.monotonic() - STUCK_SECONDS - 1
-    assert any("a step of the model has taken 12" in fault for fault in daemon.alive_faults())
-    assert any("a step of the model has taken 12" in fault for fault in daemon.ready_faults())
-    with pytest.raises(Aborted):
-        daemon._turn(0.0)
-    assert logged == ["engine_stuck"]
-    assert "a step of the model hung for 121 s" in str(CrashLedger(tmp_path, daemon._clock.boot_id()).last_end.crash)
-
-
-def test_a_hung_load_ends_the_process_and_blames_no_job_whose_session_is_being_rebuilt(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def abort() -> None:
-        raise Aborted
-
-    monkeypatch.setattr(daemon_module.os, "abort", abort)
-    daemon._ledger.write_running([7])
-    daemon._engine.loading_since = time.monotonic() - LOAD_SECONDS - 1
-    assert any("loading the model has taken 12" in fault for fault in daemon.alive_faults())
-    with pytest.raises(Aborted):
-        daemon._turn(0.0)
-    end = CrashLedger(tmp_path, daemon._clock.boot_id()).last_end
-    assert (end.crash, end.running) == ("loading the model hung for 121 s", ())
-
-
-@pytest.mark.parametrize(("preparing", "blamed"), [(7, (7,)), (None, ())])
-def test_a_prompt_that_is_prepared_for_ever_ends_the_process_and_is_to_blame(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, preparing: int | None, blamed: tuple[int, ...]
-) -> None:
-    def abort() -> None:
-        raise Aborted
-
-    monkeypatch.setattr(daemon_module.os, "abort", abort)
-    daemon._ledger.write_running([3])  # has a row, and nothing to do with it
-    daemon._desk.preparing = preparing
-    daemon._preparer.busy_since = time.monotonic() - STUCK_SECONDS - 1
-    assert any("preparing a prompt has taken 12" in fault for fault in daemon.alive_faults())
-    with pytest.raises(Aborted):
-        daemon._turn(0.0)
-    end = CrashLedger(tmp_path, daemon._clock.boot_id()).last_end
-    assert (end.crash, end.running) == ("preparing a prompt hung for 121 s", blamed)
-
-
-def test_what_threatens_the_card_is_told_at_the_start_and_a_throttled_board_when_it_begins(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    logged: list[str] = []
-    monkeypatch.setattr(daemon_module.log, "warning", lambda event, **_: logged.append(event))
-    monkeypatch.setattr(daemon_module, "mount_of", lambda *_: Mount(Path("/"), "tmpfs", "none", False))
-    monkeypatch.setattr(daemon_module, "swaps_on_card", lambda _: ["/var/swap"])
-    daemon._warn_of_the_disk()
-    assert logged == ["state_dir_volatile", "memory_swapped_to_card"]
-    logged.clear()
-    states = [{}, {"throttled"}, {"throttled"}, {"throttled", "under_voltage"}, set(), {"throttled"}]
-    for on in states:
-        monkeypatch.setattr(daemon._board, "throttled", lambda on=on: dict.fromkeys(on, True))
-        daemon._heartbeat()
-    assert logged == ["board_throttled"] * 3
-
-
-def test_a_sign_of_life_is_given_only_while_every_loop_moves(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    signs: list[None] = []
-    monkeypatch.setattr(daemon._supervisor, "alive", lambda: signs.append(None))
-    daemon._turn(0.0)
-    assert len(signs) == 1
-    daemon._engine.loading_since = time.monotonic() - LOAD_SECONDS + 5  # takes its time
-    daemon._turn(0.0)
-    assert len(signs) == 2
-    daemon._engine.loading_since = None
-    monkeypatch.setattr(daemon._link, "stood_still", lambda: STUCK_SECONDS + 1)
-    daemon._turn(0.0)
-    assert len(signs) == 2
-    assert any("connection to the broker has stood still for 12" in fault for fault in daemon.ready_faults())
-
-
 def test_a_spool_that_cannot_be_read_costs_one_event_and_not_the_daemon(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[Any] = []
 
-    def take(event: Any) -> None:
-        taken.append(event)
-        if event == 1:
+    def published(_self: Desk, event: Published) -> None:
+        taken.append(event.token)
+        if event.token == 1:
             raise SpoolError("input/output error")
 
-    monkeypatch.setattr(daemon, "_take", take)
+    monkeypatch.setattr(Desk, "published", published)
+    daemon = Daemon(parts)
     for n in range(3):
-        daemon._inbox.put(n)  # type: ignore[arg-type]
-    daemon._turn(0.0)
+        parts.inbox.put(Published(n))
+    daemon.turn(0.0)
     assert taken == [0, 1, 2]
+
+
+def test_each_turn_makes_a_snapshot_that_names_what_is_missing(parts: Parts) -> None:
+    daemon = Daemon(parts)
+    assert codes(daemon) == ["model_loading", "broker_not_connected"]
+    parts.inbox.put(LinkDown("control", "no broker listens there"))
+    parts.inbox.put(ModelChanged("unavailable", "model.onnx is cut"))
+    daemon.turn(0.0)
+    assert [fault.message for fault in daemon.status.faults] == [
+        "model unavailable: model.onnx is cut",
+        "broker 127.0.0.1:1883 not connected: no broker listens there",
+    ]
+    parts.inbox.put(LinkUp("control", False, "5", refused=("edged/v1/device/board/cancel",)))
+    daemon.turn(0.0)
+    assert codes(daemon) == ["model_unavailable", "subscription_refused"]
+    parts.inbox.put(DeviceIdTaken("other"))
+    daemon.turn(0.0)
+    assert codes(daemon) == ["model_unavailable", "device_id_taken"]
+    parts.inbox.put(DeviceIdFree())
+    daemon.turn(0.0)
+    assert codes(daemon) == ["model_unavailable", "subscription_refused"]
+    daemon.stop()
+    daemon.turn(0.0)
+    assert codes(daemon)[0] == "draining"
+
+
+class Signs(Supervisor):
+    """Counts signs of life."""
+
+    given = 0
+
+    def alive(self) -> None:
+        self.given += 1
+
+
+def test_a_sign_of_life_is_given_only_while_the_connection_moves(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    signs = Signs()
+    daemon = Daemon(replace(parts, supervisor=signs))
+    daemon.turn(0.0)
+    assert signs.given == 1
+    monkeypatch.setattr(Link, "stood_still", lambda _self: 121.0)
+    daemon.turn(0.0)
+    assert signs.given == 1
+    assert [fault.code for fault in daemon.status.stalled] == ["link_stalled"]
+
+
+def test_a_throttled_board_is_logged_when_it_begins(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(announcer.log, "warning", lambda event, **_: logged.append(event))
+    states: list[set[str]] = [set(), {"throttled"}, {"throttled"}, {"throttled", "under_voltage"}, set(), {"throttled"}]
+    for on in states:
+        monkeypatch.setattr(Board, "throttled", lambda _self, on=on: dict.fromkeys(on, True))
+        parts.announcer.heartbeat(parts.latest.current)
+    assert logged == ["board_throttled"] * 3
+
+
+def test_storage_that_loses_jobs_or_wears_out_the_card_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(announcer.log, "warning", lambda event, **_: logged.append(event))
+    monkeypatch.setattr(announcer, "mount_of", lambda *_: Mount(Path("/"), "tmpfs", "none", False))
+    monkeypatch.setattr(announcer, "swaps_on_card", lambda _: ["/var/swap"])
+    announcer.warn_about_storage(tmp_path, tmp_path)
+    assert logged == ["state_dir_volatile", "memory_swapped_to_card"]
+
+
+def test_a_start_that_fails_leaves_state_dir_for_the_next_one(settings: Settings, parts: Parts, tmp_path: Path) -> None:
+    http = settings.http.model_copy(update={"port": parts.http.port})
+    other = settings.model_copy(update={"state_dir": tmp_path / "other", "http": http})
+    for _ in range(2):
+        with pytest.raises(StartError, match=r"http\.port"):  # and not: another edged runs there
+            app.build(other)
+    with pytest.raises(StartError, match="another edged runs on"):
+        app.build(settings)

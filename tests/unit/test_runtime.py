@@ -67,8 +67,8 @@ def test_a_wheel_is_unpacked_once_and_computes(folder: Path, tmp_path: Path) -> 
     before = unpacked.stat().st_ino
     done = edged(state, folder, "doctor", "--json", EDGED_MQTT__PORT="9", HOME=str(home), XDG_CACHE_HOME=str(home))
     (runtime,) = findings(done, "runtime")
-    assert runtime["what"].startswith(f"onnxruntime {VERSION} computes on ")
-    assert runtime["what"].endswith(f", from {wheel}")
+    assert runtime["message"].startswith(f"onnxruntime {VERSION} computes on ")
+    assert runtime["message"].endswith(f", from {wheel}")
     assert [path.stat().st_ino for path in (state / "runtimes").iterdir()] == [before]
     assert not home.exists()  # its telemetry is off too
 
@@ -83,9 +83,9 @@ def test_a_refused_wheel_costs_a_word_and_no_answer(folder: Path, tmp_path: Path
     assert (done.stdout.strip(), done.stderr) == (ANSWER, f"edged: {why}\n")
     done = edged(tmp_path, folder, "doctor", "--json", EDGED_MQTT__PORT="9")
     refused, runtime = findings(done, "runtime")
-    assert (refused["state"], refused["what"], runtime["state"]) == ("warn", why, "ok")
+    assert (refused["state"], refused["message"], runtime["state"]) == ("warn", why, "ok")
     model = findings(done, "model")[0]
-    assert (model["state"], why in model["what"]) == ("warn", True)
+    assert (model["state"], why in model["message"]) == ("warn", True)
     done = edged(tmp_path, folder, "generate", ORDER, EDGED_MODEL__EXECUTION_PROVIDER="cuda")
     assert done.returncode == 1
     assert "model.execution_provider names cuda" in done.stderr

@@ -1,0 +1,75 @@
+"""Announces the daemon's status: retained MQTT documents and systemd's status line when they change, and heartbeats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from edged.machine.board import Board
+from edged.machine.storage import mount_of, swaps_on_card
+from edged.mqtt.link import Link
+from edged.report.documents import health_document, info_document, offline_document, status_document
+from edged.report.supervisor import Supervisor
+from edged.settings import Settings
+from edged.status import Status, sentence
+
+log = structlog.get_logger(__name__)
+
+
+class Announcer:
+    """Publishes through the link and the supervisor. Main thread only."""
+
+    def __init__(self, link: Link, supervisor: Supervisor, settings: Settings, board: Board, device: str) -> None:
+        self._link = link
+        self._supervisor = supervisor
+        self._settings = settings
+        self._board = board
+        self._device = device
+        self._ready_sent = False
+        self._throttled: set[str] = set()
+        self._published_status: tuple[object, ...] | None = None
+        self._published_info: tuple[object, ...] | None = None
+
+    def reconnected(self) -> None:
+        """Publish the retained documents again: the broker may be another one, or may have lost them."""
+        self._published_status = self._published_info = None
+
+    def publish_changes(self, status: Status) -> None:
+        """Publish the documents that changed; one that the link does not take now is tried again at the next call."""
+        topics = self._link.topics
+        info = (status.model.state, status.model.reason, bool(status.tokens_per_second))
+        if info != self._published_info:
+            document = info_document(self._device, self._settings, self._board, status)
+            if self._link.publish(topics.info, document, qos=1, retain=True):
+                self._published_info = info
+        self._supervisor.status(sentence(status.faults) or f"serving {status.model.name}")
+        if status.model.state != "loading" and not self._ready_sent:
+            self._ready_sent = True
+            self._supervisor.ready()
+        news = (status.state, status.faults)
+        if news != self._published_status and self._link.publish(
+            topics.status, status_document(status), qos=1, retain=True
+        ):
+            self._published_status = news
+
+    def publish_offline(self, status: Status, reason: str) -> bool:
+        """Publish the status `offline`; False where the link does not take it now."""
+        return self._link.publish(self._link.topics.status, offline_document(status, reason), qos=1, retain=True)
+
+    def heartbeat(self, status: Status) -> None:
+        """Publish the health document, and log when the board starts to be throttled."""
+        throttled = {reason for reason, on in self._board.throttled().items() if on}
+        if throttled - self._throttled:
+            log.warning("board_throttled", reasons=sorted(throttled))
+        self._throttled = throttled
+        self._link.publish(self._link.topics.health, health_document(self._board, status), qos=0)
+
+
+def warn_about_storage(state_dir: Path, root: Path) -> None:
+    """Log what loses jobs at a power cut or wears out the card, though everything works. `root`: of the machine."""
+    mount = mount_of(state_dir.resolve(), root)
+    if mount is not None and mount.volatile:
+        log.warning("state_dir_volatile", kind=mount.kind, hint="files in memory are lost at a power cut")
+    for swap in swaps_on_card(root):
+        log.warning("memory_swapped_to_card", place=swap, hint="zram does no harm")

@@ -1,0 +1,178 @@
+"""Wires the daemon: build() constructs every part and hands each of them what it needs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from edged.announcer import Announcer
+from edged.daemon import Daemon, Inbox, Parts
+from edged.engine import runtime
+from edged.engine.engine import Engine
+from edged.engine.loaded_model import LoadedModel, load_model
+from edged.engine.package import signature
+from edged.engine.prefix_files import PREFIXES
+from edged.jobs.crash import CrashLedger
+from edged.jobs.desk import Desk
+from edged.jobs.document import State
+from edged.jobs.prompt import Preparer
+from edged.jobs.spool import Spool, SpoolError
+from edged.jobs.spool_recovery import open_spool
+from edged.liveness import load_limit
+from edged.machine.board import Board, detect
+from edged.machine.clock import Clock
+from edged.machine.memory import available
+from edged.models.store import DEMO_FOLDER, served
+from edged.mqtt.link import Link
+from edged.observer import Observed, Observer
+from edged.report.documents import offline_document
+from edged.report.http import HttpServer
+from edged.report.metrics import Metrics
+from edged.report.supervisor import Supervisor
+from edged.settings import Settings
+from edged.startup import StartError, address_refused, check_settings, lock_state_dir, state_dir_refused
+from edged.status import LatestStatus
+
+log = structlog.get_logger(__name__)
+
+
+def build(
+    settings: Settings,
+    *,
+    root: Path = Path("/"),
+    supervisor: Supervisor | None = None,
+    load_settings: Callable[[], Settings] | None = None,
+) -> Daemon:
+    """Lock state_dir, open the spool and construct the daemon; nothing connects before its run(). Raises StartError.
+
+    `root`: where the board's /proc, /sys and /etc lie. `load_settings` reads the settings anew for a reload and raises
+    SettingsError; None: they stay as they are.
+    """
+    board, clock, supervisor = detect(root), Clock(), supervisor or Supervisor()
+    identity = check_settings(settings, board)
+    device, instance = identity.device, uuid.uuid4().hex
+    with contextlib.ExitStack() as undo:
+        lock = lock_state_dir(settings)
+        undo.callback(os.close, lock)
+        spool, ledger = _open_state(settings, clock, supervisor)
+        undo.callback(spool.close)
+        latest = LatestStatus()
+        metrics = Metrics(board, latest, [state.value for state in State])
+        try:
+            http = HttpServer(settings.http.host, settings.http.port, metrics.text, latest, identity.http_context)
+        except OSError as error:
+            raise address_refused(settings, error) from None
+        undo.pop_all()
+    inbox: Inbox = queue.SimpleQueue()
+    model_path, model_name = served(settings)
+    if model_path == DEMO_FOLDER:
+        log.warning("model_is_demo", hint="no package is chosen (edged model use, or model.path)")
+    link = _link(settings, device, instance, inbox, latest)
+    engine = Engine(
+        load=_loader(settings, board, supervisor, model_path, model_name),
+        watch=lambda: signature(model_path),
+        deliver=inbox.put,
+        note_running=ledger.write_running,
+    )
+    preparer = Preparer(inbox.put)
+    desk = Desk(
+        device=device,
+        topics=link.topics,
+        spool=spool,
+        link=link,
+        engine=engine,
+        preparer=preparer,
+        ledger=ledger,
+        clock=clock,
+        metrics=metrics,
+        max_queued=settings.jobs.max_queued,
+        max_bytes=settings.jobs.max_bytes,
+        retention=settings.jobs.retention,
+        allow_pin=settings.cache.allow_pin,
+    )
+    observer = Observer(
+        Observed(engine, preparer, desk, spool, link, http),
+        settings,
+        clock,
+        device=device,
+        instance=instance,
+        broker=settings.mqtt.address,
+        model_path=model_path,
+        model_name=model_name,
+    )
+    return Daemon(
+        Parts(
+            settings=settings,
+            load_settings=load_settings or (lambda: settings),
+            device=device,
+            board=board,
+            lock=lock,
+            inbox=inbox,
+            latest=latest,
+            supervisor=supervisor,
+            ledger=ledger,
+            spool=spool,
+            link=link,
+            engine=engine,
+            preparer=preparer,
+            desk=desk,
+            metrics=metrics,
+            http=http,
+            observer=observer,
+            announcer=Announcer(link, supervisor, settings, board, device),
+        )
+    )
+
+
+def _open_state(settings: Settings, clock: Clock, supervisor: Supervisor) -> tuple[Spool, CrashLedger]:
+    """Choose the onnxruntime, then open the spool and the crash ledger. Raises StartError."""
+    folder = settings.state_dir
+    try:
+        if settings.model.runtime_wheels is not None:
+            supervisor.long_work(runtime.UNPACK_SECONDS + runtime.CHECK_SECONDS)
+        runtime.remove_unused(folder, keep=runtime.select_runtime(settings, DEMO_FOLDER))
+        supervisor.long_work_done()
+        return open_spool(folder / "spool.db"), CrashLedger(folder, clock.boot_id())
+    except SpoolError as error:
+        raise StartError(str(error)) from None
+    except OSError as error:
+        raise state_dir_refused(settings, error) from None
+
+
+def _link(settings: Settings, device: str, instance: str, inbox: Inbox, latest: LatestStatus) -> Link:
+    return Link(
+        settings.mqtt,
+        device,
+        settings.device.groups,
+        instance=instance,
+        deliver=inbox.put,
+        will_payload=lambda: offline_document(latest.current, "the connection was lost"),
+    )
+
+
+def _loader(
+    settings: Settings, board: Board, supervisor: Supervisor, path: Path, name: str | None
+) -> Callable[[], LoadedModel]:
+    def load() -> LoadedModel:
+        """Load the package; called on the engine's thread."""
+        # onnxruntime 1.23 holds the GIL during a load: no thread can send a sign of life.
+        supervisor.long_work(load_limit(path))
+        try:
+            return load_model(
+                settings,
+                board,
+                available,
+                path=path.resolve(),  # all files of one version, even if a pull replaces the package during the load
+                name=name,
+                prefix_folder=settings.state_dir / PREFIXES,
+            )
+        finally:
+            supervisor.long_work_done()
+
+    return load

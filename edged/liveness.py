@@ -1,0 +1,70 @@
+"""Decides whether the daemon's threads make progress: a function of what each of them works on, and since when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edged.faults import Fault
+
+STUCK_SECONDS = 120.0
+"""Longest time that one task of a thread may take. The engine keeps its steps far below this."""
+LOAD_SECONDS = 120.0
+"""The same for a load of the model, besides the time that reading the files takes."""
+SLOWEST_CARD = 20e6
+"""Bytes per second that a slow SD card still reads."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that one thread does again and again. `since`: start of the present one (CLOCK_MONOTONIC), None between.
+
+    `jobs`: numbers of the jobs that the crash ledger blames when the task hangs; None: all that have a row.
+    """
+
+    code: str
+    name: str
+    since: float | None
+    limit: float
+    jobs: tuple[int, ...] | None = ()
+
+
+@dataclass(frozen=True)
+class EndedThread:
+    """A thread that ended while the daemon still needs it. `jobs` as in Task."""
+
+    name: str
+    reason: str = ""
+    jobs: tuple[int, ...] | None = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A thread that will not go on: the process has to end. `jobs` as in Task; `reason` is for the crash ledger."""
+
+    fault: Fault
+    reason: str
+    jobs: tuple[int, ...] | None
+
+
+def find_failure(tasks: Iterable[Task], ended: Iterable[EndedThread], now: float) -> Failure | None:
+    """The first thread that has ended, else the first task that takes longer than its limit at `now`."""
+    for thread in ended:
+        reason = f"the {thread.name} thread has ended" + (f": {thread.reason}" if thread.reason else "")
+        return Failure(Fault("thread_ended", reason), reason, thread.jobs)
+    for task in tasks:
+        if task.since is not None and now - task.since > task.limit:
+            # No seconds in the fault's message: it would be news at every turn.
+            fault = Fault(task.code, f"{task.name} has taken longer than {task.limit:.0f} s")
+            return Failure(fault, f"{task.name} hung for {now - task.since:.0f} s", task.jobs)
+    return None
+
+
+def load_limit(folder: Path) -> float:
+    """Seconds that a load of the package in `folder` may take."""
+    try:
+        size = sum(file.stat().st_size for file in folder.iterdir())
+    except OSError:  # the load fails and says why
+        size = 0
+    return LOAD_SECONDS + size / SLOWEST_CARD

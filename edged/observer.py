@@ -1,0 +1,209 @@
+"""Makes the status snapshot. The one place that reads the engine, the jobs and the link for those that report.
+
+Runs on the main thread.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from edged import liveness
+from edged.engine import ort
+from edged.engine.engine import Engine, ModelChanged
+from edged.faults import Fault
+from edged.jobs.desk import Desk
+from edged.jobs.prompt import Preparer
+from edged.jobs.spool import Spool
+from edged.liveness import EndedThread, Failure, Task, find_failure, load_limit
+from edged.machine.clock import Clock
+from edged.mqtt.events import DeviceIdFree, DeviceIdTaken, LinkDown, LinkUp, Which
+from edged.mqtt.link import Link
+from edged.report.http import HttpServer
+from edged.settings import Settings
+from edged.status import DaemonState, ModelFacts, ModelStatus, PrefixStatus, Status
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The parts that the snapshot is made of."""
+
+    engine: Engine
+    preparer: Preparer
+    desk: Desk
+    spool: Spool
+    link: Link
+    http: HttpServer
+
+
+class Observer:
+    """Remembers what events told of model and link, and makes snapshots."""
+
+    def __init__(
+        self,
+        parts: Observed,
+        settings: Settings,
+        clock: Clock,
+        *,
+        device: str,
+        instance: str,
+        broker: str,
+        model_path: Path,
+        model_name: str | None,
+    ) -> None:
+        """`broker`: its address, for people. `model_name`: what jobs call the model; None: by its folder's name."""
+        self._parts = parts
+        self._settings = settings
+        self._clock = clock
+        self._device = device
+        self._instance = instance
+        self._broker = broker
+        self._model_path = model_path
+        self._model_name = model_name
+        self._started = clock.wall()
+        self._changed = ModelChanged("loading")
+        self._model = ModelStatus(name=self._name())
+        self._load_limit = load_limit(model_path)
+        self._last_load = 0.0
+        self._onnxruntime: str | None = None
+        self._device_id_taken = False
+        self._link_faults: dict[Which, Fault] = {}
+        self._connected = {"jobs": False, "control": False}
+        self._spool_bytes = self._damaged_spools = 0
+        self.failure: Failure | None = None
+        """The thread that will not go on, as of the last snapshot."""
+
+    def model_changed(self, event: ModelChanged) -> None:
+        """The engine loads, serves or cannot serve its model."""
+        self._changed = event
+        loaded, facts = event.loaded, None
+        if event.state == "loading":
+            self._load_limit = load_limit(self._model_path)
+        elif self._onnxruntime is None:  # only now: the import of onnxruntime is a matter of the engine's thread
+            self._onnxruntime = ort.version()
+        if loaded is not None:
+            self._last_load = loaded.load_seconds
+            facts = ModelFacts(
+                architecture=loaded.package.architecture,
+                execution_provider=loaded.session.providers[0],
+                execution_provider_reason=loaded.choice.reason,
+                threads=loaded.threads,
+                planned_bytes=loaded.plan.peak,
+                verified=loaded.verified is not None,
+                lone_rows_padded=loaded.bits.lone_row_differs,
+                same_ids_in_any_company=not (loaded.bits.batches_differ or loaded.bits.chunks_differ),
+                load_seconds=loaded.load_seconds,
+                rows=loaded.rows,
+                context=loaded.context,
+                prefix_bytes=loaded.prefixes.memory.budget,
+            )
+        name = loaded.package.name if loaded else self._name()
+        self._model = ModelStatus(event.state, name, event.reason, facts)
+
+    def link_changed(self, event: LinkUp | LinkDown) -> None:
+        """A connection to the broker stands, or was lost."""
+        self._connected[event.which] = isinstance(event, LinkUp)
+        if isinstance(event, LinkDown):
+            message = f"broker {self._broker} not connected: {event.fault.message}"
+            self._link_faults[event.which] = Fault("broker_not_connected", message, event.fault.hint)
+        elif event.refused:
+            message = f"the broker refuses to subscribe {', '.join(event.refused)}"
+            self._link_faults[event.which] = Fault("subscription_refused", message, "check its access list")
+        else:
+            self._link_faults.pop(event.which, None)
+
+    def device_id_changed(self, event: DeviceIdTaken | DeviceIdFree) -> None:
+        """Another device uses this device's id, or does so no more."""
+        self._device_id_taken = isinstance(event, DeviceIdTaken)
+
+    def read_disk(self) -> None:
+        """Look at the spool's files. Once a second is enough."""
+        self._spool_bytes, self._damaged_spools = self._parts.spool.bytes, len(self._parts.spool.set_aside)
+
+    def snapshot(self, stopping: Fault | None = None) -> Status:
+        """The status now. `stopping`: the fault of a daemon that drains."""
+        parts, now = self._parts, time.monotonic()
+        self.failure = find_failure(self._tasks(), self._ended_threads(), now)
+        stalled = [self.failure.fault] if self.failure is not None else []
+        still = max(liveness.STUCK_SECONDS, self._settings.mqtt.keep_alive)
+        if parts.link.stood_still() > still:
+            message = f"the connection to the broker has stood still for more than {still:.0f} s"
+            stalled.append(Fault("link_stalled", message))
+        return Status(
+            state=DaemonState.ONLINE if stopping is None else DaemonState.DRAINING,
+            instance=self._instance,
+            started=self._started,
+            wall_time=self._clock.wall(),
+            monotonic_time=now,
+            stalled=tuple(stalled),
+            unready=tuple([] if stopping is None else [stopping]) + self._unready(),
+            model=self._model,
+            onnxruntime=self._onnxruntime,
+            last_load_seconds=self._last_load,
+            connected=dict(self._connected),
+            queued=parts.desk.queued,
+            running=parts.desk.running,
+            outbox=len(parts.desk.outbox),
+            spool_bytes=self._spool_bytes,
+            damaged_spools=self._damaged_spools,
+            batch_rows=parts.engine.batch_rows,
+            kv_used_ratio=parts.engine.kv_used_ratio,
+            prefixes=self._prefixes(),
+            tokens_per_second=parts.desk.speed,
+        )
+
+    def _unready(self) -> tuple[Fault, ...]:
+        parts, faults = self._parts, []
+        if self._model.state == "loading":
+            faults.append(Fault("model_loading", "model loading"))
+        elif self._model.state == "unavailable":
+            faults.append(Fault("model_unavailable", f"model unavailable: {self._model.reason}"))
+        if self._device_id_taken:
+            hint = "give one of them another device.id"
+            faults.append(Fault("device_id_taken", f"another device uses the id {self._device!r}", hint))
+        elif not (parts.link.connected("jobs") and parts.link.connected("control")):
+            # The job connection waits for the other one, so the other one's reason comes first.
+            told = self._link_faults.get("control") or self._link_faults.get("jobs")
+            faults.append(told or Fault("broker_not_connected", f"broker {self._broker} not connected"))
+        if parts.desk.fault is not None:
+            faults.append(Fault("spool_fault", parts.desk.fault))
+        elif parts.desk.full:
+            message = f"spool full: {self._settings.jobs.max_queued} jobs wait (jobs.max_queued)"
+            faults.append(Fault("spool_full", message))
+        return tuple(faults)
+
+    def _tasks(self) -> tuple[Task, ...]:
+        engine, preparer, preparing = self._parts.engine, self._parts.preparer, self._parts.desk.preparing
+        stuck = liveness.STUCK_SECONDS
+        return (
+            Task("load_hung", "loading the model", engine.loading_since, self._load_limit),
+            Task("step_hung", "a step of the model", engine.busy_since, stuck, jobs=None),
+            Task("prompt_hung", "preparing a prompt", preparer.busy_since, stuck, _numbers(preparing)),
+        )
+
+    def _ended_threads(self) -> list[EndedThread]:
+        parts, ended = self._parts, []
+        if parts.engine.ended:
+            ended.append(EndedThread("engine", jobs=None))
+        if parts.preparer.ended:
+            ended.append(EndedThread("preparer", jobs=_numbers(parts.desk.preparing)))
+        if parts.http.ended:
+            ended.append(EndedThread("http"))
+        return ended
+
+    def _prefixes(self) -> PrefixStatus:
+        if self._changed.loaded is None:
+            return PrefixStatus()
+        prefixes = self._changed.loaded.prefixes
+        disk = prefixes.disk
+        if disk is None:
+            return PrefixStatus(prefixes.memory.bytes)
+        return PrefixStatus(prefixes.memory.bytes, disk.bytes, disk.refused, disk.written)
+
+    def _name(self) -> str:
+        return self._model_name or self._model_path.resolve().name
+
+
+def _numbers(preparing: int | None) -> tuple[int, ...]:
+    return () if preparing is None else (preparing,)

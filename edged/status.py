@@ -1,0 +1,128 @@
+"""The snapshot of the daemon that HTTP, MQTT, systemd and the metrics report.
+
+The main loop makes one at each turn. Other threads read nothing else of the main loop's objects.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edged.faults import Fault
+
+STALE_SECONDS = 120.0
+"""A snapshot that is older than this means that the main loop stands still; an idle turn takes 5 seconds at most."""
+
+ModelState = Literal["loading", "serving", "unavailable"]
+
+
+class DaemonState(enum.Enum):
+    """Values of `state` in the MQTT status document."""
+
+    ONLINE = "online"
+    DRAINING = "draining"
+    OFFLINE = "offline"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Facts about a loaded model. `context` in tokens."""
+
+    architecture: str
+    execution_provider: str
+    execution_provider_reason: str
+    threads: int
+    planned_bytes: int
+    verified: bool
+    lone_rows_padded: bool
+    same_ids_in_any_company: bool
+    load_seconds: float
+    rows: int
+    context: int
+    prefix_bytes: int
+    """Size limit of the prefix cache in memory."""
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """The model: `reason` says why it is unavailable, `facts` are there while it is loaded."""
+
+    state: ModelState = "loading"
+    name: str = ""
+    reason: str = ""
+    facts: ModelFacts | None = None
+
+
+@dataclass(frozen=True)
+class PrefixStatus:
+    """The prefix cache: bytes held in each tier, files refused and bytes written since the model was loaded."""
+
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    refused_files: int = 0
+    written_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Status:
+    """The daemon at one moment. The defaults are those of a daemon that has not started its main loop."""
+
+    state: DaemonState = DaemonState.ONLINE
+    instance: str = ""
+    """Random id of this run of the daemon."""
+    started: float = 0.0
+    """Seconds since the epoch."""
+    wall_time: float = 0.0
+    """When the snapshot was made, in seconds since the epoch."""
+    monotonic_time: float = field(default_factory=time.monotonic)
+    """The same in CLOCK_MONOTONIC seconds."""
+    stalled: tuple[Fault, ...] = ()
+    """Threads and connections that make no progress."""
+    unready: tuple[Fault, ...] = (Fault("starting", "edged is starting"),)
+    """Other reasons why a job sent now would not be answered."""
+    model: ModelStatus = ModelStatus()
+    onnxruntime: str | None = None
+    """Its version; None while it is not known, or where onnxruntime cannot be imported."""
+    last_load_seconds: float = 0.0
+    connected: Mapping[str, bool] = field(default_factory=lambda: {"jobs": False, "control": False})
+    queued: int = 0
+    running: int = 0
+    outbox: int = 0
+    spool_bytes: int = 0
+    damaged_spools: int = 0
+    batch_rows: int = 0
+    kv_used_ratio: float = 0.0
+    prefixes: PrefixStatus = PrefixStatus()
+    tokens_per_second: Mapping[str, float] = field(default_factory=dict)
+    """Of the last answer: prefill and decode."""
+
+    def alive_faults(self, now: float) -> tuple[Fault, ...]:
+        """Why the daemon makes no progress at `now` (CLOCK_MONOTONIC seconds); an old snapshot is a fault too."""
+        if now - self.monotonic_time <= STALE_SECONDS:
+            return self.stalled
+        message = f"the main loop has stood still for {now - self.monotonic_time:.0f} s"
+        return (Fault("main_loop_stalled", message), *self.stalled)
+
+    def ready_faults(self, now: float) -> tuple[Fault, ...]:
+        """Why a job sent at `now` would not be answered; empty when the daemon is ready."""
+        return (*self.alive_faults(now), *self.unready)
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Why a job would not have been answered when the snapshot was made."""
+        return (*self.stalled, *self.unready)
+
+
+class LatestStatus:
+    """Holds the newest snapshot. The main loop replaces it; any thread reads it (one attribute, so without a lock)."""
+
+    def __init__(self, current: Status | None = None) -> None:
+        self.current = current or Status()
+
+
+def sentence(faults: Iterable[Fault]) -> str:
+    """The faults for people, on one line."""
+    return "; ".join(f"{fault.message}: {fault.hint}" if fault.hint else fault.message for fault in faults)
