@@ -106,10 +106,10 @@ class Observer:
         self._connected[event.which] = isinstance(event, LinkUp)
         if isinstance(event, LinkDown):
             message = f"broker {self._broker} not connected: {event.fault.message}"
-            self._link_faults[event.which] = Fault("broker_not_connected", message, event.fault.hint)
+            self._link_faults[event.which] = Fault(event.fault.code, message, event.fault.hint)
         elif event.refused:
             message = f"the broker refuses to subscribe {', '.join(event.refused)}"
-            self._link_faults[event.which] = Fault("subscription_refused", message, "check its access list")
+            self._link_faults[event.which] = Fault("mqtt_subscription_refused", message, "check its access list")
         else:
             self._link_faults.pop(event.which, None)
 

@@ -68,7 +68,7 @@ def test_each_way_to_speak_wrongly_to_a_broker(closed: tuple[Mosquitto, int], tm
             "refused user 'board': bad user name or password",
             "set mqtt.username and mqtt.password_file to what the broker knows",
         ),
-        ({"port": broker.port, **file}, "cannot read", "mend the file, or the setting that names it"),
+        ({"port": broker.port, **file}, "cannot be read", "mend the file, or the setting that names it"),
         ({"port": tls_port, **login}, "perhaps it wants TLS there", "set mqtt.tls = true, or mqtt.port"),
         ({"port": broker.port, **login, "tls": True}, "not speak TLS on this port", "set mqtt.tls = false, or"),
         ({"port": tls_port, **login, "tls": True}, "its authority is unknown", "set mqtt.ca_file to the"),

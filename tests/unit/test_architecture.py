@@ -29,7 +29,6 @@ LAYERS: tuple[frozenset[str], ...] = (
 NOT_YET = frozenset(
     {
         ("edged.mqtt.events", "edged.mqtt.session"),
-        ("edged.tls", "edged.mqtt.options"),
     }
 )
 """Imports that break these rules today. Remove an entry as soon as a test says that it is not needed."""

@@ -12,6 +12,7 @@ import pytest
 from edged import announcer, app
 from edged.daemon import EVENTS, Daemon, Parts
 from edged.engine.engine import ModelChanged
+from edged.faults import Fault
 from edged.jobs.desk import Desk
 from edged.jobs.spool import SpoolError
 from edged.machine.board import Board
@@ -80,7 +81,7 @@ def test_a_spool_that_cannot_be_read_costs_one_event_and_not_the_daemon(
 def test_each_turn_makes_a_snapshot_that_names_what_is_missing(parts: Parts) -> None:
     daemon = Daemon(parts)
     assert codes(daemon) == ["model_loading", "broker_not_connected"]
-    parts.inbox.put(LinkDown("control", "no broker listens there"))
+    parts.inbox.put(LinkDown("control", Fault("mqtt_connection_refused", "no broker listens there", "start it")))
     parts.inbox.put(ModelChanged("unavailable", "model.onnx is cut"))
     daemon.turn(0.0)
     assert [fault.message for fault in daemon.status.faults] == [
@@ -89,13 +90,13 @@ def test_each_turn_makes_a_snapshot_that_names_what_is_missing(parts: Parts) -> 
     ]
     parts.inbox.put(LinkUp("control", False, "5", refused=("edged/v1/device/board/cancel",)))
     daemon.turn(0.0)
-    assert codes(daemon) == ["model_unavailable", "subscription_refused"]
+    assert codes(daemon) == ["model_unavailable", "mqtt_subscription_refused"]
     parts.inbox.put(DeviceIdTaken("other"))
     daemon.turn(0.0)
     assert codes(daemon) == ["model_unavailable", "device_id_taken"]
     parts.inbox.put(DeviceIdFree())
     daemon.turn(0.0)
-    assert codes(daemon) == ["model_unavailable", "subscription_refused"]
+    assert codes(daemon) == ["model_unavailable", "mqtt_subscription_refused"]
     daemon.stop()
     daemon.turn(0.0)
     assert codes(daemon)[0] == "draining"
