@@ -18,7 +18,7 @@ PYTHON_trixie := python3.13
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker families test-pull test-system test-runtimes bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve test-arm clean
+.PHONY: help demo test check unit broker families test-pull test-system test-runtimes test-templates bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve test-arm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ test-runtimes: ## the engine and known answers under older onnxruntimes and besi
 		$$venv/bin/pytest -q tests/unit/test_known_answers.py tests/unit/test_engine.py -k 'test_verify or not (gemma2 or sliding)'; \
 	done
 
+test-templates: $(VENV)-templates/.done ## published chat templates, rendered as transformers renders them (minutes; downloads 150 MB once)
+	@PYTHONPATH=. $(VENV)-templates/bin/python tests/templates/compare.py $(VENV)-templates/published
+
 bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overhead, jobs/s, memory, bytes written
 	@$(BIN)/python tests/benchmarks/jobs.py
 
@@ -151,6 +154,13 @@ $(VENV)-peers/.done: pyproject.toml
 	@case $$(uname -m) in x86_64) export CFLAGS='$(NO_AMX)' CXXFLAGS='$(NO_AMX)';; esac; \
 	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check \
 		-e '.[cpu]' psutil gguf 'onnxruntime-genai>=0.18' --no-cache-dir --no-binary llama-cpp-python llama-cpp-python
+	@touch $@
+
+$(VENV)-templates/.done: tests/templates/fetch.py
+	@[ -x $(VENV)-templates/bin/python ] || $(PYTHON) -m venv $(VENV)-templates
+	@echo "installing transformers and downloading published templates (a few minutes) …"
+	@$(VENV)-templates/bin/python -m pip install --quiet --disable-pip-version-check transformers jinja2
+	@$(VENV)-templates/bin/python tests/templates/fetch.py $(VENV)-templates/published
 	@touch $@
 
 .PHONY: mosquitto

@@ -1,9 +1,10 @@
-"""A process of its own that renders chat templates: a package's template is data from outside and may be a bomb.
+"""Runs in a process of its own and renders chat templates: a package's template is untrusted and may be a bomb.
 
-Speaks one JSON document a line over stdin and stdout. Says `{"text"}` once it is ready. Is told first `{"template",
-"special_tokens"}`, then any number of `{"messages"}`; answers `{"text"}`, `{"refused"}` (the template's own
-raise_exception) or `{"error"}`. It caps its memory, may open no file and writes none; the parent ends it when it takes
-too long.
+Reads and writes one JSON document a line over stdin and stdout. Writes `{"text": ""}` when it is ready. The first
+request is `{"template", "variables"}` and compiles; each later one is `{"messages", "variables"}` and renders. Answers
+are `{"text"}`, `{"refused"}` (raise_exception, or an error while rendering these messages) or `{"error"}` (the template
+does not compile, or takes too much memory). The process caps its memory and opens no file; the parent kills it when a
+render takes too long.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from typing import Any, NoReturn
 
 import jinja2.debug  # noqa: F401  (imported lazily by jinja2 when a template fails; no file can be opened by then)
 from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 MEMORY_LIMIT = 256 << 20
 SECONDS_LIMIT = 60
 """Far above the parent's own limit: ends a template that still runs when the parent is gone."""
+MAX_REASON = 500
+"""Characters of a reason."""
 
 
 class RefusedByTemplateError(Exception):
@@ -33,33 +38,81 @@ class RefusedByTemplateError(Exception):
 
 
 class GenerationBlock(Extension):
-    """`{% generation %}` marks the assistant's words for training; for inference it is just its content."""
+    """`{% generation %}` marks the assistant's text for training. It renders as its content, in a scope of its own."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's own declaration)
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+    def _content(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class PublicNamespace(Namespace):
+    """jinja2's namespace() without names that begin with an underscore, as transformers has it."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # a template may name a value `self`
+        self, values = args[0], dict(*args[1:], **kwargs)
+        for name in values:
+            _check_name(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+class DictFunction:
+    """dict() as a template may call it: without access to the type itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+def _check_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace takes no name that begins with an underscore, such as {name!r}")
 
 
 def _raise_exception(message: object) -> NoReturn:
     raise RefusedByTemplateError(str(message))
 
 
-def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=options.get("ensure_ascii", False), indent=indent)
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
 
 
-def compile_template(template: str, special_tokens: dict[str, str]) -> Callable[[list[dict[str, str]]], str]:
-    """Compile as Hugging Face's chat templates expect (trimmed blocks, loop controls, tojson, raise_exception)."""
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+Render = Callable[[list[dict[str, Any]], dict[str, Any]], str]
+
+
+def compile_template(template: str, variables: dict[str, Any]) -> Render:
+    """Compile with the filters, functions and variables that transformers gives a chat template.
+
+    `variables`: names that every render has, such as bos_token. The function returned takes messages and the variables
+    of this render alone.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationBlock]
     )
     environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
+    environment.globals.update(
+        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=DictFunction(), namespace=PublicNamespace
+    )
     compiled = environment.from_string(template)
-    return lambda messages: compiled.render(messages=messages, add_generation_prompt=True, **special_tokens)
+    always = {"tools": None, "documents": None, "add_generation_prompt": True, **variables}
+    return lambda messages, given: compiled.render({**always, **given, "messages": messages})
 
 
 def _confine() -> None:
@@ -81,7 +134,7 @@ def _warm_up() -> None:
         "{% x %}",
     ):
         with contextlib.suppress(TemplateError, ArithmeticError):
-            compile_template(template, {})([])
+            compile_template(template, {})([], {})
 
 
 def _main() -> None:
@@ -89,25 +142,30 @@ def _main() -> None:
     sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)  # type: ignore[union-attr]
     _warm_up()
     _confine()
-    render: Callable[[list[dict[str, str]]], str] | None = None
+    render: Render | None = None
     print('{"text": ""}')
     for line in sys.stdin:
         request = json.loads(line)
         signal.alarm(SECONDS_LIMIT)
         try:
             if render is None:
-                render = compile_template(request["template"], request["special_tokens"])
+                render = compile_template(request["template"], request["variables"])
                 answer = {"text": ""}
             else:
-                answer = {"text": render(request["messages"])}
+                answer = {"text": render(request["messages"], request["variables"])}
         except RefusedByTemplateError as error:
-            answer = {"refused": " ".join(str(error).split())[:500]}
+            answer = {"refused": _one_line(str(error))}
         except MemoryError:
             answer = {"error": f"it needs more than {MEMORY_LIMIT >> 20} MiB"}
-        except Exception as error:  # whatever a template from outside comes up with
-            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+        except Exception as error:  # an untrusted template may raise any
+            kind = "error" if render is None else "refused"
+            answer = {kind: _one_line(f"{type(error).__name__}: {error}")}
         signal.alarm(0)
         print(json.dumps(answer))
+
+
+def _one_line(reason: str) -> str:
+    return " ".join(reason.split())[:MAX_REASON]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Renders a package's chat template in a confined process, so that no template can stall or swell the daemon."""
+"""Renders a chat template in a confined process, so that no template can hang the daemon or fill its memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 START_SECONDS = 60.0
 """A slow board with a cold SD card takes many seconds to start Python."""
@@ -20,51 +21,40 @@ MAX_TEXT_BYTES = 8 << 20
 
 
 class TemplateFaultError(ValueError):
-    """The template itself is broken; the message is one line."""
+    """The template does not compile, or took too much time or memory; the message is one line."""
 
 
 class TemplateRefusalError(ValueError):
-    """The template refuses these messages in its own words (raise_exception)."""
+    """The template does not render these messages; the message is one line, its own (raise_exception) or the error."""
 
 
 class ChatTemplate:
     """A compiled chat template. Thread-safe. The process that renders starts here and ends with close()."""
 
-    def __init__(self, template: str, special_tokens: dict[str, str]) -> None:
-        """Raises TemplateFaultError when the template does not compile or cannot render a plain question."""
-        self._setup: dict[str, object] = {"template": template, "special_tokens": special_tokens}
+    def __init__(self, template: str, special_tokens: Mapping[str, object]) -> None:
+        """`special_tokens`: variables such as bos_token. Raises TemplateFaultError when it does not compile."""
+        self._setup: dict[str, object] = {"template": template, "variables": dict(special_tokens)}
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
-        try:
-            self.render([{"role": "user", "content": "Is the pump running?"}])
-        except TemplateRefusalError as error:
-            self.close()
-            raise TemplateFaultError(f"the chat template refuses a plain question: {error}") from None
-        except TemplateFaultError:
-            self.close()
-            raise
+        with self._lock:
+            self._running()
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """The prompt text for `messages`, ending where the assistant's words begin.
+    def render(self, messages: Sequence[Mapping[str, Any]], **variables: object) -> str:
+        """The prompt text for `messages`, ending where the assistant's text begins.
 
-        Raises TemplateRefusalError, or TemplateFaultError (an error, too much memory, longer than RENDER_SECONDS).
+        `variables`: what else the template may use, such as tools and documents (None by default).
+
+        Raises TemplateRefusalError, or TemplateFaultError (too much memory, longer than RENDER_SECONDS).
         """
         with self._lock:
-            if self._process is None:
-                self._process = self._start()
-                if self._closed:  # by another thread
-                    self._end()
-                    raise TemplateFaultError("the chat template is closed")
-                self._answer(self._process, START_SECONDS)
-                self._ask(self._process, self._setup)
-            return self._ask(self._process, {"messages": messages})
+            return self._ask(self._running(), {"messages": messages, "variables": variables})
 
     def close(self) -> None:
         """End the rendering process, for good. Any thread may call it; a render() under way fails."""
         self._closed = True
         if (process := self._process) is not None:
-            process.kill()  # who waits for its answer sees its pipe end, which it would not if that were closed here
+            process.kill()  # ends the read of a waiting render(); closing the pipe here would not
         with self._lock:
             self._end()
 
@@ -76,8 +66,21 @@ class ChatTemplate:
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    with contextlib.suppress(OSError):  # what could not be written any more
+                    with contextlib.suppress(OSError):  # closing flushes what the dead process never read
                         pipe.close()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """The process, started and told the template where it is not yet."""
+        if self._process is None:
+            self._process = self._start()
+            if self._closed:  # by another thread
+                self._end()
+                raise TemplateFaultError("the chat template is closed")
+            process = self._process
+            self._answer(process, START_SECONDS)
+            self._ask(process, self._setup)
+            return process
+        return self._process
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -87,7 +90,7 @@ class ChatTemplate:
             stderr=subprocess.DEVNULL,
         )
 
-    def _ask(self, process: subprocess.Popen[bytes], question: dict[str, object]) -> str:
+    def _ask(self, process: subprocess.Popen[bytes], question: Mapping[str, object]) -> str:
         assert process.stdin is not None
         with contextlib.suppress(OSError, ValueError):  # a broken or closed pipe shows when the answer is read
             process.stdin.write(json.dumps(question).encode() + b"\n")

@@ -18,7 +18,7 @@ LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% en
 QUESTION = [{"role": "user", "content": "Is it on?"}]
 
 
-def render(template: str, messages: list[dict[str, str]] | None = None, **special: str) -> str:
+def render(template: str, messages: list[dict[str, str]] | None = None, **special: object) -> str:
     made = ChatTemplate(template, special)
     try:
         return made.render(messages or QUESTION)
@@ -29,11 +29,22 @@ def render(template: str, messages: list[dict[str, str]] | None = None, **specia
 def fault(template: str) -> str:
     """The one-line error of a template that cannot be used."""
     with pytest.raises(TemplateFaultError) as caught:
-        ChatTemplate(template, {}).close()
+        render(template)
     message = str(caught.value)
+    assert "chat template" in message
+    return one_line(message)
+
+
+def refusal(template: str, messages: list[dict[str, str]] | None = None) -> str:
+    """The one-line reason of a template that does not render `messages`."""
+    with pytest.raises(TemplateRefusalError) as caught:
+        render(template, messages)
+    return one_line(str(caught.value))
+
+
+def one_line(message: str) -> str:
     assert message.isprintable()
     assert "Traceback" not in message
-    assert "chat template" in message
     assert len(message) < 700
     return message
 
@@ -59,7 +70,13 @@ class TestRendering:
             ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
             ("{{ messages[0] | tojson }}", '{"role": "user", "content": "Is it on?"}'),
             ("{{ {'k': '한'} | tojson(indent=1) }}", '{\n "k": "한"\n}'),
+            ("{{ {'k': '한'} | tojson(true) }}", '{"k": "\\ud55c"}'),
+            ("{{ {'k': 1, 'a': [2]} | tojson(separators=(',', ':'), sort_keys=true) }}", '{"a":[2],"k":1}'),
+            ("{{ tools is none }}{{ documents is none }}{{ tools is defined }}", "TrueTrueTrue"),
+            ("{{ image_token }}{{ additional_special_tokens[1] }}", "<image><b>"),
             ("{% generation %}words{% endgeneration %}", "words"),
+            ("{% set x = 1 %}{% generation %}{% set x = 2 %}{% endgeneration %}{{ x }}", "1"),
+            ("{{ dict(a=1) }}{{ dict.fromkeys(['a'], 2) }}", "{'a': 1}{'a': 2}"),
             ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(1) }}", "[1]"),
             (
                 "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
@@ -70,7 +87,15 @@ class TestRendering:
         ],
     )
     def test_what_published_templates_use(self, template: str, text: str) -> None:
-        assert render(template, bos_token="<s>") == text
+        special: dict[str, object] = {"bos_token": "<s>", "image_token": "<image>"}
+        assert render(template, additional_special_tokens=["<a>", "<b>"], **special) == text
+
+    def test_a_render_may_be_given_variables_of_its_own(self) -> None:
+        made = ChatTemplate("{{ bos_token }}{{ tools[0].name }}{{ enable_thinking }}", {"bos_token": "<s>"})
+        assert made.render(QUESTION, tools=[{"name": "weather"}], enable_thinking=False) == "<s>weatherFalse"
+        with pytest.raises(TemplateRefusalError, match="None"):
+            made.render(QUESTION)
+        made.close()
 
     def test_the_date_is_todays(self) -> None:
         assert render("{{ strftime_now('%Y') }}") in {str(time.localtime().tm_year), time.strftime("%Y")}
@@ -88,6 +113,17 @@ class TestRendering:
         with pytest.raises(TemplateRefusalError, match=r"^no system$"):
             made.render([{"role": "system", "content": "x"}])
         assert made.render(QUESTION) == "Is it on?"
+        made.close()
+
+    def test_messages_that_a_template_fails_on_cost_no_new_process(self) -> None:
+        before = children()
+        made = ChatTemplate("{{ 1 // (messages | length - 1) }}{{ messages[1].content }}", {})
+        started = children() - before
+        for _ in range(3):
+            with pytest.raises(TemplateRefusalError, match=r"^ZeroDivisionError: "):
+                made.render(QUESTION)
+        assert made.render(QUESTION * 2) == "1Is it on?"
+        assert children() - before == started
         made.close()
 
     def test_many_renders_share_one_process_which_ends_with_close(self) -> None:
@@ -152,7 +188,10 @@ class TestHostile:
         ],
     )
     def test_one_that_swells_is_ended(self, template: str) -> None:
-        assert any(word in fault(template) for word in ("more than 256 MiB", "out of memory", "OverflowError"))
+        with pytest.raises((TemplateFaultError, TemplateRefusalError)) as caught:
+            render(template)
+        told = one_line(str(caught.value))
+        assert any(word in told for word in ("more than 256 MiB", "out of memory", "OverflowError"))
 
     def test_an_answer_larger_than_any_prompt_is_refused(self) -> None:
         assert "broke the process" in fault("{{ 'a' * 20000000 }}")
@@ -168,12 +207,14 @@ class TestHostile:
             "{{ '{0.__class__.__mro__}'.format(messages) }}",
             "{{ messages.append(1) }}",
             "{{ strftime_now.__code__ }}",
+            "{{ dict.__class__ }}",
+            "{% set x = namespace(_a=1) %}{{ x._a }}",
             "{{ self.__init__.__globals__ }}",
         ],
     )
     def test_one_that_reaches_into_python_is_refused(self, template: str) -> None:
         text = ""
-        with contextlib.suppress(TemplateFaultError):
+        with contextlib.suppress(TemplateFaultError, TemplateRefusalError):
             text = render(template)
         assert text == ""  # where it is no error, it is an undefined value
 
@@ -182,7 +223,7 @@ class TestHostile:
         ["{% include '/etc/passwd' %}", "{% import 'os' as os %}", "{% extends 'x' %}", "{{ open('/etc/passwd') }}"],
     )
     def test_one_that_opens_a_file_is_refused(self, template: str) -> None:
-        fault(template)
+        refusal(template)
 
     @pytest.mark.parametrize(
         ("template", "told"),
@@ -190,19 +231,26 @@ class TestHostile:
             ("{% if %}", "TemplateSyntaxError"),
             ("{{ messages[0].content", "TemplateSyntaxError"),
             ("{% nothing %}", "TemplateSyntaxError"),
+            ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "Error"),
+        ],
+    )
+    def test_one_that_does_not_compile_says_so_on_one_line(self, template: str, told: str) -> None:
+        assert told in fault(template)
+
+    @pytest.mark.parametrize(
+        ("template", "told"),
+        [
             ("{{ 1 // 0 }}", "ZeroDivisionError"),
             ("{{ nobody.name }}", "UndefinedError"),
             ("{{ 1 + 'a' }}", "TypeError"),
-            ("{{ raise_exception('only\nwith tools') }}", "refuses a plain question: only with tools"),
+            ("{{ raise_exception('only\nwith tools') }}", "only with tools"),
             ("{{ strftime_now(3) }}", "TypeError"),
             ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-            ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "Error"),
-            ("{{ messages[0].content.encode('utf-8').decode('ascii', 'strange') }}", ""),
+            ("{{ messages[0].content.encode('utf-8').decode('ascii', 'strange') }}{{ 1 // 0 }}", "Error"),
         ],
     )
-    def test_one_that_is_broken_says_so_on_one_line(self, template: str, told: str) -> None:
-        if told:
-            assert told in fault(template)
+    def test_one_that_fails_says_so_on_one_line(self, template: str, told: str) -> None:
+        assert told in refusal(template)
 
     def test_the_process_has_no_open_file_beside_its_pipes(self) -> None:
         made = ChatTemplate("{{ messages[0].content }}", {})
