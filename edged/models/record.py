@@ -70,8 +70,8 @@ def record(
     # The session must be gone before onnxruntime-genai loads the weights again.
     package, tokenizer, questions = _ask(settings, board, available, path, name)
     checked = _check_with_genai(package, questions)
-    questions = _choose(questions, checked or [BUDGET] * len(questions), tokenizer)
-    sure = {question.answer[at] for question in questions for at in question.sure}
+    questions = choose_questions(questions, checked or [BUDGET] * len(questions), tokenizer.decode)
+    sure = set().union(*map(_sure_tokens, questions))
     if len(sure) < FEWEST_SURE:
         raise PackageError(
             f"the model is sure of {len(sure)} different tokens in its answers, fewer than {FEWEST_SURE}: they would "
@@ -143,20 +143,32 @@ def _question(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> Ques
     return Question(prompt=prompt, answer=answer, margins=margins, text=loaded.tokenizer.decode(answer))
 
 
-def _choose(questions: Sequence[Question], agreed: Sequence[int], tokenizer: Tokenizer) -> list[Question]:
-    """Of each answer what is `agreed`, up to its last sure token; the questions that tell most for their cost."""
-    cut = []
+def choose_questions(
+    questions: Sequence[Question], agreed: Sequence[int], decode: Callable[[Sequence[int]], str]
+) -> list[Question]:
+    """Choose the questions that tell most within BUDGET tokens, their answers cut after the last sure token.
+
+    Only the first `agreed` tokens of each answer are used. A question counts by the different tokens that it is sure
+    of and the chosen ones are not: a model that repeats one token would often be right by chance.
+    """
+    left = []
     for question, count in zip(questions, agreed, strict=True):
         sure = [at for at in question.sure if at < count]
         if sure:
             answer, margins = question.answer[: sure[-1] + 1], question.margins[: sure[-1] + 1]
-            cut.append(Question(prompt=question.prompt, answer=answer, margins=margins, text=tokenizer.decode(answer)))
-    cut.sort(key=lambda question: len(question.sure) / question.tokens, reverse=True)
+            left.append(Question(prompt=question.prompt, answer=answer, margins=margins, text=decode(answer)))
     chosen: list[Question] = []
-    for question in cut:
-        if sum(one.tokens for one in chosen) + question.tokens <= BUDGET:
-            chosen.append(question)
+    covered: set[int] = set()
+    while left := [one for one in left if sum(q.tokens for q in chosen) + one.tokens <= BUDGET]:
+        best = max(left, key=lambda one: len(_sure_tokens(one) - covered) / one.tokens)
+        left.remove(best)
+        chosen.append(best)
+        covered |= _sure_tokens(best)
     return chosen
+
+
+def _sure_tokens(question: Question) -> set[int]:
+    return {question.answer[at] for at in question.sure}
 
 
 def _check_with_genai(package: Package, questions: Sequence[Question]) -> list[int] | None:

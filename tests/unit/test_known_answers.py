@@ -16,7 +16,15 @@ from structlog.testing import capture_logs
 
 from edged.engine import engine as engine_module
 from edged.engine.engine import Ended, ModelChanged
-from edged.engine.known_answers import BUDGET, FILE, NEAR_TIE, KnownAnswers, read_known_answers, suspect_runtime
+from edged.engine.known_answers import (
+    BUDGET,
+    FILE,
+    NEAR_TIE,
+    KnownAnswers,
+    Question,
+    read_known_answers,
+    suspect_runtime,
+)
 from edged.engine.package import Package, PackageError, open_package, signature
 from edged.machine.board import detect
 from edged.machine.memory import available
@@ -387,6 +395,13 @@ class TestRecord:
             recording._check_with_genai(package, [question.model_copy(update={"answer": answer})])
         unsure = question.model_copy(update={"answer": answer, "margins": [0.1] * len(answer)})
         assert recording._check_with_genai(package, [unsure]) == [at]
+
+    def test_an_answer_of_many_different_tokens_is_preferred_to_one_that_repeats_itself(self) -> None:
+        """As SmolLM2 answers 'Hello!' without its template: every second token is the same one."""
+        repeating = Question(prompt=[5, 6], answer=[7, 8] * 15, margins=[1.0] * 30, text="")
+        counting = Question(prompt=[5, 6, 7, 8], answer=list(range(10, 34)), margins=[0.5, 0.1] * 12, text="")
+        questions = recording.choose_questions([repeating, counting], [BUDGET, BUDGET], str)
+        assert [question.prompt for question in questions] == [counting.prompt]
 
     def test_answers_that_tell_nothing_are_not_recorded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(recording, "FEWEST_SURE", 40)
