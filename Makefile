@@ -18,7 +18,7 @@ PYTHON_trixie := python3.13
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker families test-pull test-system test-runtimes test-templates bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve test-arm clean
+.PHONY: help demo test check unit broker families test-cuda test-pull test-system test-runtimes test-templates bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve test-arm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ test-system: $(VENV)/.dev deb ## the package on a booted Debian 12 (RELEASE=trix
 		echo "installing debootstrap and systemd-nspawn …"; \
 		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends debootstrap systemd-container >/dev/null; }
 	@RELEASE=$(RELEASE) $(BIN)/pytest -q -rP tests/system
+
+test-cuda: ## a package for a GPU on a real GPU, with the python3 and the onnxruntime-gpu that are installed here
+	@$(PYTHON) -m pytest -q -rs tests/cuda
 
 test-faults: $(VENV)/.dev | mosquitto ## floods, 50,000 jobs, a day offline, erasure on a raw disk: with figures (root for some; minutes)
 	@command -v faketime >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends faketime >/dev/null; }
