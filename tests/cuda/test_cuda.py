@@ -19,8 +19,9 @@ pytestmark = pytest.mark.skipif(
 
 PACKAGE = MODELS / "llama-cuda"
 PROMPT = [1, *range(40, 140)]
-TOLERANCE = 0.02
-"""Of the logits' range: float16 kernels of two processors add in another order."""
+TOLERANCE = 0.2
+"""Root mean square of the difference, in standard deviations of the logits: accuracy level 4 lets the CPU round
+activations to 8 bits where the GPU computes in float16. Of an unrelated answer it would be 1.4."""
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +48,13 @@ def test_the_gpu_is_chosen_for_a_package_that_was_built_for_it(on_gpu: LoadedMod
 
 
 def test_its_logits_are_those_of_the_cpu(on_gpu: LoadedModel) -> None:
-    on_cpu = load(PACKAGE, execution_provider=["CPU"], rows=1)
+    on_cpu = load(PACKAGE, execution_provider=["cpu"], rows=1)
     expected = last_logits(on_cpu, on_cpu.session, len(PROMPT))
     for chunk in (len(PROMPT), 32, 10):
         logits = last_logits(on_gpu, on_gpu.session, chunk)
-        assert np.abs(logits - expected).max() < TOLERANCE * np.ptp(expected), chunk
+        distance = np.sqrt(np.mean((logits - expected) ** 2)) / np.std(expected)
+        assert distance < TOLERANCE, (chunk, distance)
+        print(f"chunks of {chunk}: {distance:.3f} standard deviations from the CPU's logits")
     on_cpu.close()
 
 
