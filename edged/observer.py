@@ -124,6 +124,7 @@ class Observer:
     def snapshot(self, stopping: Fault | None = None) -> Status:
         """The status now. `stopping`: the fault of a daemon that drains."""
         parts, now = self._parts, time.monotonic()
+        engine = parts.engine.status
         self.failure = find_failure(self._tasks(), self._ended_threads(), now)
         stalled = [self.failure.fault] if self.failure is not None else []
         still = max(liveness.STUCK_SECONDS, self._settings.mqtt.keep_alive)
@@ -147,9 +148,9 @@ class Observer:
             outbox=len(parts.desk.outbox),
             spool_bytes=self._spool_bytes,
             damaged_spools=self._damaged_spools,
-            batch_rows=parts.engine.batch_rows,
-            kv_used_ratio=parts.engine.kv_used_ratio,
-            prefixes=self._prefixes(),
+            batch_rows=engine.batch_rows,
+            kv_used_ratio=engine.kv_used_ratio,
+            prefixes=engine.prefixes if self._model.state == "serving" else PrefixStatus(),
             tokens_per_second=parts.desk.speed,
         )
 
@@ -174,7 +175,7 @@ class Observer:
         return tuple(faults)
 
     def _tasks(self) -> tuple[Task, ...]:
-        engine, preparer, preparing = self._parts.engine, self._parts.preparer, self._parts.desk.preparing
+        engine, preparer, preparing = self._parts.engine.status, self._parts.preparer, self._parts.desk.preparing
         stuck = liveness.STUCK_SECONDS
         return (
             Task("load_hung", "loading the model", engine.loading_since, self._load_limit),
@@ -185,21 +186,12 @@ class Observer:
     def _ended_threads(self) -> list[EndedThread]:
         parts, ended = self._parts, []
         if parts.engine.ended:
-            ended.append(EndedThread("engine", jobs=None))
+            ended.append(EndedThread("engine", parts.engine.status.failed or "", jobs=None))
         if parts.preparer.ended:
             ended.append(EndedThread("preparer", jobs=_numbers(parts.desk.preparing)))
         if parts.http.ended:
             ended.append(EndedThread("http"))
         return ended
-
-    def _prefixes(self) -> PrefixStatus:
-        if self._changed.loaded is None:
-            return PrefixStatus()
-        prefixes = self._changed.loaded.prefixes
-        disk = prefixes.disk
-        if disk is None:
-            return PrefixStatus(prefixes.memory.bytes)
-        return PrefixStatus(prefixes.memory.bytes, disk.bytes, disk.refused, disk.written)
 
     def _name(self) -> str:
         return self._model_name or self._model_path.resolve().name

@@ -20,7 +20,7 @@ from edged.engine.engine import Ended, Engine, EngineEvent, Finished
 from edged.engine.loaded_model import LoadedModel
 from edged.engine.package import Package
 from edged.engine.sampler import Sampling
-from edged.engine.scheduler import Request
+from edged.engine.sequence import Request
 from edged.engine.session import ModelSession
 from edged.machine.board import Board
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.engine.cache import KVCache
+from edged.engine.kv_cache import KVCache
 from edged.engine.session import ModelSession
 
 _PROMPT = 8

@@ -1,6 +1,6 @@
-"""The engine: one thread that owns the session and turns requests into tokens, step by step.
+"""The engine: a thread that owns the model and turns requests into tokens, step by step.
 
-Commands come in through a queue and events go out through a callable, so nothing is shared with other threads.
+Requests come in through a queue and events go out through a callable. Other threads share nothing with it but `status`.
 """
 
 from __future__ import annotations
@@ -9,82 +9,28 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
+from edged.engine import lifecycle
+from edged.engine.events import Ended, EngineEvent, Finished, ModelChanged, Piece, Started
+from edged.engine.lifecycle import ModelLifecycle
 from edged.engine.loaded_model import LoadedModel
-from edged.engine.package import PackageError
 from edged.engine.prefix_store import DiskEvent
-from edged.engine.sampler import NotFiniteError, sample
-from edged.engine.scheduler import ChunkBudget, Request, Sequence, schedule, settle_rope, swaps
+from edged.engine.sampler import NotFiniteError
+from edged.engine.scheduler import ChunkBudget, StepPlan, schedule, token_steps
+from edged.engine.sequence import Request, Sequence
 from edged.engine.session import one_line
+from edged.engine.slots import Slots
+from edged.engine.status import EngineStatus
+
+__all__ = ["Ended", "Engine", "EngineEvent", "Finished", "ModelChanged", "Piece", "Started"]
 
 log = structlog.get_logger(__name__)
-
-MEND_POLL_SECONDS = 2.0
-"""How often a package that could not be served is looked at for a change."""
-
-
-@dataclass(frozen=True)
-class ModelChanged:
-    """The model is loading, serving, or unavailable for `reason`."""
-
-    state: Literal["loading", "serving", "unavailable"]
-    reason: str = ""
-    loaded: LoadedModel | None = None
-
-
-@dataclass(frozen=True)
-class Started:
-    """The job has a row."""
-
-    key: int
-
-
-@dataclass(frozen=True)
-class Piece:
-    """New text of a job that streams."""
-
-    key: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """An answer. `tokens` holds all that the model made, an ending eos too, `token_times` when each was made.
-
-    Times are CLOCK_MONOTONIC seconds.
-    """
-
-    key: int
-    text: str
-    tokens: tuple[int, ...]
-    reason: Literal["stop", "length"]
-    prompt_tokens: int
-    cached_tokens: int
-    started: float
-    token_times: tuple[float, ...]
-    ended: float
-
-    @property
-    def first_token(self) -> float:
-        """When the first token was made."""
-        return self.token_times[0]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A job that left the engine without an answer: cancelled, or failed with a message."""
-
-    key: int
-    failure: str | None = None
-    tokens: int = 0
-
-
-EngineEvent = ModelChanged | Started | Piece | Finished | Ended
 
 
 @dataclass(frozen=True)
@@ -93,6 +39,15 @@ class _Cancel:
 
 
 _Command = Request | _Cancel | DiskEvent | None
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """A loaded model, and what the engine keeps for it."""
+
+    model: LoadedModel
+    slots: Slots
+    budget: ChunkBudget
 
 
 class Engine:
@@ -105,41 +60,33 @@ class Engine:
         deliver: Callable[[EngineEvent], None],
         note_running: Callable[[Iterable[int]], None],
     ) -> None:
-        """`load` raises PackageError when the model cannot be served; `watch` gives a signature of what it loads.
+        """`load` raises PackageError when the model cannot be served; `watch` gives a signature of its files.
 
-        `note_running` is told the keys that have rows before their first step and whenever one leaves, so that a crash
-        of the process finds its suspects written down.
+        `note_running` gets the keys that have rows, before their first step and whenever one leaves: a crash of the
+        process then finds its suspects written down.
         """
-        self._load = load
-        self._watch = watch
+        self._lifecycle = ModelLifecycle(load, watch, deliver)
         self._deliver = deliver
         self._note_running = note_running
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._loaded: LoadedModel | None = None
+        self._serving: _Serving | None = None
         self._waiting: list[Request] = []
-        self._rows: list[Sequence] = []
         self._parked: list[Sequence] = []
-        """Rows whose session is being rebuilt."""
-        self._pace = ChunkBudget(0.0)
+        """Sequences whose session was lost; they go on with the next one."""
         self._steps = 0
-        self._last_prefill = 0
+        self._last_chunk = 0
+        """Number of the last step that read a chunk."""
         self._stopping = False
-        self.batch_rows = 0
-        """Rows of the last decoding step, 0 when idle. Any thread may read this and what follows."""
-        self.kv_used_ratio = 0.0
-        """Share of the KV cache that holds tokens."""
-        self.busy_since: float | None = None
-        """When the step that is running now began (CLOCK_MONOTONIC), None between steps. Any thread may read."""
-        self.loading_since: float | None = None
-        """The same of a load."""
+        self.status = EngineStatus()
+        """Replaced as a whole by the engine's thread. Any thread may read it."""
 
     def start(self) -> None:
         """Start the thread; it loads the model first."""
         self._thread.start()
 
     def stop(self, timeout: float | None = None) -> None:
-        """End the thread after its step. What is in flight ends without an event."""
+        """End the thread after its step. Requests in flight end without an event."""
         self._commands.put(None)
         self._thread.join(timeout)
 
@@ -147,6 +94,11 @@ class Engine:
     def ended(self) -> bool:
         """Whether the thread was started and has ended."""
         return self._thread.ident is not None and not self._thread.is_alive()
+
+    @property
+    def rows(self) -> list[Sequence]:
+        """The sequences that have a row, by slot. For the engine's thread alone, as in `deliver`."""
+        return self._serving.slots.rows if self._serving is not None else []
 
     def submit(self, request: Request) -> None:
         """Queue a request. It ends with Finished or Ended."""
@@ -156,61 +108,65 @@ class Engine:
         """End a request at the next step; unknown keys are ignored, since it may just have finished."""
         self._commands.put(_Cancel(key))
 
-    def _run(self) -> None:
-        self._bring_up()
-        while not self._stopping:
-            self._take_commands()
-            if self._stopping:
-                break
-            self._admit()
-            try:
-                self._step()
-            except Exception as error:  # our own fault; whoever has a row may have met it, the others go on
-                log.exception("engine_step_failed")
-                self._fail(list(self._rows), f"the engine failed: {one_line(error)}")
-        self._let_go()
+    # The loop
 
-    def _let_go(self) -> None:
-        if self._loaded is not None:
-            self._loaded.close()
-            self._loaded = None
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                if self._serving is not None:
+                    self._turn(self._serving)
+                elif self._lifecycle.due:
+                    self._bring_up()
+                else:
+                    self._wait(lifecycle.POLL_SECONDS)
+            self._lifecycle.close()
+        except BaseException as error:
+            self._publish(failed=one_line(error), busy_since=None, loading_since=None)
+            log.critical("engine_ended", reason=one_line(error), exc_info=True)
+
+    def _turn(self, serving: _Serving) -> None:
+        self._take_commands(serving)
+        if self._stopping:
+            return
+        try:
+            self._admit(serving)
+            self._step()
+        except Exception as error:  # our own fault; any row may have caused it, waiting requests go on
+            log.exception("engine_step_failed")
+            self._fail(serving, list(serving.slots.rows), f"the engine failed: {one_line(error)}")
+        self._publish_use(serving)
 
     def _bring_up(self) -> None:
-        """Load until it works; a package that cannot be served is tried again when its files change."""
-        while not self._stopping:
-            self._deliver(ModelChanged("loading"))
-            self._let_go()  # only now: who prepares a prompt for it knows by then that it is gone
-            seen = self._watch()
-            self.loading_since = time.monotonic()
-            try:
-                self._loaded = self._load()
-            except PackageError as error:
-                log.error("model_unavailable", reason=str(error))
-                self._deliver(ModelChanged("unavailable", str(error)))
-            except Exception as error:  # a package must never take the daemon down
-                log.exception("model_unavailable", reason=one_line(error))
-                self._deliver(ModelChanged("unavailable", f"loading failed unexpectedly: {one_line(error)}"))
-            finally:
-                self.loading_since = None
-            if self._loaded is not None:
-                self._pace = ChunkBudget(self._loaded.max_stall)
-                self._loaded.prefixes.start(self._commands.put)
-                self._deliver(ModelChanged("serving", loaded=self._loaded))
-                return
-            while not self._stopping and self._watch() == seen:
-                try:
-                    command = self._commands.get(timeout=MEND_POLL_SECONDS)
-                except queue.Empty:
-                    continue
-                self._obey(command)
+        self._publish(loading_since=time.monotonic(), rows=0, batch_rows=0, kv_used_ratio=0.0)
+        try:
+            model = self._lifecycle.bring_up()
+        finally:
+            self._publish(loading_since=None)
+        if model is not None:
+            model.prefixes.start(self._commands.put)
+            self._serving = _Serving(model, Slots(model.cache, model.rows), ChunkBudget(model.max_stall))
 
-    def _take_commands(self) -> None:
-        assert self._loaded is not None
-        free = len(self._rows) < self._loaded.rows
-        idle = not (free and (self._waiting or self._parked)) and all(row.reading for row in self._rows)
-        if idle and not self._rows:
-            self.batch_rows, self.kv_used_ratio = 0, 0.0
-            self._loaded.prefixes.write_back()
+    def _step(self) -> None:
+        """Schedule, run, advance."""
+        serving = self._serving
+        assert serving is not None
+        self._arrange(serving)
+        plan = self._schedule(serving)
+        if plan is None:
+            return
+        self._steps += 1
+        logits = self._compute(serving, plan)
+        if logits is not None:
+            self._advance(serving, plan, logits)
+
+    # Commands
+
+    def _take_commands(self, serving: _Serving) -> None:
+        rows, free = serving.slots.rows, serving.slots.free
+        idle = not (free and (self._waiting or self._parked)) and all(row.reading for row in rows)
+        if idle and not rows:
+            self._publish_use(serving)
+            serving.model.prefixes.write_back()
         while not self._stopping:
             try:
                 command = self._commands.get() if idle else self._commands.get_nowait()
@@ -219,15 +175,25 @@ class Engine:
             idle = False
             self._obey(command)
 
+    def _wait(self, seconds: float) -> None:
+        try:
+            self._obey(self._commands.get(timeout=seconds))
+        except queue.Empty:
+            return
+
     def _obey(self, command: _Command) -> None:
-        if command is None:
-            self._stopping = True
-        elif isinstance(command, Request):
-            self._waiting.append(command)
-        elif isinstance(command, _Cancel):
-            self._cancel(command.key)
-        elif self._loaded is not None:  # else of a session that is gone
-            self._loaded.prefixes.obey(command, self._rows)
+        """Follow one command. One that fails costs its own request at most."""
+        try:
+            if command is None:
+                self._stopping = True
+            elif isinstance(command, Request):
+                self._waiting.append(command)
+            elif isinstance(command, _Cancel):
+                self._cancel(command.key)
+            elif self._serving is not None:  # else of a session that is gone
+                self._serving.model.prefixes.obey(command, self._serving.slots.rows)
+        except Exception as error:
+            log.exception("engine_command_failed", command=type(command).__name__, reason=one_line(error))
 
     def _cancel(self, key: int) -> None:
         for request in [r for r in self._waiting if r.key == key]:
@@ -237,170 +203,178 @@ class Engine:
             self._parked.remove(parked)
             self._write_running()
             self._deliver(Ended(key, tokens=parked.made))
-        for slot in [s for s, row in enumerate(self._rows) if row.request.key == key]:
-            self._deliver(Ended(key, tokens=self._rows[slot].made))
-            self._leave(slot)
+        if self._serving is not None:
+            for row in [row for row in self._serving.slots.rows if row.request.key == key]:
+                self._deliver(Ended(key, tokens=row.made))
+                self._leave(self._serving, row)
 
-    def _admit(self) -> None:
-        """Give free rows to those that had one before the session was rebuilt, then to the requests of lowest rank."""
-        assert self._loaded is not None
-        while self._parked and len(self._rows) < self._loaded.rows:
-            self._rows.append(self._parked.pop(0))
-        while self._waiting and len(self._rows) < self._loaded.rows:
+    # Admission
+
+    def _admit(self, serving: _Serving) -> None:
+        """Give free rows to sequences that had one before the session was lost, then to requests of the lowest rank."""
+        model, slots = serving.model, serving.slots
+        while self._parked and slots.free:
+            row = self._parked.pop(0)
+            if row.signature == model.signature and _fits(row.request, model):
+                slots.place(row)
+            else:  # its tokens are of another model
+                self._write_running()
+                self._deliver(Ended(row.request.key, tokens=row.made))
+        while self._waiting and slots.free:
             request = min(self._waiting, key=lambda r: r.rank)  # the first among equals
             self._waiting.remove(request)
-            if not request.prompt or len(request.prompt) + request.max_tokens > self._loaded.context:
+            if request.signature not in (None, model.signature):
+                self._deliver(Ended(request.key))
+                continue
+            if not _fits(request, model):
                 # Callers check this too; a row that writes past its cache would spoil its neighbour, silently.
-                reason = f"prompt and max_tokens must be 1 to {self._loaded.context} tokens, the context, together"
+                reason = f"prompt and max_tokens must be 1 to {model.context} tokens, the context, together"
                 self._deliver(Ended(request.key, failure=reason))
                 continue
-            self._rows.append(
-                Sequence(
+            try:
+                row = Sequence(
                     request=request,
-                    text=self._loaded.tokenizer.stream(request.stop),
-                    generator=np.random.default_rng(request.sampling.seed),
-                    tokens=list(request.prompt),
+                    text=model.tokenizer.stream(request.stop),
+                    eos=model.package.eos,
+                    ragged=model.package.batches_ragged_rows,
+                    signature=model.signature,
                     started=time.monotonic(),
                 )
-            )
+            except Exception as error:  # of this request alone
+                log.exception("engine_request_failed", reason=one_line(error))
+                self._deliver(Ended(request.key, failure=f"the engine refuses the request: {one_line(error)}"))
+                continue
+            slots.place(row)
             self._write_running()
             self._deliver(Started(request.key))
 
-    def _step(self) -> None:
-        loaded = self._loaded
-        assert loaded is not None
-        package = loaded.package
-        ragged = package.batches_ragged_rows
-        self._share()
-        decoding = [row for row in self._rows if row.pending == 1]
-        most = self._pace.chunk(loaded.chunk, _decode_steps(decoding, ragged))
-        pad = loaded.bits.lone_row_differs
-        step = schedule(self._rows, most, package.rope_switch, self._last_prefill, ragged, pad)
-        if step is None:
-            return
-        self._steps += 1
-        rows = self._rows[step.first : step.first + step.rows]
-        ids = np.array([row.tokens[row.cached : row.cached + step.count] for row in rows], np.int64)
-        past = [row.cached for row in rows]
-        if step.companion is not None:
-            past.append(step.companion)
-        self.busy_since = began = time.monotonic()
+    # One step
+
+    def _arrange(self, serving: _Serving) -> None:
+        """Let rows take over computed prefixes, and make rows that may share a step neighbours."""
+        package, slots = serving.model.package, serving.slots
+        for slot, row in enumerate(slots.rows):
+            row.settle_rope(package.rope_switch)
+            if row.behind and not row.reading:
+                serving.model.prefixes.look_up(row, slot)
+        if package.batches_ragged_rows:
+            slots.arrange()
+        serving.budget.note_moves(slots.take_move_seconds())
+
+    def _schedule(self, serving: _Serving) -> StepPlan | None:
+        model, rows = serving.model, serving.slots.rows
+        chunk = serving.budget.chunk(model.chunk, token_steps(rows))
+        return schedule(rows, chunk, model.package.rope_switch, self._last_chunk, model.bits.lone_row_differs)
+
+    def _compute(self, serving: _Serving, plan: StepPlan) -> NDArray[np.floating] | None:
+        """The logits after each row's last token, [rows, vocabulary]; None where the step failed."""
+        rows = serving.slots.rows[plan.first : plan.first + plan.rows]
+        ids = np.array([row.tokens[row.computed : row.computed + plan.count] for row in rows], np.int64)
+        past = [row.computed for row in rows]
+        if plan.companion is not None:
+            past.append(plan.companion)
+        began = time.monotonic()
+        self._publish(busy_since=began)
         try:
-            logits = loaded.session.step(step.first, ids, past, step.width)
+            logits = serving.model.session.step(plan.first, ids, past, plan.width)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            self._step_failed(rows, one_line(error))
-            return
-        finally:
-            self.busy_since = None
-        self._pace.note(step, time.monotonic() - began)
-        if step.prefill:
-            self._last_prefill = self._steps
-            rows[0].cached += step.count
-            loaded.prefixes.remember(rows[0], step.first, rows[0].cached - step.count)
-        else:
-            self.batch_rows = step.rows
-            # All rows first: one that ends below moves another, with as much of its cache as `cached` says.
-            for slot, row in enumerate(rows, step.first):
-                row.cached += 1
-                loaded.prefixes.hold(row, slot, most=1)
-        self.kv_used_ratio = sum(row.cached for row in self._rows) / (loaded.rows * loaded.context)
-        for row, row_logits in zip(rows, logits, strict=True):
+            self._publish(busy_since=None)
+            self._step_failed(serving, rows, one_line(error))
+            return None
+        self._publish(busy_since=None, batch_rows=self.status.batch_rows if plan.chunk else plan.rows)
+        serving.budget.note(plan, time.monotonic() - began)
+        return logits
+
+    def _advance(self, serving: _Serving, plan: StepPlan, logits: NDArray[np.floating]) -> None:
+        slots, prefixes = serving.slots, serving.model.prefixes
+        rows = slots.rows[plan.first : plan.first + plan.rows]
+        # All rows first: one that ends below moves another, with as much of its cache as `computed` says.
+        for slot, row in enumerate(rows, plan.first):
+            before, row.computed = row.computed, row.computed + plan.count
             row.last_step = self._steps
-            row.alone = False
-            if row.pending == 0:
-                try:
-                    token = sample(row_logits, row.request.sampling, row.generator, row.tokens)
-                except NotFiniteError as error:
-                    self._fail([row], f"{error} at token {row.made + 1}")
-                    continue
-                self._append(row, token)
+            if plan.chunk:
+                self._last_chunk = self._steps
+                prefixes.remember(row, slot, before)
+            else:
+                prefixes.hold(row, slot, most=1)
+        for row, row_logits in zip(rows, logits, strict=True):
+            try:
+                row.advance(row_logits)
+            except NotFiniteError as error:
+                self._fail(serving, [row], f"{error} at token {row.made + 1}")
+                continue
+            self._tell(serving, row)
 
-    def _share(self) -> None:
-        """Let rows take over what others have computed, and make rows that may share a step neighbours."""
-        assert self._loaded is not None
-        switch = self._loaded.package.rope_switch
-        for slot, row in enumerate(self._rows):
-            settle_rope(row, switch)
-            if row.prefilling and not row.reading:
-                self._loaded.prefixes.look_up(row, slot)
-        if self._loaded.package.batches_ragged_rows:
-            for one, other in swaps(self._rows):
-                tokens = max(self._rows[one].cached, self._rows[other].cached)
-                self._loaded.cache.swap(one, other, tokens)
-                self._rows[one], self._rows[other] = self._rows[other], self._rows[one]
+    def _tell(self, serving: _Serving, row: Sequence) -> None:
+        """Deliver a row's new text, and its answer if it has ended."""
+        request = row.request
+        text = row.take_text()
+        if text and request.stream:
+            self._deliver(Piece(request.key, text))
+        if row.finish_reason is None:
+            return
+        self._deliver(
+            Finished(
+                key=request.key,
+                text=row.all_text,
+                tokens=tuple(row.generated),
+                reason=row.finish_reason,
+                prompt_tokens=len(request.prompt),
+                cached_tokens=row.reused,
+                started=row.started,
+                token_times=tuple(row.token_times),
+                ended=time.monotonic(),
+            )
+        )
+        serving.model.prefixes.hold(row, serving.slots.rows.index(row))
+        self._leave(serving, row)
 
-    def _step_failed(self, rows: list[Sequence], reason: str) -> None:
-        """Find out who is to blame: rows that shared the step run again by themselves, one alone fails."""
+    # Faults
+
+    def _step_failed(self, serving: _Serving, rows: list[Sequence], reason: str) -> None:
+        """Find out which row is to blame: rows that shared the step run again by themselves, a row alone fails."""
         if len(rows) > 1:
             log.error("engine_step_failed", jobs=len(rows), reason=reason, then="each runs again alone")
             for row in rows:
                 row.alone = True
             return
-        self._fail(rows, f"the model failed at a step: {reason}")
-        assert self._loaded is not None
-        fault = self._loaded.session.probe(len(self._rows))
+        self._fail(serving, rows, f"the model failed at a step: {reason}")
+        fault = serving.model.session.probe(len(serving.slots.rows))
         if fault is not None:
-            log.error("session_lost", reason=fault, jobs=len(self._rows))
-            for row in self._rows:
-                row.cached, row.reading = 0, False
-                row.unheld.clear()
-            self._parked, self._rows = self._rows, []
-            self._bring_up()
+            log.error("session_lost", reason=fault, jobs=len(serving.slots.rows))
+            self._parked = serving.slots.rows
+            for row in self._parked:
+                row.forget_computed()
+            self._serving = None
+            self._lifecycle.lose()
 
-    def _append(self, row: Sequence, token: int) -> None:
-        assert self._loaded is not None
-        row.token_times.append(time.monotonic())
-        row.tokens.append(token)
-        request = row.request
-        ended = token in self._loaded.package.eos and not request.ignore_eos
-        full = row.made >= request.max_tokens
-        piece = "" if ended else row.text.push(token)
-        if ended or full:
-            piece += row.text.finish()
-        if piece:
-            row.pieces.append(piece)
-            if request.stream:
-                self._deliver(Piece(request.key, piece))
-        if ended or full or row.text.stopped:
-            self._deliver(
-                Finished(
-                    key=request.key,
-                    text="".join(row.pieces),
-                    tokens=tuple(row.generated),
-                    reason="stop" if ended or row.text.stopped else "length",
-                    prompt_tokens=len(request.prompt),
-                    cached_tokens=row.reused,
-                    started=row.started,
-                    token_times=tuple(row.token_times),
-                    ended=time.monotonic(),
-                )
-            )
-            slot = self._rows.index(row)
-            self._loaded.prefixes.hold(row, slot)
-            self._leave(slot)
-
-    def _leave(self, slot: int) -> None:
-        """Free a row; the last one moves into the gap, so that rows stay neighbours."""
-        assert self._loaded is not None
-        last = self._rows.pop()
-        if slot < len(self._rows):
-            self._rows[slot] = last
-            self._loaded.cache.move(len(self._rows), slot, last.cached)
-        self._write_running()
-
-    def _write_running(self) -> None:
-        self._note_running(row.request.key for row in (*self._rows, *self._parked))
-
-    def _fail(self, rows: list[Sequence], reason: str) -> None:
+    def _fail(self, serving: _Serving, rows: list[Sequence], reason: str) -> None:
         log.error("engine_step_failed", jobs=len(rows), reason=reason)
         for row in rows:
             self._deliver(Ended(row.request.key, failure=reason, tokens=row.made))
-            self._leave(self._rows.index(row))
+            self._leave(serving, row)
+
+    # Small things
+
+    def _leave(self, serving: _Serving, row: Sequence) -> None:
+        serving.slots.remove(row)
+        self._write_running()
+
+    def _write_running(self) -> None:
+        self._note_running(row.request.key for row in (*self.rows, *self._parked))
+
+    def _publish_use(self, serving: _Serving) -> None:
+        model, rows = serving.model, serving.slots.rows
+        self._publish(
+            rows=len(rows),
+            batch_rows=self.status.batch_rows if rows else 0,
+            kv_used_ratio=sum(row.computed for row in rows) / (model.rows * model.context),
+            prefixes=model.prefixes.status,
+        )
+
+    def _publish(self, **changes: Any) -> None:
+        self.status = replace(self.status, **changes)
 
 
-def _decode_steps(decoding: list[Sequence], ragged: bool) -> int:
-    """How many steps give each of these rows one token."""
-    if not ragged:
-        return len(decoding)
-    shared = {row.long_rope for row in decoding if not row.alone}
-    return len(shared) + sum(row.alone for row in decoding)
+def _fits(request: Request, model: LoadedModel) -> bool:
+    return bool(request.prompt) and len(request.prompt) + request.max_tokens <= model.context

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edged.engine import ort
-from edged.engine.cache import KVCache
+from edged.engine.kv_cache import KVCache
 from edged.engine.package import Package, PackageError, read_json
 from edged.engine.session import ModelSession, one_line
 from edged.engine.tokenizer import PromptError, Tokenizer

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import structlog
 
 from edged.engine import ort, runtime
 from edged.engine.bit_classes import BitClasses, find_bit_classes
-from edged.engine.cache import NUMPY_DTYPES, KVCache
 from edged.engine.known_answers import (
     Verified,
     check_answers,
@@ -22,7 +22,10 @@ from edged.engine.known_answers import (
     read_known_answers,
     suspect_runtime,
 )
+from edged.engine.kv_cache import KVCache
+from edged.engine.kv_layout import KVLayout
 from edged.engine.package import Package, PackageError, open_package
+from edged.engine.package import signature as package_signature
 from edged.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
 from edged.engine.prefix_sharing import PrefixSharing
 from edged.engine.prefix_store import PrefixStore
@@ -67,6 +70,15 @@ class LoadedModel:
     verified: Verified | None
     """None for a package without known answers."""
     load_seconds: float
+    signature: str
+    """Package.signature when it was loaded: requests are prepared for this."""
+
+    def release(self) -> None:
+        """Close, and free the weights and the caches though others still hold this object."""
+        self.close()
+        self.session.release()
+        self.cache.release()
+        self.prefixes.memory.forget(None)
 
     def close(self) -> None:
         """End the chat template's process and the prefix store's thread."""
@@ -93,6 +105,7 @@ def load_model(
     """
     started = time.monotonic()
     wanted = settings.model
+    signature = package_signature(path)  # before its files are read
     package = open_package(path, name)
     known = read_known_answers(package) if verify else None
     try:
@@ -147,6 +160,7 @@ def load_model(
         bits=bits,
         verified=verified,
         load_seconds=time.monotonic() - started,
+        signature=signature,
     )
     log.info(
         "model_serving",
@@ -176,13 +190,15 @@ def plan_package(settings: Settings, package: Package, choice: ProviderChoice, a
         raise PackageError(
             f"model.context = {context} is more than the package's context of {package.context_length} tokens"
         )
-    if package.kv_dtype not in NUMPY_DTYPES:
-        raise PackageError(f"a KV cache of {package.kv_dtype} is not served: build the package with float32 or float16")
+    try:
+        layout = KVLayout.of(package)
+    except ValueError as error:
+        raise PackageError(f"{error}: build the package with float32 or float16") from None
     chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk)
     try:
         return plan_memory(
             weights=int(package.weight_bytes * LOADED_RATIO),
-            kv_bytes_per_token=package.kv_bytes_per_token,
+            kv_bytes_per_token=layout.token_bytes,
             rows=_rows(wanted.rows, package, choice),
             context=max(context, package.sliding_window),
             working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows or 8)),
@@ -226,13 +242,12 @@ def _prefixes(
     folder: Path | None,
 ) -> PrefixSharing:
     """The prefix cache of this model, in memory and, if `folder` is given, on disk."""
-    shape = cache.block_shape(BLOCK_TOKENS)
-    layout = (ort.__version__, session.providers[0], board.model, package.kv_dtype, shape)
+    layout = (ort.__version__, session.providers[0], board.model, cache.layout)
     identity = hashlib.sha256(package.fingerprint() + repr(layout).encode()).digest()
     disk = None
     if folder is not None and ram_bytes and settings.cache.disk_bytes:
         bounds = settings.cache.disk_bytes, settings.cache.daily_write_bytes, settings.jobs.retention
-        disk = PrefixStore(folder, identity, shape, cache.dtype, *bounds)
+        disk = PrefixStore(folder, identity, (cache.layout.block_bytes(BLOCK_TOKENS),), np.uint8, *bounds)
     return PrefixSharing(cache, PrefixCache(ram_bytes), disk, identity)
 
 

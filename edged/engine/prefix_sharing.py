@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from edged.engine.cache import KVCache
+from edged.engine.kv_cache import KVCache
 from edged.engine.prefix_cache import BLOCK_TOKENS, Blocks, PrefixCache, block_keys, usable_blocks
 from edged.engine.prefix_store import Changed, DiskEvent, PrefixStore
-from edged.engine.scheduler import Sequence
+from edged.engine.sequence import Sequence
+from edged.status import PrefixStatus
 
 REST_SECONDS = 3600.0
 """After the disk could not take a block, when the next one is tried."""
@@ -38,12 +39,29 @@ class PrefixSharing:
         if self.disk is not None:
             self.disk.close()
 
+    @property
+    def status(self) -> PrefixStatus:
+        """Sizes and counts of both tiers."""
+        if self.disk is None:
+            return PrefixStatus(self.memory.bytes)
+        return PrefixStatus(self.memory.bytes, self.disk.bytes, self.disk.refused, self.disk.written)
+
+    @property
+    def written_back(self) -> bool:
+        """Whether everything that is worth it is on disk."""
+        return self._writing is None and self.memory.next_to_write(self._on_disk) is None
+
+    @property
+    def blocks_on_disk(self) -> int:
+        """Blocks that the disk holds."""
+        return len(self._on_disk)
+
     def look_up(self, row: Sequence, slot: int) -> None:
         """Move a row in prefill on by what is held, and ask the disk for what it has of the rest."""
         if not self.memory.budget:
             return
         keys = self._keys(row)[: usable_blocks(len(row.tokens))]
-        start = row.cached // BLOCK_TOKENS
+        start = row.computed // BLOCK_TOKENS
         if start >= len(keys):
             return
         request = row.request
@@ -62,7 +80,7 @@ class PrefixSharing:
     def remember(self, row: Sequence, slot: int, before: int) -> None:
         """Hold the blocks that a prefill step has completed; `before`: tokens the row had cached until then."""
         keys = self._keys(row)
-        first, last = before // BLOCK_TOKENS, min(row.cached // BLOCK_TOKENS, len(keys))
+        first, last = before // BLOCK_TOKENS, min(row.computed // BLOCK_TOKENS, len(keys))
         for depth in range(first, last):
             self._hold(row, slot, depth, row.request.store)
         if last > first:
@@ -82,11 +100,12 @@ class PrefixSharing:
             return
         for slot, row in enumerate(rows):
             if row.request.key == event.row and row.reading:
-                row.reading = not event.last
+                row.reading = False  # whatever fails below, the row goes on by itself
                 # The row's keys may be others by now, of the other rope table.
                 if event.block is not None and self._keys(row)[event.depth : event.depth + 1] == [event.key]:
                     self._take(row, slot, event.depth, [event.block])
                     row.unheld.append(event.depth)
+                row.reading = not event.last
 
     def hold(self, row: Sequence, slot: int, most: int | None = None) -> None:
         """Hold what a row took from disk in RAM too, up to `most` blocks.
@@ -109,7 +128,7 @@ class PrefixSharing:
 
     def _hold(self, row: Sequence, slot: int, depth: int, store: bool) -> None:
         key = self._keys(row)[depth]
-        if key not in self.memory and self.memory.has_room(depth, self._cache.block_bytes(BLOCK_TOKENS)):
+        if key not in self.memory and self.memory.has_room(depth, self._cache.layout.block_bytes(BLOCK_TOKENS)):
             block = self._cache.read(slot, depth * BLOCK_TOKENS, BLOCK_TOKENS)
             self.memory.add(key, block, depth, store, row.request.pin)
 
@@ -119,11 +138,11 @@ class PrefixSharing:
         return row.keys[1]
 
     def _take(self, row: Sequence, slot: int, start: int, blocks: Blocks) -> None:
-        cached = (start + len(blocks)) * BLOCK_TOKENS
-        if not start * BLOCK_TOKENS <= row.cached < cached:
+        held = (start + len(blocks)) * BLOCK_TOKENS
+        if not start * BLOCK_TOKENS <= row.computed < held:
             return
         for number, block in enumerate(blocks, start):
             self._cache.write(slot, number * BLOCK_TOKENS, block)
         if row.made == 0:
-            row.reused += cached - row.cached
-        row.cached = cached
+            row.reused += held - row.computed
+        row.computed = held

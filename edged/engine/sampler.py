@@ -24,6 +24,19 @@ class Sampling:
     repetition_penalty: float = 1.0
 
 
+class Sampler:
+    """Draws the tokens of one sequence."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        """Raises ValueError for a negative seed."""
+        self._sampling = sampling
+        self._generator = np.random.default_rng(sampling.seed)
+
+    def sample(self, logits: NDArray[np.floating], seen: Iterable[int]) -> int:
+        """The next token; see sample(). Raises NotFiniteError."""
+        return sample(logits, self._sampling, self._generator, seen)
+
+
 def sample(
     logits: NDArray[np.floating], sampling: Sampling, generator: np.random.Generator, seen: Iterable[int] = ()
 ) -> int:

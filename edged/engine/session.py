@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edged.engine import ort
-from edged.engine.cache import NUMPY_DTYPES, KVCache
+from edged.engine.kv_cache import KVCache
+from edged.engine.kv_layout import NUMPY_DTYPES
 from edged.engine.package import Package, PackageError
 
 LOGITS_BYTES = 64 << 20
@@ -55,6 +56,12 @@ class ModelSession:
         self._logits = np.empty(0, self._logits_dtype)
         self._bindings: dict[tuple[int, int], Any] = {}
         self._cache: KVCache | None = None
+
+    def release(self) -> None:
+        """Free the weights. The session cannot be used afterwards."""
+        del self._session
+        self._bindings, self._cache = {}, None
+        self._logits = np.empty(0, self._logits_dtype)
 
     def use(self, cache: KVCache) -> None:
         """Take `cache` for the steps that follow."""

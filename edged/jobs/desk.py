@@ -18,7 +18,7 @@ import structlog
 
 from edged.engine import engine as engine_events
 from edged.engine.loaded_model import LoadedModel
-from edged.engine.scheduler import Request, rank
+from edged.engine.sequence import Request, rank
 from edged.jobs.admission import Admission, Batch
 from edged.jobs.crash import CrashLedger
 from edged.jobs.document import Code, Job, JobError, State, invalid_id, result_document

@@ -17,7 +17,7 @@ import structlog
 
 from edged.engine.loaded_model import LoadedModel
 from edged.engine.sampler import Sampling
-from edged.engine.scheduler import Request
+from edged.engine.sequence import Request
 from edged.engine.template import TemplateFaultError, TemplateRefusalError
 from edged.engine.tokenizer import PromptError
 from edged.jobs.document import Code, Job, JobError
@@ -123,6 +123,7 @@ def prepare(job: Job, key: int, id: str, loaded: LoadedModel, received: float = 
         ignore_eos=job.ignore_eos,
         store=job.store,
         pin=job.cache is not None and job.cache.pin,
+        signature=loaded.signature,
     )
 
 

@@ -27,7 +27,7 @@ from edged.engine.known_answers import (
 )
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import Package, PackageError, open_package
-from edged.engine.scheduler import Request
+from edged.engine.sequence import Request
 from edged.engine.session import one_line
 from edged.engine.template import TemplateFaultError, TemplateRefusalError
 from edged.engine.tokenizer import PromptError, Tokenizer

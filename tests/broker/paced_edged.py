@@ -36,14 +36,14 @@ def _sleep(seconds: float) -> None:
 
 
 def _paced_step(self: Engine) -> None:
-    while self._rows and (pace := _pace_file.read_text()) != "":
+    while self.rows and (pace := _pace_file.read_text()) != "":
         if pace != "hold":
             _sleep(float(pace))
             break
         _sleep(0.002)
-    if any(row.request.prompt[:3] == POISON and row.made >= 3 for row in self._rows):
+    if any(row.request.prompt[:3] == POISON and row.made >= 3 for row in self.rows):
         os.abort()
-    if any(row.request.prompt == ENDS for row in self._rows):
+    if any(row.request.prompt == ENDS for row in self.rows):
         raise SystemExit  # ends the thread, and no `except Exception` stops it
     _step(self)
 

@@ -91,7 +91,7 @@ def _watch_stages() -> None:
                 _reached(stage)
 
     def watched_step(self: Engine) -> None:
-        if self._rows:
+        if self.rows:
             _reached("running")
         step(self)
 

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from edged.engine.cache import KVCache
-from edged.engine.engine import Ended, Engine, EngineEvent, Finished, ModelChanged, Piece
+from edged.engine.engine import Engine
+from edged.engine.events import Ended, EngineEvent, Finished, ModelChanged, Piece
+from edged.engine.kv_cache import KVCache
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import open_package
-from edged.engine.scheduler import Request
+from edged.engine.sequence import Request
 from edged.engine.session import ModelSession
 from edged.machine.board import detect
 from edged.machine.memory import available
@@ -120,6 +121,15 @@ class Rig:
             if wanted(event):
                 return event
 
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model that serves."""
+        return next(
+            event.loaded
+            for event in reversed(self.events)
+            if isinstance(event, ModelChanged) and event.loaded is not None
+        )
+
     def wait_for_state(self, state: str) -> ModelChanged:
         event = self.wait_for(lambda e: isinstance(e, ModelChanged) and e.state == state)
         assert isinstance(event, ModelChanged)
@@ -198,16 +208,12 @@ def run_at_random(
 
 def wait_until_written(rig: Rig, blocks: int | None = None) -> None:
     """Until the idle engine has written what is worth it (or so many blocks)."""
-    prefixes = rig.engine._loaded.prefixes  # type: ignore[union-attr]
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while True:
-        done = (
-            prefixes.memory.next_to_write(dict(prefixes._on_disk)) is None
-            if blocks is None
-            else len(prefixes._on_disk) >= blocks
-        )
+        prefixes = rig.loaded.prefixes
+        done = prefixes.written_back if blocks is None else prefixes.blocks_on_disk >= blocks
         # A row leaves after what it took from disk is held in memory, its end is told before.
-        if done and prefixes._writing is None and not rig.engine._rows:
+        if done and rig.engine.status.rows == 0:
             return
         assert time.monotonic() < until
         time.sleep(0.01)

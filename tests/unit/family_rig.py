@@ -25,8 +25,8 @@ from engine_rig import (
     wait_until_written,
 )
 
-from edged.engine.cache import KVCache
 from edged.engine.engine import Ended, Finished
+from edged.engine.kv_cache import KVCache
 from edged.engine.package import open_package
 from edged.engine.prefix_cache import BLOCK_TOKENS, usable_blocks
 from edged.engine.session import ModelSession

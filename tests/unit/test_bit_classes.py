@@ -9,7 +9,7 @@ import pytest
 from engine_rig import MODELS, load, request, running
 
 from edged.engine.bit_classes import BitClasses, find_bit_classes
-from edged.engine.cache import KVCache
+from edged.engine.kv_cache import KVCache
 from edged.engine.package import open_package
 from edged.engine.session import ModelSession
 

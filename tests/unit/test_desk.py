@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from test_spool import ANY
 
 from edged.engine.engine import Ended, Finished, ModelChanged, Piece, Started
-from edged.engine.scheduler import Request
+from edged.engine.sequence import Request
 from edged.jobs import admission as admission_module
 from edged.jobs import desk as desk_module
 from edged.jobs.crash import LastEnd

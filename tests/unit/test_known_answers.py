@@ -14,7 +14,7 @@ import pytest
 from engine_rig import MODELS, copy_package, ids, load, reference, request, running, serving
 from structlog.testing import capture_logs
 
-from edged.engine import engine as engine_module
+from edged.engine import lifecycle
 from edged.engine.engine import Ended, ModelChanged
 from edged.engine.known_answers import (
     BUDGET,
@@ -291,7 +291,7 @@ class TestEngine:
     def test_it_is_unavailable_with_the_reason_and_serves_once_mended(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(engine_module, "MEND_POLL_SECONDS", 0.02)
+        monkeypatch.setattr(lifecycle, "POLL_SECONDS", 0.02)
         package = copy_package("phi3", tmp_path)
         flip_block(package, 35)
         answer = reference("phi3")[0]

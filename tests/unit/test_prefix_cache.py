@@ -29,7 +29,7 @@ from engine_rig import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edged.engine.engine import Finished, Piece, Started
+from edged.engine.events import Finished, Piece, Started
 from edged.engine.prefix_cache import BLOCK_TOKENS, HITS_TO_WRITE, PrefixCache, block_keys, usable_blocks
 from edged.engine.prefix_files import erase
 from edged.engine.prefix_sharing import PrefixSharing
@@ -436,7 +436,7 @@ class TestReuse:
             ends = rig.run(*jobs)
             assert {key: ids(end) for key, end in ends.items()} == alone
             assert cached(ends[0]) >= 192
-            assert rig.engine._loaded.prefixes.disk.refused == 0  # type: ignore[union-attr]
+            assert rig.engine.status.prefixes.refused_files == 0
 
     def test_two_jobs_with_one_new_prefix_compute_it_once(self) -> None:
         one = load(MODELS / "phi3", ROOM, rows=4, prefill_chunk=16)
@@ -485,7 +485,7 @@ class TestReuse:
 
     def test_a_prefix_larger_than_the_budget_keeps_its_beginning(self) -> None:
         one = load(MODELS / "phi3", 0, rows=1)
-        budget = 3 * one.cache.block_bytes(BLOCK_TOKENS)
+        budget = 3 * one.cache.layout.block_bytes(BLOCK_TOKENS)
         one = load(MODELS / "phi3", budget, rows=1)
         with running(one) as rig:
             ends = [rig.run(request(key, with_tail(key), 2))[key] for key in range(3)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edged.engine.scheduler import Request
+from edged.engine.sequence import Request
 from edged.engine.template import TemplateFaultError
 from edged.jobs.document import Code, Job, JobError
 from edged.jobs.prompt import Prepared, Preparer

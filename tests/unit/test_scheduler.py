@@ -23,22 +23,22 @@ from engine_rig import (
     serving,
 )
 
-from edged.engine.engine import EngineEvent, Finished, Started
+from edged.engine.events import EngineEvent, Finished, Started
 from edged.engine.sampler import Sampling
-from edged.engine.scheduler import PRIORITY_SECONDS, ChunkBudget, Request, Sequence, StepPlan, chunk_of, schedule, swaps
+from edged.engine.scheduler import ChunkBudget, StepPlan, chunk_of, schedule
+from edged.engine.sequence import PRIORITY_SECONDS, Request, Sequence
+from edged.engine.slots import swaps
 from edged.engine.tokenizer import TextStream
 
 SWITCH = 256
 
 
-def row(tokens: int, cached: int = 0, **more: Any) -> Sequence:
+def row(tokens: int, computed: int = 0, **more: Any) -> Sequence:
     priority = more.pop("priority", 5)
     return Sequence(
         request=Request(key=0, prompt=tuple(range(tokens)), max_tokens=9, priority=priority),
         text=TextStream(lambda _ids: ""),
-        generator=np.random.default_rng(0),
-        tokens=list(range(tokens)),
-        cached=cached,
+        computed=computed,
         **more,
     )
 
@@ -48,36 +48,36 @@ class TestSchedule:
         assert schedule([], 64, None, False) is None
 
     def test_a_prompt_is_read_in_chunks(self) -> None:
-        assert schedule([row(100)], 64, None, False) == StepPlan(0, 1, 64, 64, prefill=True)
-        assert schedule([row(100, 64)], 64, None, False) == StepPlan(0, 1, 36, 100, prefill=True)
+        assert schedule([row(100)], 64, None, False) == StepPlan(0, 1, 64, 64)
+        assert schedule([row(100, 64)], 64, None, False) == StepPlan(0, 1, 36, 100)
 
     @pytest.mark.parametrize("chunk", [3, 16, 64])
     def test_no_prompt_of_several_tokens_ends_with_a_chunk_of_one(self, chunk: int) -> None:
         """A step of one token differs in its last bits from the same token read along with others."""
         for tokens in range(2, 200):
-            counts, cached = [], 0
-            while cached < tokens:
-                step = schedule([row(tokens, cached)], chunk, None, False)
+            counts, computed = [], 0
+            while computed < tokens:
+                step = schedule([row(tokens, computed)], chunk, None, False)
                 assert step is not None
                 counts.append(step.count)
-                cached += step.count
+                computed += step.count
             assert 1 < min(counts) <= max(counts) <= chunk
 
     def test_decoding_rows_share_a_step_as_wide_as_the_longest(self) -> None:
-        assert schedule([row(9, 8), row(30, 29)], 64, None, False) == StepPlan(0, 2, 1, 30, prefill=False)
+        assert schedule([row(9, 8), row(30, 29)], 64, None, False) == StepPlan(0, 2, 1, 30)
 
     def test_decoding_rows_and_prompts_take_turns(self) -> None:
         rows = [row(9, 8), row(100)]
         first = schedule(rows, 8, None, False)
-        assert first == StepPlan(1, 1, 8, 8, prefill=True)
-        assert schedule(rows, 8, None, first.prefill) == StepPlan(0, 1, 1, 9, prefill=False)
+        assert first == StepPlan(1, 1, 8, 8)
+        assert schedule(rows, 8, None, first.chunk) == StepPlan(0, 1, 1, 9)
 
     def test_a_prompt_is_split_alike_in_any_company(self) -> None:
         """A row in prefill between two decoding ones does not go along with them: it would be read in other chunks."""
         rows = [row(9, 8), row(100), row(9, 8, last_step=1)]
-        assert schedule(rows, 8, None, True) == StepPlan(0, 1, 1, 9, prefill=False)
+        assert schedule(rows, 8, None, True) == StepPlan(0, 1, 1, 9)
         rows[0].last_step = 2
-        assert schedule(rows, 8, None, 2) == StepPlan(2, 1, 1, 9, prefill=False)
+        assert schedule(rows, 8, None, 2) == StepPlan(2, 1, 1, 9)
 
     def test_no_chunk_has_one_token_and_none_is_left(self) -> None:
         """A step of one token computes attention in another way: the last bits would depend on the split."""
@@ -95,28 +95,29 @@ class TestSchedule:
 
     def test_rows_on_the_two_sides_of_a_switch_never_share_a_step(self) -> None:
         rows = [row(9, 8), row(300, 299, long_rope=True), row(9, 8)]
-        assert schedule(rows, 64, SWITCH, False) == StepPlan(0, 1, 1, 9, prefill=False)
+        assert schedule(rows, 64, SWITCH, False) == StepPlan(0, 1, 1, 9)
 
     def test_the_side_that_waited_longest_goes_first_however_many_tokens_it_has(self) -> None:
         rows = [row(9, 8, last_step=7), row(300, 299, long_rope=True, last_step=3)]
-        assert schedule(rows, 64, SWITCH, False) == StepPlan(1, 1, 1, 300, prefill=False)
+        assert schedule(rows, 64, SWITCH, False) == StepPlan(1, 1, 1, 300)
 
     def test_a_row_that_crosses_the_switch_is_read_anew(self) -> None:
         rows = [row(SWITCH + 1, SWITCH)]
-        assert schedule(rows, 1000, SWITCH, False) == StepPlan(0, 1, SWITCH + 1, SWITCH + 1, prefill=True)
+        rows[0].settle_rope(SWITCH)
+        assert schedule(rows, 1000, SWITCH, False) == StepPlan(0, 1, SWITCH + 1, SWITCH + 1)
 
     def test_the_first_chunks_of_a_long_prompt_are_as_wide_as_the_long_table_wants(self) -> None:
-        assert schedule([row(300)], 64, SWITCH, False) == StepPlan(0, 1, 64, SWITCH + 1, prefill=True)
+        assert schedule([row(300, long_rope=True)], 64, SWITCH, False) == StepPlan(0, 1, 64, SWITCH + 1)
 
     def test_a_lone_row_takes_the_slot_after_it_along_where_one_row_rounds_otherwise(self) -> None:
         def companion(*rows: Sequence) -> StepPlan | None:
             return schedule(list(rows), 64, SWITCH, 1, pad_lone_row=True)
 
-        assert companion(row(9, 8)) == StepPlan(0, 1, 1, 9, False, companion=0)
-        assert companion(row(9, 8), row(100, 64)) == StepPlan(0, 1, 1, 65, False, companion=64)
-        assert companion(row(9, 8), row(9, 8)) == StepPlan(0, 2, 1, 9, False)
+        assert companion(row(9, 8)) == StepPlan(0, 1, 1, 9, companion=0)
+        assert companion(row(9, 8), row(100, 64)) == StepPlan(0, 1, 1, 65, companion=64)
+        assert companion(row(9, 8), row(9, 8)) == StepPlan(0, 2, 1, 9)
         long = row(300, 299, long_rope=True)
-        assert companion(long, row(9, 8, last_step=1)) == StepPlan(0, 1, 1, 300, False, companion=8)
+        assert companion(long, row(9, 8, last_step=1)) == StepPlan(0, 1, 1, 300, companion=8)
 
     def test_a_companion_never_moves_a_lone_row_over_the_switch(self) -> None:
         """Rows beyond the switch lie before the others, in prefill too: the slot after is on the same side or free."""
@@ -124,10 +125,10 @@ class TestSchedule:
         for one, other in swaps(rows):
             rows[one], rows[other] = rows[other], rows[one]
         assert [len(r.tokens) for r in rows] == [300, 400, 9]
-        assert schedule(rows, 64, SWITCH, 1, pad_lone_row=True) == StepPlan(2, 1, 1, 9, False, companion=0)
+        assert schedule(rows, 64, SWITCH, 1, pad_lone_row=True) == StepPlan(2, 1, 1, 9, companion=0)
 
     def test_rows_that_may_not_be_ragged_step_alone(self) -> None:
-        assert schedule([row(9, 8), row(30, 29)], 64, None, False, ragged=False) == StepPlan(0, 1, 1, 9, prefill=False)
+        assert schedule([row(9, 8, ragged=False), row(30, 29, ragged=False)], 64, None) == StepPlan(0, 1, 1, 9)
 
 
 class TestNeighbours:
@@ -135,7 +136,7 @@ class TestNeighbours:
         rows = [row(100), row(9, 8), row(300, 299, long_rope=True), row(9, 8), row(50)]
         for one, other in swaps(rows):
             rows[one], rows[other] = rows[other], rows[one]
-        assert [(r.prefilling, r.long_rope) for r in rows] == [
+        assert [(r.behind, r.long_rope) for r in rows] == [
             (False, True),
             (False, False),
             (False, False),
@@ -164,17 +165,17 @@ class TestPace:
     def test_alone_a_prompt_is_read_in_the_largest_chunks_once_it_is_known_that_they_do_not_take_minutes(self) -> None:
         pace = ChunkBudget(1.0)
         assert pace.chunk(256, 0) == 64
-        pace.note(StepPlan(0, 1, 64, 64, True), 64 * 0.01)
+        pace.note(StepPlan(0, 1, 64, 64), 64 * 0.01)
         assert pace.chunk(256, 0) == 256
-        pace.note(StepPlan(0, 1, 256, 320, True), 256 * 1.5)
+        pace.note(StepPlan(0, 1, 256, 320), 256 * 1.5)
         assert pace.chunk(256, 0) == 20  # 30 seconds
 
     def test_a_chunk_fits_between_two_tokens_of_the_others(self) -> None:
         pace = ChunkBudget(1.0)
         assert pace.chunk(256, 1) == 16
         for _ in range(50):
-            pace.note(StepPlan(0, 1, 30, 30, prefill=True), 1.0)  # 30 tokens a second, as Phi-3 mini on two cores
-            pace.note(StepPlan(0, 8, 1, 30, prefill=False), 0.3)
+            pace.note(StepPlan(0, 1, 30, 30), 1.0)  # 30 tokens a second, as Phi-3 mini on two cores
+            pace.note(StepPlan(0, 8, 1, 30), 0.3)
         chunk = pace.chunk(256, 1)
         assert 10 <= chunk <= 20
         assert chunk / 30 + 0.3 < 1.0
@@ -183,9 +184,9 @@ class TestPace:
 
     def test_slower_steps_count_at_once(self) -> None:
         pace = ChunkBudget(1.0)
-        pace.note(StepPlan(0, 1, 100, 100, prefill=True), 1.0)
+        pace.note(StepPlan(0, 1, 100, 100), 1.0)
         fast = pace.chunk(256, 1)
-        pace.note(StepPlan(0, 1, 10, 10, prefill=True), 1.0)
+        pace.note(StepPlan(0, 1, 10, 10), 1.0)
         assert pace.chunk(256, 1) <= fast // 9
 
     def test_running_rows_get_their_tokens_while_long_prompts_are_read(self) -> None:

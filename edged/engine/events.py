@@ -1,0 +1,71 @@
+"""Events of the engine: the model's state, and what becomes of each request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from edged.engine.loaded_model import LoadedModel
+
+
+@dataclass(frozen=True)
+class ModelChanged:
+    """The model is loading, serving, or unavailable for `reason`."""
+
+    state: Literal["loading", "serving", "unavailable"]
+    reason: str = ""
+    loaded: LoadedModel | None = None
+
+
+@dataclass(frozen=True)
+class Started:
+    """The request has a row."""
+
+    key: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New text of a request that streams."""
+
+    key: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An answer. `tokens` holds all tokens made, including an ending eos; `token_times` when each was made.
+
+    Times are CLOCK_MONOTONIC seconds.
+    """
+
+    key: int
+    text: str
+    tokens: tuple[int, ...]
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    cached_tokens: int
+    started: float
+    token_times: tuple[float, ...]
+    ended: float
+
+    @property
+    def first_token(self) -> float:
+        """When the first token was made."""
+        return self.token_times[0]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A request that left the engine without an answer.
+
+    With `failure` it failed. Without, it was cancelled, or it was prepared for another model than the one that serves
+    now: then the caller prepares it again.
+    """
+
+    key: int
+    failure: str | None = None
+    tokens: int = 0
+
+
+EngineEvent: TypeAlias = ModelChanged | Started | Piece | Finished | Ended

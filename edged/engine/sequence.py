@@ -1,0 +1,166 @@
+"""One request in the engine: its tokens, how many of them are computed, and the tokens and text made so far."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.engine.sampler import Sampler, Sampling
+from edged.engine.tokenizer import TextStream
+
+PRIORITY_SECONDS = 300.0
+"""A job goes before those of the next priority that came up to this much earlier. So urgent jobs go first, and none
+waits for ever."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the engine needs of a job. `key` is the caller's; `received` is CLOCK_MONOTONIC seconds."""
+
+    key: int
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling = Sampling()  # noqa: RUF009  (frozen)
+    stop: tuple[str, ...] = ()
+    priority: int = 5
+    received: float = 0.0
+    stream: bool = False
+    ignore_eos: bool = False
+    store: bool = True
+    """False: nothing of the prompt may be written to disk."""
+    pin: bool = False
+    """Write the prompt's prefix to disk at once and keep it there."""
+    signature: str | None = None
+    """LoadedModel.signature of the model that the prompt was prepared for. Another model does not run it; None: any."""
+
+    @property
+    def rank(self) -> float:
+        """Lower runs first."""
+        return rank(self.priority, self.received)
+
+
+def rank(priority: int, received: float) -> float:
+    """Position in the queue of a job with this priority, received at this second: lower goes first."""
+    return received - priority * PRIORITY_SECONDS
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request that has a row. In each step its computed tokens move towards its known ones, until all are computed.
+
+    A computed token has its keys and values in the KV cache.
+    """
+
+    request: Request
+    text: TextStream
+    eos: frozenset[int] = frozenset()
+    ragged: bool = True
+    """False: it never shares a step, since the graph computes unequal rows wrongly."""
+    signature: str | None = None
+    """LoadedModel.signature of the model that made its tokens."""
+    tokens: list[int] = field(default_factory=list)
+    """All known tokens, the prompt's first."""
+    computed: int = 0
+    long_rope: bool = False
+    """Which rope table the computed tokens were computed with."""
+    started: float = 0.0
+    token_times: list[float] = field(default_factory=list)
+    """When each token was made, CLOCK_MONOTONIC seconds."""
+    last_step: int = 0
+    """Number of the last step that this row took part in."""
+    alone: bool = False
+    """A step that it shared failed: it runs by itself until it is known not to be the cause."""
+    finish_reason: Literal["stop", "length"] | None = None
+    """None while more tokens are to be made."""
+    reused: int = 0
+    """Tokens of the prompt that came from the prefix cache."""
+    keys: tuple[bool, list[bytes]] | None = None
+    """Keys of the prompt's blocks, and for which rope table."""
+    disk_asked: bool = False
+    reading: bool = False
+    """Its prefix is being read from disk: nothing to compute yet."""
+    unheld: list[int] = field(default_factory=list)
+    """Its blocks that came from disk and are not in the cache in RAM yet, by number."""
+    sampler: Sampler = field(init=False)
+    _pieces: list[str] = field(default_factory=list)
+    _taken: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sampling that cannot be used."""
+        self.sampler = Sampler(self.request.sampling)
+        self.tokens = self.tokens or list(self.request.prompt)
+
+    @property
+    def pending(self) -> int:
+        """Known tokens that are not computed."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def behind(self) -> bool:
+        """Whether more than the newest token is pending. Several tokens at once are computed right in one row only."""
+        return self.pending > 1
+
+    @property
+    def batch_key(self) -> bool | None:
+        """Rows with equal keys may share a step of one token each; None: it shares none."""
+        return None if self.behind or self.alone or not self.ragged else self.long_rope
+
+    @property
+    def made(self) -> int:
+        """How many tokens the model made."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def generated(self) -> list[int]:
+        """The tokens that the model made."""
+        return self.tokens[len(self.request.prompt) :]
+
+    @property
+    def all_text(self) -> str:
+        """The text made so far."""
+        return "".join(self._pieces)
+
+    def take_text(self) -> str:
+        """The text made since the last call."""
+        new = "".join(self._pieces[self._taken :])
+        self._taken = len(self._pieces)
+        return new
+
+    def settle_rope(self, switch: int | None) -> None:
+        """Compute all tokens anew once they cross the LongRoPE switch: keys of the other table are of no use."""
+        if switch is not None and self.long_rope != (len(self.tokens) > switch):
+            self.long_rope = not self.long_rope
+            self.forget_computed()
+
+    def forget_computed(self) -> None:
+        """Drop what the KV cache holds."""
+        self.computed, self.reading = 0, False
+        self.unheld.clear()
+
+    def advance(self, logits: NDArray[np.floating]) -> list[int]:
+        """Choose the next token by `logits`, [vocabulary], those after the last computed token.
+
+        Returns the tokens made: none while known tokens are still pending. Raises NotFiniteError.
+        """
+        self.alone = False
+        if self.pending:
+            return []
+        token = self.sampler.sample(logits, self.tokens)
+        self.token_times.append(time.monotonic())
+        self.tokens.append(token)
+        stop = token in self.eos and not self.request.ignore_eos
+        full = self.made >= self.request.max_tokens
+        piece = "" if stop else self.text.push(token)
+        if stop or full:
+            piece += self.text.finish()
+        if piece:
+            self._pieces.append(piece)
+        if stop or self.text.stopped:
+            self.finish_reason = "stop"
+        elif full:
+            self.finish_reason = "length"
+        return [token]

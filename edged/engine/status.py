@@ -1,0 +1,26 @@
+"""A snapshot of the engine that any thread may read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edged.status import PrefixStatus
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """The engine at one moment. Times are CLOCK_MONOTONIC seconds."""
+
+    busy_since: float | None = None
+    """When the step that runs now began, None between steps."""
+    loading_since: float | None = None
+    """When the load that runs now began."""
+    rows: int = 0
+    """Sequences that have a row."""
+    batch_rows: int = 0
+    """Rows of the last step of single tokens, 0 when idle."""
+    kv_used_ratio: float = 0.0
+    """Share of the KV cache that holds tokens."""
+    prefixes: PrefixStatus = PrefixStatus()  # noqa: RUF009  (frozen)
+    failed: str | None = None
+    """Why the thread has ended though nobody stopped it."""
