@@ -1,6 +1,7 @@
-"""Sets structlog up: lines for a terminal, JSON elsewhere, fields for journald. Never a prompt, never a secret.
+"""Configures structlog: lines on a terminal, JSON elsewhere, fields for journald.
 
-Counts warnings and errors by their event, so that each of them moves a metric too.
+Warnings and errors are counted by their event, so that each of them moves a metric too. No caller logs a prompt or a
+secret.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ import structlog
 
 JOURNAL = "/run/systemd/journal/socket"
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
-"""syslog(3)'s numbers, journald's PRIORITY."""
-_FAULTS = {"warning", "error"}
+"""journald's PRIORITY, in the numbers of syslog(3)."""
+_COUNTED = {"warning", "error"}
 _faults: Counter[tuple[str, str]] = Counter()
 _lock = threading.Lock()
 
 
 def faults() -> dict[tuple[str, str], int]:
-    """How often each (event, level) was logged as a warning or an error since the process began, at any `log.level`.
+    """The number of warnings and errors since the process began, by (event, level) and at any `log.level`.
 
-    Events are names that stand in the code, so they are few.
+    Events are constants of the code, so there are few.
     """
     with _lock:
         return dict(_faults)
@@ -37,12 +38,12 @@ def faults() -> dict[tuple[str, str], int]:
 def configure(level: str, format: Literal["auto", "json", "console"]) -> None:
     """Log to stderr from `level` upwards; `auto` is console on a terminal and JSON elsewhere.
 
-    Where stderr goes to journald, it is sent the same JSON, and each field beside it: `journalctl EDGED_JOB=…`.
+    Where stderr goes to journald, it gets the same JSON and each field besides, for `journalctl EDGED_JOB=…`.
     """
     least: int = getattr(logging, level.upper())
 
     def count(_logger: Any, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        if name in _FAULTS:
+        if name in _COUNTED:
             with _lock:
                 _faults[event["event"], name] += 1
         if getattr(logging, name.upper()) < least:
@@ -74,7 +75,7 @@ def configure(level: str, format: Literal["auto", "json", "console"]) -> None:
 
 
 def stderr_is_journal() -> bool:
-    """Whether systemd connected stderr to journald (systemd.exec(5), JOURNAL_STREAM) and its socket is there."""
+    """Whether systemd connected stderr to journald (systemd.exec(5), JOURNAL_STREAM) and journald's socket exists."""
     try:
         status = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError):
@@ -83,17 +84,17 @@ def stderr_is_journal() -> bool:
 
 
 class JournalLogger:
-    """Sends entries in journald's native protocol; what it does not take goes to stderr."""
+    """Sends entries in journald's native protocol. Entries that journald does not take go to stderr."""
 
     def __init__(self, *_args: Any) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
     def msg(self, line: str, fields: dict[str, str]) -> None:
-        """Log `line` with `fields` beside it."""
+        """Log `line`, and `fields` as fields of the entry."""
         entry = b"".join(_entry(name, value) for name, value in {"MESSAGE": line, **fields}.items())
         try:
             self._socket.sendto(entry, JOURNAL)
-        except OSError:  # too large for a datagram, or journald is away
+        except OSError:  # too large for a datagram, or journald is not running
             print(line, file=sys.stderr)
 
     debug = info = warning = error = critical = msg
@@ -109,7 +110,7 @@ def _render_for_journal(logger: Any, name: str, event: structlog.typing.EventDic
 
 
 def _entry(name: str, value: str) -> bytes:
-    """A field as the journal's native protocol has it: with its length where it holds a line's end."""
+    """A field in the journal's native protocol: a value with a line break needs its length before it."""
     data = value.encode("utf-8", "replace")
     if b"\n" in data:
         return name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"

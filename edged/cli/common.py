@@ -1,4 +1,4 @@
-"""What several commands share: settings with their flags, and ways to end."""
+"""Shared by several commands: common options, settings from flags, and exit codes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def settings_or_exit(config: Path | None, **sections: dict[str, Any]) -> Setting
 
 
 def loaded_or_exit(config: Path | None, **sections: dict[str, Any]) -> Loaded:
-    """The same, with the origin of each."""
+    """The effective settings with the origin of each; otherwise like settings_or_exit()."""
     try:
         return load(config, sections)
     except SettingsError as error:
@@ -44,28 +44,28 @@ def loaded_or_exit(config: Path | None, **sections: dict[str, Any]) -> Loaded:
 
 
 def choose_runtime(settings: Settings) -> None:
-    """Compute with the wheel in model.runtime_wheels; where it is refused, say so and go on without."""
+    """Use the onnxruntime in model.runtime_wheels; if it is refused, print the reason and use the installed one."""
     runtime.select_runtime(settings, DEMO_FOLDER)
     if runtime.selected.refused is not None:
         typer.echo(f"edged: {runtime.selected.refused}", err=True)
 
 
 def end(code: int, message: str) -> NoReturn:
-    """Say why on one line and exit."""
+    """Print `message` on one line and exit."""
     typer.echo(f"edged: {message}", err=True)
     raise typer.Exit(code)
 
 
 def check_folder(flag: str, path: Path | None) -> None:
-    """Raises BadUseError where a folder was given by a flag and is none."""
+    """Raises BadUseError if `path`, the value of `flag`, is not a folder."""
     if path is not None and not path.is_dir():
         raise BadUseError(f"{flag} {path} is not a folder: give the one that holds genai_config.json")
 
 
 def job_document(prompt: str | None, job: str | None, **fields: Any) -> dict[str, Any]:
-    """A job document from a prompt (a chat of one message) or from `job`, a file's name or `-`; `fields` not None win.
+    """A job document from a prompt (a chat of one message) or from `job`, a file's name or `-` for standard input.
 
-    Raises BadUseError.
+    `fields` that are not None override those of the document. Raises BadUseError.
     """
     if (prompt is None) == (job is None):
         raise BadUseError("give either a prompt or --job FILE (- for standard input)")

@@ -1,4 +1,4 @@
-"""The demo's broker: amqtt in a thread of this process, on loopback, MQTT 3.1.1, nothing kept."""
+"""The demo's broker: amqtt on a thread of this process, on loopback, MQTT 3.1.1 only, in memory only."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
 from amqtt.session import Session
 
-_SPOKEN = 4
+_SUPPORTED_LEVEL = 4
 """The protocol level of MQTT 3.1.1 (§3.1.2.2)."""
-_NOT_SPOKEN = b"\x20\x02\x00\x01"
+_UNSUPPORTED_CONNACK = b"\x20\x02\x00\x01"
 """CONNACK, unacceptable protocol version (§3.2.2.3)."""
 
 
@@ -21,7 +21,7 @@ class DemoBroker:
     """A broker on 127.0.0.1. `port` is its TCP port."""
 
     def __init__(self, port: int = 0) -> None:
-        """`port` 0 takes any free one. Raises OSError when it cannot be had."""
+        """`port` 0: any free one. Raises OSError when the port is taken."""
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
@@ -32,7 +32,7 @@ class DemoBroker:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="demo-broker", daemon=True)
 
     def start(self) -> None:
-        """Listen. Raises TimeoutError when the broker does not come up."""
+        """Listen. Raises TimeoutError when the broker does not start within 10 seconds."""
         for name in ("amqtt", "transitions"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._thread.start()
@@ -60,24 +60,25 @@ class DemoBroker:
 
 
 class _Broker(Broker):  # type: ignore[misc]
-    """Refuses MQTT 5 at once: amqtt reads its CONNECT as one of 3.1.1 and waits for bytes that never come.
+    """amqtt with two corrections.
 
-    And sends what is retained to those alone who subscribed to it: amqtt asks for the filters of all when one connects.
+    It refuses MQTT 5 at once: amqtt reads a CONNECT of MQTT 5 like one of 3.1.1 and waits for bytes that never come. It
+    sends a retained message only to its subscribers: when a client connects, amqtt looks at the filters of all clients.
     """
 
     async def stream_connected(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
     ) -> None:
-        """A new connection, whose first packet tells which MQTT it speaks."""
+        """Handle a new connection; its first packet says which version of MQTT it speaks."""
         try:
             head, level = await _head(reader)
         except asyncio.IncompleteReadError:
             writer.close()
             return
-        if level == _SPOKEN:
+        if level == _SUPPORTED_LEVEL:
             await self.external_connected(_Replayed(reader, head), StreamWriterAdapter(writer), listener_name)
             return
-        writer.write(_NOT_SPOKEN)
+        writer.write(_UNSUPPORTED_CONNACK)
         writer.close()
 
     async def _publish_retained_messages_for_subscription(
@@ -88,7 +89,7 @@ class _Broker(Broker):  # type: ignore[misc]
 
 
 async def _head(reader: asyncio.StreamReader) -> tuple[bytes, int]:
-    """A CONNECT up to and with its protocol level (§3.1.2), and that. Raises asyncio.IncompleteReadError."""
+    """The bytes of a CONNECT up to its protocol level (§3.1.2), and the level. Raises asyncio.IncompleteReadError."""
     head = await reader.readexactly(2)
     while head[-1] & 0x80 and len(head) < 5:  # the remaining length has one to four bytes
         head += await reader.readexactly(1)
@@ -97,13 +98,13 @@ async def _head(reader: asyncio.StreamReader) -> tuple[bytes, int]:
 
 
 class _Replayed(StreamReaderAdapter):  # type: ignore[misc]
-    """A stream of which the beginning was read before."""
+    """A stream that first returns bytes that were read before."""
 
     def __init__(self, reader: asyncio.StreamReader, head: bytes) -> None:
         super().__init__(reader)
         self._head = head
 
     async def read(self, n: int = -1) -> bytes:
-        """As the stream's own; amqtt always says how many."""
+        """Like the stream's own read(); amqtt never calls it without `n`."""
         taken, self._head = self._head[:n], self._head[n:]
         return taken + bytes(await super().read(n - len(taken)) if len(taken) < n else b"")

@@ -1,4 +1,4 @@
-"""What `edged demo` shows: jobs of each kind through a real broker to a real daemon, checked against known answers."""
+"""`edged demo`: sends jobs through a real broker to a real daemon and checks the answers against known ones."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _SHOWN_METRICS = (
 
 
 class DemoError(Exception):
-    """The demo did not show what it should; one line."""
+    """The demo failed; one line."""
 
 
 def show(stay: bool) -> None:
-    """Run the demo. Raises DemoError when something does not come up or an answer is not the known one."""
+    """Run the demo; `stay`: until Ctrl-C. Raises DemoError when a part does not start or an answer is wrong."""
     console = Console(highlight=False)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="edged-demo-") as folder:
@@ -99,7 +99,7 @@ def _wait_until_ready(daemon: Daemon) -> None:
 
 
 def _ask_all(console: Console, settings: Any) -> int:
-    """Send each sample through MQTT and stream its answer; how many were wrong."""
+    """Send each sample through MQTT and print its answer. Returns the number of wrong answers."""
     wrong = 0
     samples = json.loads((DEMO_FOLDER / "samples.json").read_text(encoding="utf-8"))
     with Sender(settings.mqtt, DEVICE, None) as sender:

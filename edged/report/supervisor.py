@@ -1,4 +1,4 @@
-"""What systemd is told about the service: ready, what is missing, alive, reloading, stopping (sd_notify(3)).
+"""Notifies systemd (sd_notify(3)): ready, status line, sign of life, reloading, stopping.
 
 Without NOTIFY_SOCKET, as on a terminal, nothing is sent.
 """
@@ -15,14 +15,14 @@ import structlog
 log = structlog.get_logger(__name__)
 
 _PER_INTERVAL = 3
-"""How often within WatchdogSec= a sign of life is sent: one that comes late does no harm."""
+"""Signs of life per WatchdogSec=, so that a late one does no harm."""
 
 
 class Supervisor:
-    """The way to systemd, if it started this process. Threads may share it: each message is one datagram."""
+    """Sends to systemd, if it started this process. Any thread may call it: each message is one datagram."""
 
     def __init__(self) -> None:
-        """Take NOTIFY_SOCKET and the watchdog's variables out of the environment: child processes have no say."""
+        """Take NOTIFY_SOCKET and the watchdog's variables out of the environment: child processes must not notify."""
         address = os.environ.pop("NOTIFY_SOCKET", "")
         microseconds = os.environ.pop("WATCHDOG_USEC", "0")
         pid = os.environ.pop("WATCHDOG_PID", str(os.getpid()))
@@ -31,17 +31,17 @@ class Supervisor:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) if address else None
         ours = bool(address) and microseconds.isdecimal() and pid == str(os.getpid())
         self.watchdog_seconds = int(microseconds) / 1e6 if ours else 0.0
-        """Within how many seconds systemd wants a sign of life, 0 for never."""
+        """Seconds within which systemd expects a sign of life; 0: it expects none."""
         if self.watchdog_seconds:
             self._environment |= {"WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid}
         self.interval = self.watchdog_seconds / _PER_INTERVAL or math.inf
-        """In seconds: how often alive() must be called at least."""
+        """Longest time in seconds between two calls of alive()."""
         self._alive_at = float("-inf")
         self._status = ""
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that were taken, for a process that takes the place of this one."""
+        """The variables that were taken, for the program that replaces this one in its process."""
         return dict(self._environment)
 
     def ready(self) -> None:
@@ -49,30 +49,30 @@ class Supervisor:
         self._send("READY=1")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`; the same again is not sent."""
+        """Set the line in `systemctl status`. An unchanged one is not sent again."""
         if text != self._status:
             self._status = text
             self._send(f"STATUS={' '.join(text.split())[:400]}")
 
     def alive(self) -> None:
-        """A sign of life, to be given often: as many are sent as are due."""
+        """Give a sign of life. Call it often: only as many are sent as are due."""
         if self.watchdog_seconds and time.monotonic() - self._alive_at >= self.interval / 2:
             self._alive_at = time.monotonic()
             self._send("WATCHDOG=1")
 
     def long_work(self, seconds: float) -> None:
-        """Nothing may be heard for `seconds` from now on: a start is given more time, and the watchdog too."""
+        """Extend the start timeout and the watchdog: there may be no sign of life for `seconds` from now on."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
         if seconds > self.watchdog_seconds > 0:
             self._send(f"WATCHDOG_USEC={int(seconds * 1e6)}")
 
     def long_work_done(self) -> None:
-        """The watchdog is again what it was."""
+        """Set the watchdog back to its configured time."""
         if self.watchdog_seconds:
             self._send(f"WATCHDOG_USEC={int(self.watchdog_seconds * 1e6)}\nWATCHDOG=1")
 
     def reloading(self) -> None:
-        """Settings are read anew; ready() ends it."""
+        """The service reads its settings again; ready() ends this state."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
