@@ -1,4 +1,4 @@
-"""Removes files in such a way that nothing of what stood in them is left in free blocks of the disk."""
+"""Removes files so that their content does not stay in free blocks of the disk."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _PIECE = 1 << 20
 
 
 def erase_file(path: Path) -> None:
-    """Overwrite a file with zeros and remove it; one that is not there is fine. Raises OSError.
+    """Overwrite a file with zeros and remove it, if it exists. Raises OSError.
 
-    A promise for disks that overwrite in place: flash keeps the old copy for a while.
+    Effective on disks that overwrite in place; flash may keep the old blocks for a while.
     """
     try:
         with path.open("r+b", buffering=0) as file:

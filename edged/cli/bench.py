@@ -1,4 +1,4 @@
-"""`edged bench`: what a model does on this board."""
+"""`edged bench`: measures a model on this board."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _MOST_ROWS = 64
 
 def bench(
     model: ModelOption = None,
-    rows: Annotated[str, typer.Option(help="Jobs at the same time, each number measured in turn.")] = "1,2,4,8",
+    rows: Annotated[str, typer.Option(help="Numbers of simultaneous jobs, measured one after another.")] = "1,2,4,8",
     prompt: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 128,
     tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 32,
     config: ConfigOption = None,
@@ -88,7 +88,7 @@ def _rows(text: str) -> list[int]:
 def _document(
     loaded: LoadedModel, board: Board, figures: Figures, bandwidth: float, prompt: int, tokens: int
 ) -> dict[str, Any]:
-    """Everything measured, in base units, with what it was measured on."""
+    """All figures in base units, and the system that they were measured on."""
     package, plan = loaded.package, loaded.plan
     on_cpu = loaded.session.device == "cpu"
     rows = [asdict(row) for row in figures.rows]
@@ -111,7 +111,7 @@ def _document(
             "kv_bytes_per_token": package.kv_bytes_per_token,
             "resident_bytes": figures.resident_bytes,
             "peak_bytes": figures.peak_bytes,
-            # A GPU has a memory of its own.
+            # A GPU has its own memory.
             "bytes_per_second": bandwidth if on_cpu else None,
         },
         "rows": rows,

@@ -1,4 +1,4 @@
-"""`edged model`: packages on this device, where they come from, and whether they answer as they should."""
+"""`edged model`: pulls, lists, selects, removes and verifies the packages on this device."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ from edged.machine.board import detect
 from edged.machine.memory import available, size
 from edged.models.fetch import FetchError
 from edged.models.listing import NAME, NAME_ALLOWED, RESERVED, SourceError
-from edged.models.pull import PullError, choose
-from edged.models.pull import pull as bring
-from edged.models.record import record as make_known_answers
+from edged.models.pull import PullError, pull_package, select_package
+from edged.models.record import record_known_answers
 from edged.models.sources import open_source
-from edged.models.store import DEMO_FOLDER, StoreError, act_as_owner, served, store_of
+from edged.models.store import DEMO_FOLDER, StoreError, served, store_of, switch_to_owner
 
 NameArgument = Annotated[str, typer.Argument(help="The package's name, as edged model list shows it.")]
 
-app = typer.Typer(name="model", help="Take model packages on board, choose one, check them.", no_args_is_help=True)
+app = typer.Typer(name="model", help="Pull model packages, select one, verify them.", no_args_is_help=True)
 
 
 @app.command()
@@ -50,25 +49,25 @@ def pull(
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Take a package on board; after a cut the same command goes on where it was."""
+    """Pull a package; after an interruption, the same command resumes."""
     settings = settings_or_exit(config)
     logs.configure("error", "auto")
     store = store_of(settings)
     try:
-        listing = open_source(source)  # as the caller, who may read what the daemon's user may not
+        listing = open_source(source)  # as the caller: the daemon's user may not have the permission to read it
         name = listing.name if name is None else name
         if not NAME.fullmatch(name) or name in RESERVED:
             raise BadUseError(f"{name!r} cannot be a package's name: give --name, {NAME_ALLOWED}")
-        act_as_owner(settings.state_dir)
+        switch_to_owner(settings.state_dir)
         choose_runtime(settings)
-        with progress(listing.bytes, silent=json_) as told:
-            pulled = bring(listing, name, settings, detect(), store, told)
+        with progress(listing.bytes, silent=json_) as report:
+            pulled = pull_package(listing, name, settings, detect(), store, report)
     except SourceError as error:
         end(BAD_USE if error.bad_use else FAILED, str(error))
     except (PackageError, PullError, FetchError, StoreError) as error:
         end(FAILED, str(error))
     except KeyboardInterrupt:
-        end(FAILED, "stopped; the same command goes on where it was")
+        end(FAILED, "stopped; the same command resumes")
     if json_:
         document = {
             "name": name,
@@ -85,14 +84,14 @@ def pull(
         typer.echo(f"{name} is here already, just as {pulled.origin.source} has it")
         return
     if listing.left_out:
-        typer.echo(f"left out, as no part of a package: {', '.join(listing.left_out)}")
+        typer.echo(f"left out, since they do not belong to a package: {', '.join(listing.left_out)}")
     typer.echo(f"{name}: {size(listing.bytes)} in {pulled.folder}; {pulled.remark or _answers(pulled.verified)}")
-    typer.echo(_take_up(name) if store.current == name else f"edged model use {name} lets edged serve it")
+    typer.echo(_when_served(name) if store.current == name else f"edged model use {name} selects it")
 
 
 @app.command(name="list")
 def list_packages(config: ConfigOption = None, json_: JsonOption = False) -> None:
-    """Show the packages on this device; * is before the one that edged serves when it loads next."""
+    """List the packages on this device; * marks the one that edged serves from its next load on."""
     settings = settings_or_exit(config)
     folder, _ = served(settings)
     try:
@@ -129,30 +128,32 @@ def list_packages(config: ConfigOption = None, json_: JsonOption = False) -> Non
 
 @app.command()
 def use(name: NameArgument, config: ConfigOption = None) -> None:
-    """Check a package, and let edged serve it from its next load on."""
+    """Check a package and serve it from the next load on."""
     settings = settings_or_exit(config)
     logs.configure("error", "auto")
     if settings.model.path is not None:
-        raise BadUseError(f"model.path = {settings.model.path} is set and wins: take it out of the settings first")
+        raise BadUseError(
+            f"model.path = {settings.model.path} is set and takes precedence: remove it from the settings first"
+        )
     store = store_of(settings)
     try:
-        act_as_owner(settings.state_dir)
+        switch_to_owner(settings.state_dir)
         choose_runtime(settings)
-        before, verified = choose(name, settings, detect(), store)
+        before, verified = select_package(name, settings, detect(), store)
     except StoreError as error:
         end(BAD_USE if error.bad_use else FAILED, str(error))
     except PackageError as error:
-        end(FAILED, f"{name} is not taken, and nothing is changed: {error}")
+        end(FAILED, f"{name} is not selected, nothing is changed: {error}")
     typer.echo(f"{name}: {_answers(verified)}")
-    typer.echo(_take_up(name) + (f"; back: edged model use {before}" if before not in (None, name) else ""))
+    typer.echo(_when_served(name) + (f"; back: edged model use {before}" if before not in (None, name) else ""))
 
 
 @app.command()
 def remove(name: NameArgument, config: ConfigOption = None) -> None:
-    """Remove a package that is not in use, and what a pull has brought of it."""
+    """Remove a package that is not in use, or an unfinished pull."""
     settings = settings_or_exit(config)
     try:
-        act_as_owner(settings.state_dir)
+        switch_to_owner(settings.state_dir)
         freed = store_of(settings).remove(name, served(settings)[0])
     except StoreError as error:
         end(BAD_USE if error.bad_use else FAILED, str(error))
@@ -163,12 +164,12 @@ def remove(name: NameArgument, config: ConfigOption = None) -> None:
 def verify(
     model: ModelOption = None,
     record: Annotated[
-        bool, typer.Option("--record", help="First make its known answers anew; the package must be right.")
+        bool, typer.Option("--record", help="First record its known answers again; the package must be right.")
     ] = False,
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Check that a package answers as recorded; exit code 1 where it does not, or where nothing is recorded."""
+    """Check that a package answers as recorded; exit code 1 if it does not, or if nothing is recorded."""
     check_folder("--model", model)
     settings = settings_or_exit(config, model={"path": model, "rows": 1})
     logs.configure("error", "auto")
@@ -176,7 +177,7 @@ def verify(
     path, name = served(settings)
     try:
         if record:
-            make_known_answers(settings, detect(), available, path, name)
+            record_known_answers(settings, detect(), available, path, name)
         loaded = load_model(settings, detect(), available, path, name)
         loaded.close()
         known = read_known_answers(loaded.package)
@@ -184,7 +185,7 @@ def verify(
         end(FAILED, str(error))
     verified = loaded.verified
     if verified is None or known is None:
-        end(FAILED, f"{path} has no {FILE}: --record makes it, once, where the package is known to be right")
+        end(FAILED, f"{path} has no {FILE}: --record creates it, once, where the package is known to be right")
     if json_:
         document = {
             "model": loaded.package.name,
@@ -208,9 +209,9 @@ def verify(
 
 def _answers(verified: Verified | None) -> str:
     if verified is None:
-        return "it runs, and has no known answers to compare (edged model verify --record makes them)"
+        return "it runs, and has no known answers to compare (edged model verify --record records them)"
     return f"{verified.compared} tokens of its known answers are right"
 
 
-def _take_up(name: str) -> str:
+def _when_served(name: str) -> str:
     return f"edged serves {name} from its next start or reload on: systemctl reload edged"

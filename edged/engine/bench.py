@@ -1,4 +1,4 @@
-"""Measures a model the way jobs meet it: requests through the engine itself, with a stopwatch on each step."""
+"""Measures a model by sending requests to the engine and timing each step."""
 
 from __future__ import annotations
 
@@ -25,59 +25,60 @@ from edged.engine.session import ModelSession
 from edged.machine.board import Board
 
 JOINING = 64
-"""Tokens of context beyond prompt and answer: rows that joined early go on while the others' prompts are read."""
+"""Tokens of context beyond prompt and answer, since the first rows decode while the other prompts are read."""
 JOINING_STALL = 60.0
-"""Seconds for max_stall: prompts are read in whole chunks while the first rows wait, so that all join soon."""
+"""Seconds for max_stall, so that prompts are read in full chunks and all rows soon decode together."""
 _POWER_SECONDS = 0.1
 
 
 class BenchError(RuntimeError):
-    """A request ended without an answer; the message is the engine's."""
+    """A request failed; the message is the engine's."""
 
 
 @dataclass(frozen=True)
 class RowsFigures:
-    """What `rows` jobs that arrive together get. Seconds, tokens per second over all rows, joules per token by rail."""
+    """Figures for `rows` jobs that arrive together. Tokens per second are the sum over rows."""
 
     rows: int
     prefill_tokens_per_second: float
     decode_tokens_per_second: float | None
-    """None where the rows never ran all together."""
+    """None if the rows never decoded all together."""
     first_token_cold_seconds: float
-    """Until the last of the rows has its first token, nothing of the prompts known."""
+    """Until the last of the rows has its first token, with nothing of the prompts cached."""
     first_token_warm_seconds: float
-    """The same for prompts that were seen before except for their last token."""
+    """The same for prompts that are cached except for their last token."""
     weights_bytes_per_second: float | None
     """Bytes of weights that decoding reads from memory."""
     joules_per_token: dict[str, float]
+    """By rail."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """All that was measured. Sizes in bytes, times in seconds."""
+    """All figures of a run. Sizes in bytes, times in seconds."""
 
     load_seconds: float
     resident_bytes: int
     peak_bytes: int
-    """Most memory that the process ever had resident (VmHWM)."""
+    """The largest resident size of the process (VmHWM)."""
     rows: tuple[RowsFigures, ...]
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """One call of the session. Times are CLOCK_MONOTONIC seconds; `past` is the tokens of its longest row before."""
+    """One step. Times are CLOCK_MONOTONIC seconds; `past`: tokens that its longest row had cached before."""
 
     began: float
     ended: float
     resumed: float
-    """When the engine got the result: `ended`, and later where a hook took time in between."""
+    """When the engine received the result: later than `ended` if a hook took time."""
     rows: int
     count: int
     past: int
 
 
 class Stopwatch:
-    """Stands in for a session in the engine and notes each step; `hook` is then called on the engine's thread."""
+    """Wraps a session and records each step; then it calls `hook` on the engine's thread."""
 
     def __init__(self, session: ModelSession) -> None:
         self._session = session
@@ -100,7 +101,7 @@ class Stopwatch:
 
 
 def decode_seconds(steps: Sequence[StepTime], rows: int, prompt: int) -> list[float]:
-    """Whole durations of the decode steps of `rows` rows that follow one another, the engine's own work included."""
+    """Durations of consecutive decode steps of `rows` rows, including the engine's own work between them."""
     return [
         step.ended - step.began + following.began - step.resumed
         for step, following in itertools.pairwise(steps)
@@ -109,7 +110,7 @@ def decode_seconds(steps: Sequence[StepTime], rows: int, prompt: int) -> list[fl
 
 
 class Bench:
-    """An engine around a model, to be measured. A context manager: leaving it ends the engine and frees the model."""
+    """An engine with a model to measure. A context manager that stops the engine and frees the model at its exit."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.stopwatch = Stopwatch(loaded.session)
@@ -129,7 +130,7 @@ class Bench:
         self._engine.stop()
 
     def prompt(self, tokens: int) -> tuple[int, ...]:
-        """A prompt that nobody has sent before."""
+        """A new random prompt."""
         return tuple(int(t) for t in self._random.integers(3, self._package.vocabulary, tokens))
 
     def similar(self, prompt: Sequence[int]) -> tuple[int, ...]:
@@ -137,13 +138,13 @@ class Bench:
         return (*prompt[:-1], (prompt[-1] + 1) % self._package.vocabulary)
 
     def first_token(self, prompts: Sequence[Sequence[int]]) -> float:
-        """Seconds from sending all prompts at once until the last of them has its first token."""
+        """Seconds from submitting all prompts at once until the last of them has its first token."""
         began = time.monotonic()
         keys = [self.submit(prompt, 1) for prompt in prompts]
         return max(end.first_token for end in self.ends(keys) if isinstance(end, Finished)) - began
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[StepTime]:
-        """The steps of `prompts` answered together, until all rows at once have made `tokens` more tokens."""
+        """The steps of a run of all `prompts`, until `tokens` decode steps of all rows together are done."""
         self.stopwatch.steps.clear()
         longest = max(map(len, prompts))
         keys = range(self._key + 1, self._key + 1 + len(prompts))
@@ -152,7 +153,7 @@ class Bench:
         def enough(step: StepTime) -> None:
             others(step)
             together = step.rows == len(prompts) and step.count == 1 and step.past >= longest
-            if together and next(done) > tokens:  # the last one has no step after it and is not counted
+            if together and next(done) > tokens:  # the last step has no successor and is not counted
                 self.cancel(keys)
 
         self.stopwatch.hook = enough
@@ -163,18 +164,18 @@ class Bench:
         return list(self.stopwatch.steps)
 
     def submit(self, prompt: Sequence[int], tokens: int, sampling: Sampling | None = None) -> int:
-        """Send a job whose answer has `tokens` tokens, greedy unless told otherwise; returns its key."""
+        """Submit a request for `tokens` tokens, greedy by default; returns its key."""
         self._key += 1
         self._engine.submit(Request(self._key, tuple(prompt), tokens, sampling or Sampling(), ignore_eos=True))
         return self._key
 
     def cancel(self, keys: Sequence[int]) -> None:
-        """End jobs at the engine's next step."""
+        """Cancel requests at the engine's next step."""
         for key in keys:
             self._engine.cancel(key)
 
     def ends(self, keys: Sequence[int]) -> list[Finished | Ended]:
-        """Wait until all of `keys`, have ended; raises BenchError where one failed."""
+        """Wait until all requests have ended. Raises BenchError if one failed."""
         ends: list[Finished | Ended] = []
         while len(ends) < len(keys):
             event = self._events.get()
@@ -186,7 +187,7 @@ class Bench:
 
 
 class PowerMeter:
-    """Samples the board's rails in a thread of its own while a `with` block runs."""
+    """Samples the board's power rails in its own thread during a `with` block."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -203,7 +204,7 @@ class PowerMeter:
         self._thread.join()
 
     def watts(self, began: float, ended: float) -> dict[str, float]:
-        """Mean watts by rail between two times of CLOCK_MONOTONIC; empty where the board does not measure."""
+        """Mean watts by rail between two CLOCK_MONOTONIC times; empty if the board has no sensors."""
         inside = [rails for at, rails in self._samples if began <= at <= ended] or [r for _, r in self._samples[-1:]]
         names = {name for rails in inside for name in rails}
         return {name: statistics.fmean(rails[name] for rails in inside if name in rails) for name in sorted(names)}
@@ -219,12 +220,12 @@ class PowerMeter:
 
 
 def measure(loaded: LoadedModel, board: Board, rows: Sequence[int], prompt: int, tokens: int) -> Figures:
-    """Measure `serving` with each number of `rows`, prompts of `prompt` and answers of `tokens` tokens.
+    """Measure a model with each number of `rows`, prompts of `prompt` and answers of `tokens` tokens.
 
-    Its context must hold both and JOINING tokens where there are several rows. Ends the serving. Raises BenchError.
+    Its context must hold both, plus JOINING tokens for several rows. Frees the model. Raises BenchError.
     """
     with Bench(replace(loaded, max_stall=JOINING_STALL)) as bench:
-        bench.first_token([bench.prompt(prompt)])  # the first run of a size takes its memory
+        bench.first_token([bench.prompt(prompt)])  # the first run of a size allocates its memory
         figures = tuple(_measure_rows(bench, loaded.package, board, count, prompt, tokens) for count in rows)
         return Figures(loaded.load_seconds, _status_bytes("VmRSS"), _status_bytes("VmHWM"), figures)
 
@@ -250,7 +251,7 @@ def _measure_rows(bench: Bench, package: Package, board: Board, rows: int, promp
 
 
 def forget_peak() -> None:
-    """Let VmHWM start anew from what is resident now (proc_pid_clear_refs(5))."""
+    """Reset VmHWM to the current resident size (proc_pid_clear_refs(5))."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

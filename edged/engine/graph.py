@@ -1,7 +1,7 @@
-"""Reads from an ONNX file what must be known before onnxruntime opens it: inputs, operators, where weights lie.
+"""Parses an ONNX file before onnxruntime opens it: inputs, outputs, operators, and the location of weights.
 
-A small reader of the protobuf wire format (protobuf.dev/programming-guides/encoding) for the few fields of onnx.proto
-that matter here. It maps the file, skips weights without reading them, checks every bound and runs nothing.
+A small parser of the protobuf wire format (protobuf.dev/programming-guides/encoding) for the few fields of onnx.proto
+that are needed here. It maps the file, skips weights without reading them, and checks every bound.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _INT32, _INT64 = 6, 7
 
 
 class GraphError(ValueError):
-    """The file is not a whole ONNX model."""
+    """The file is not a complete ONNX model."""
 
 
 @dataclass(frozen=True)
 class ExternalTensor:
-    """A weight kept outside the ONNX file: `length` bytes from `offset` of `location` (relative to the ONNX file)."""
+    """A weight outside the ONNX file: `length` bytes at `offset` of `location`, a path relative to the ONNX file."""
 
     name: str
     location: str
@@ -47,29 +47,29 @@ class ExternalTensor:
 
 @dataclass
 class Graph:
-    """What a graph says of itself. `inputs` and `outputs` map names to dtypes; `operators` counts subgraphs too."""
+    """The parsed graph. `inputs` and `outputs` map names to dtypes; `operators` counts those of subgraphs too."""
 
     inputs: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     operators: Counter[str] = field(default_factory=Counter)
     external: list[ExternalTensor] = field(default_factory=list)
     looked_up: set[str] = field(default_factory=set)
-    """What Gather operators take single rows of: a token's embedding is read, not the table."""
+    """Inputs of Gather operators, which read single rows: one token's embedding, not the table."""
     computed_with: set[str] = field(default_factory=set)
-    """What all other operators take in."""
+    """Inputs of all other operators."""
     rope_switch: int | None = None
-    """Total length beyond which a LongRoPE graph takes its long table (its `If` compares with this), else None."""
+    """Total length beyond which a LongRoPE graph uses its long table (its `If` compares with this), else None."""
 
 
 def read_graph(path: Path) -> Graph:
-    """Read the graph in `path`.
+    """Parse the graph in `path`.
 
-    Raises GraphError when the file is cut, is not ONNX or nests deeper than any model does; OSError as open does.
+    Raises GraphError when the file is truncated, not ONNX or nested too deeply; OSError as open does.
     """
     with path.open("rb") as file:
         if path.stat().st_size == 0:
             raise GraphError("the file is empty")
-        # Not closed by hand: the mapping goes with the last view into it.
+        # Not closed explicitly: the last view into the mapping frees it.
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     try:
         return _read_model(view)

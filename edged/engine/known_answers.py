@@ -1,8 +1,8 @@
-"""Known answers: whether a package still answers as it did when they were recorded. Checked at every load.
+"""Known answers: checks at every load that a package answers as it did when they were recorded.
 
-Damaged weights, a foreign tokenizer, or a runtime that computes a graph wrongly all give answers without a word. So a
-few questions lie beside the package with the greedy answers it gave once. Question and answer go through the model
-together, which costs no more than reading a prompt, and the likeliest token must be the recorded one at each place.
+Damaged weights, a wrong tokenizer, or a runtime that computes a graph wrongly cause wrong answers, not errors. So a
+package comes with a few prompts and its greedy answers. The check runs prompt and answer through the model together,
+which costs no more than a prefill, and the most probable token must be the recorded one at each position.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from edged.engine.tokenizer import PromptError, Tokenizer
 
 FILE = "known_answers.json"
 BUDGET = 32
-"""Tokens of all questions and answers together: a second of Phi-3-mini on two cores, which reads 30 in it."""
+"""Tokens of all questions and answers together: about one second for Phi-3-mini on two cores."""
 NEAR_TIE = 0.35
-"""Lead over the second token, in standard deviations of that place's logits, below which a place is not compared.
-Another right way to compute turns such choices: with float32 activations in place of int8, up to 0.31 was measured."""
+"""Margin over the second token, in standard deviations of the position's logits, below which it is not compared.
+Another correct computation may choose the other token: 0.31 was measured with float32 activations in place of int8."""
 _SHOWN_TOKENS = 6
 _WRONG_TOKENIZER = "tokenizer.json is of another package or damaged: copy the package again"
 
@@ -53,7 +53,7 @@ class _Strict(BaseModel):
 
 
 class RecordedWith(_Strict):
-    """Versions at the time of recording; onnxruntime-genai's where it gave the same answers."""
+    """Versions at the time of recording; onnxruntime-genai's if it gave the same answers."""
 
     edged: _Version
     onnxruntime: _Version
@@ -61,19 +61,19 @@ class RecordedWith(_Strict):
 
 
 class Sample(_Strict):
-    """What the tokenizer makes of a text."""
+    """A text and its token ids."""
 
     text: _Text
     ids: list[_Token] = Field(min_length=1, max_length=4096)
 
 
 class Question(_Strict):
-    """A prompt and its greedy answer in token ids, the lead of each answer token, and the answer's text."""
+    """A prompt and its greedy answer in token ids, the margin of each answer token, and the answer's text."""
 
     prompt: list[_Token] = Field(min_length=1, max_length=BUDGET)
     answer: list[_Token] = Field(min_length=1, max_length=BUDGET)
     margins: list[Annotated[float, Field(ge=0.0, allow_inf_nan=False)]]
-    """Lead over the second token in standard deviations of the logits, 0 where the token is not the first at all."""
+    """Margin over the second token in standard deviations of the logits, 0 if the token is not the first."""
     text: _Text
 
     @property
@@ -83,7 +83,7 @@ class Question(_Strict):
 
     @property
     def sure(self) -> list[int]:
-        """Places of the answer that are no near-ties."""
+        """Positions of the answer that are not near-ties."""
         return [at for at, margin in enumerate(self.margins) if margin >= NEAR_TIE]
 
 
@@ -118,7 +118,7 @@ class KnownAnswers(_Strict):
 
 @dataclass(frozen=True)
 class Verified:
-    """A package that answered as recorded. `tokens` were computed, `compared` of them are no near-ties."""
+    """The package answers as recorded. `tokens` were computed; `compared` of them are not near-ties."""
 
     tokens: int
     compared: int
@@ -126,7 +126,7 @@ class Verified:
 
 
 def read_known_answers(package: Package) -> KnownAnswers | None:
-    """The known answers beside a package, None without any. Raises PackageError when the file is broken."""
+    """The known answers of a package, None if it has none. Raises PackageError when the file is invalid."""
     if not os.path.lexists(package.folder / FILE):
         return None
     try:
@@ -148,7 +148,7 @@ def read_known_answers(package: Package) -> KnownAnswers | None:
 
 
 def write_known_answers(folder: Path, known: KnownAnswers) -> None:
-    """Put the file into the package's folder, whole or not at all. Raises PackageError when it cannot be written."""
+    """Write the file into the package's folder atomically. Raises PackageError when it cannot be written."""
     new = folder / f".{FILE}.new"
     try:
         new.write_text(json.dumps(known.model_dump(), ensure_ascii=False) + "\n", encoding="utf-8")
@@ -158,12 +158,12 @@ def write_known_answers(folder: Path, known: KnownAnswers) -> None:
 
 
 def longest_allowed(package: Package) -> int:
-    """Tokens that a question with its answer may have: one pass computes with one rope table."""
+    """Most tokens of a question with its answer: the check uses only one rope table."""
     return min(BUDGET, package.context_length, package.rope_switch or BUDGET)
 
 
 def check_tokenizer(known: KnownAnswers, tokenizer: Tokenizer) -> None:
-    """Raises PackageError when text and token ids are not the ones recorded."""
+    """Raises WrongAnswersError when the tokenizer gives other ids or another text than recorded."""
     text, ids = known.tokenizer.text, known.tokenizer.ids
     try:
         came = tokenizer.encode_text(text)
@@ -187,9 +187,10 @@ def check_tokenizer(known: KnownAnswers, tokenizer: Tokenizer) -> None:
 
 
 def check_answers(known: KnownAnswers, session: ModelSession, tokenizer: Tokenizer, chunk: int) -> Verified:
-    """Compute all questions. The session must be given a cache anew afterwards.
+    """Compare the answers to all questions. The session needs a new cache afterwards.
 
-    Raises PackageError when the model fails, gives NaN, or prefers another token where no near-tie is.
+    Raises WrongAnswersError when the model prefers another token and it is not a near-tie, PackageError when a step
+    fails or gives NaN.
     """
     began = time.monotonic()
     for question in known.questions:
@@ -207,9 +208,9 @@ def check_answers(known: KnownAnswers, session: ModelSession, tokenizer: Tokeniz
 
 
 def check_runs(session: ModelSession) -> None:
-    """For a package without known answers: raises PackageError when the model fails or gives NaN at its first steps.
+    """For a package without known answers: raises PackageError when the first steps fail or give NaN.
 
-    The session must be given a cache anew afterwards.
+    The session needs a new cache afterwards.
     """
     for _ in _logits(session, [token % session.package.vocabulary for token in (0, 1, 2, 0)], 3):
         pass
@@ -218,15 +219,15 @@ def check_runs(session: ModelSession) -> None:
 def answer_logits(
     session: ModelSession, prompt: Sequence[int], answer: Sequence[int], chunk: int
 ) -> Iterator[NDArray[np.floating]]:
-    """The logits that choose each token of `answer`, [vocabulary], were all before it given. Raises PackageError."""
+    """For each token of `answer` the logits that predict it, [vocabulary]. Raises PackageError."""
     return itertools.islice(_logits(session, [*prompt, *answer[:-1]], chunk), len(prompt) - 1, None)
 
 
 def suspect_runtime(package: Package, version: str | None = None) -> str | None:
-    """Why onnxruntime `version` (default: this) is not to be trusted with this graph, None where nothing is against it.
+    """Why onnxruntime `version` (default: this one) may compute this graph wrongly, None if nothing is known.
 
-    Tied 4-bit embeddings have come out wrong up to 1.28, without a word. Not all do, so this decides nothing at a load:
-    it names a cause, and keeps answers from being recorded there.
+    Up to 1.28, some tied 4-bit embeddings are computed wrongly without an error. Not all are, so a load goes on: this
+    only names a likely cause, and prevents recording with such a version.
     """
     version = version or ort.__version__
     if "GatherBlockQuantized" in package.graph.operators and _release(version) < (1, 30):
@@ -237,7 +238,7 @@ def suspect_runtime(package: Package, version: str | None = None) -> str | None:
 def _logits(session: ModelSession, tokens: Sequence[int], chunk: int) -> Iterator[NDArray[np.floating]]:
     """Logits after each of `tokens`, views that the next step overwrites.
 
-    The last token has a step of its own, as decoding runs other kernels than reading a prompt.
+    The last token has its own step, since decoding uses other kernels than prefill.
     """
     session.use(KVCache(session.package, 1, len(tokens), session.device))
     done, last = 0, len(tokens) - 1
@@ -283,7 +284,7 @@ def _shown_ids(tokens: Sequence[int]) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first fault on one line."""
+    """The first error on one line."""
     detail = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")

@@ -111,13 +111,12 @@ class Package:
                     digest.update(file.read(_SAMPLE_BYTES))
         return digest.digest()
 
-    def signature(self) -> str:
-        """Changes whenever a file of the package does: names, sizes and times, not contents (fit for polling)."""
-        return signature(self.folder)
-
 
 def signature(folder: Path) -> str:
-    """As Package.signature, for a folder that may be broken or absent."""
+    """Changes whenever a file of the folder does: names, sizes and times, not contents (fit for polling).
+
+    The folder may be broken or absent.
+    """
     digest = hashlib.sha256()
     try:
         paths = sorted(folder.iterdir())

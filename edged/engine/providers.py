@@ -1,4 +1,4 @@
-"""Which execution providers run the model: by the board, by this onnxruntime, and by the package."""
+"""Chooses the execution providers that run the model, by board, onnxruntime and package."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _NAMES = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 _INSTALL = "set model.runtime_wheels (edged doctor says how), or pip install edged[cuda] in place of edged[cpu]"
 _NO_CUDA = f"this onnxruntime has no CUDA: {_INSTALL}"
 
-# "auto" in one table. A package made for CPU (int4 with fp32 activations) is slow on CUDA or fails there.
-# board, package made for, CUDA offered (None: either way) -> providers, whether that is a fallback, reason
+# Rules for "auto". A package made for CPU (int4 with fp32 activations) is slow on CUDA or fails there.
+# board, package made for, CUDA offered (None: either) -> providers, whether that is a fallback, reason
 _ANY = None
 _RULES: tuple[tuple[str, MadeFor, bool | None, tuple[str, ...], bool, str], ...] = (
     ("raspberry_pi", "cpu", _ANY, (CPU,), False, "a Raspberry Pi computes on its CPU"),
@@ -35,12 +35,12 @@ _RULES: tuple[tuple[str, MadeFor, bool | None, tuple[str, ...], bool, str], ...]
 
 
 class ProviderError(Exception):
-    """The providers that were asked for cannot be had; the message is one line."""
+    """The configured providers are not available; the message is one line."""
 
 
 @dataclass(frozen=True)
 class ProviderChoice:
-    """onnxruntime's names of the providers to use, the first choice first, and why."""
+    """onnxruntime's names of the providers to use, in order of preference, and the reason."""
 
     providers: tuple[str, ...]
     reason: str
@@ -48,7 +48,7 @@ class ProviderChoice:
 
     @property
     def on_device(self) -> bool:
-        """Whether the model runs on a device with a memory of its own."""
+        """Whether the model runs on a GPU."""
         return self.providers[0] != CPU
 
 
@@ -57,10 +57,10 @@ def choose_provider(
 ) -> ProviderChoice:
     """The providers for a session.
 
-    ``setting`` is model.execution_provider, ``offered`` what onnxruntime.get_available_providers() says: that
-    is what this build knows, not what works here, hence ``settle`` once the session is there. A list is taken
-    as it stands; onnxruntime adds the CPU behind it by itself, for operators that the others lack. Raises
-    ProviderError for a provider that this onnxruntime does not offer.
+    ``setting``: model.execution_provider. ``offered``: onnxruntime.get_available_providers(), which lists the
+    providers of this build, not those that work here; confirm_providers() checks that for a session. A list is used
+    unchanged; onnxruntime appends the CPU for operators that the others lack. Raises ProviderError for a provider
+    that this onnxruntime does not offer.
     """
     offered = set(offered)
     if setting != "auto":
@@ -81,11 +81,10 @@ def choose_provider(
 def confirm_providers(
     choice: ProviderChoice, setting: Literal["auto"] | Sequence[str], running: Sequence[str]
 ) -> ProviderChoice:
-    """The choice as it came out: ``running`` is session.get_providers().
+    """The choice with the providers that a session actually uses; ``running``: session.get_providers().
 
-    Where CUDA's libraries or the GPU are missing, onnxruntime only logs it and computes on the CPU
-    (microsoft/onnxruntime issues 17801, 23372). That is a fallback under ``auto`` and a ProviderError under a
-    list.
+    If CUDA's libraries or the GPU are missing, onnxruntime only logs it and uses the CPU (microsoft/onnxruntime
+    issues 17801, 23372). With ``auto`` that is a fallback, with a list a ProviderError.
     """
     missing = [name for name in choice.providers if name not in running]
     if not missing:
@@ -98,6 +97,6 @@ def confirm_providers(
 
 
 def made_for(provider_options: Iterable[Mapping[str, Any]]) -> MadeFor:
-    """What a package was made for, by session_options.provider_options of its genai_config.json."""
+    """The device that a package was made for, from session_options.provider_options of its genai_config.json."""
     names = {name.lower() for entry in provider_options for name in entry}
     return "cuda" if names & {"cuda", "nvtensorrtrtx", "tensorrt"} else "cpu"

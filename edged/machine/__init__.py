@@ -1,1 +1,1 @@
-"""Reads the machine: board and sensors, memory, control group, clock, storage, processor."""
+"""Reads the machine: board and sensors, memory, control group, GPU, clock, storage, processor."""

@@ -1,4 +1,4 @@
-"""How fast this board reads its memory: what bounds a model that reads all of its weights for every token."""
+"""Measures the memory bandwidth, which limits decoding: every token reads all weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def read_bandwidth(threads: int, size: int | None = None) -> float:
-    """Bytes per second that `threads` threads together read in order from memory; the best of several passes.
+    """Bytes per second that `threads` threads together read sequentially; the best of several passes.
 
-    `size`: bytes of the buffer, by default at least 256 MiB and twice the largest cache, so that little
-    comes from caches. Raises MemoryError where there is no room for it.
+    `size`: bytes of the buffer, by default at least 256 MiB and twice the largest cache, so that caches hardly
+    matter. Raises MemoryError if it cannot be allocated.
     """
     size = size or max(_LEAST_BYTES, 2 * largest_cache())
     buffer = np.ones(size // 4, np.float32)
@@ -26,14 +26,14 @@ def read_bandwidth(threads: int, size: int | None = None) -> float:
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(_PASSES):
             began = time.perf_counter()
-            # A maximum keeps up with the memory, unlike a sum, and numpy lets go of the interpreter meanwhile.
+            # Unlike a sum, a maximum is not limited by the processor; numpy releases the GIL.
             list(pool.map(np.max, parts))
             best = min(best, time.perf_counter() - began)
     return buffer.nbytes / best
 
 
 def largest_cache(root: Path = Path("/")) -> int:
-    """Bytes of the largest CPU cache that the kernel names, 0 where it names none."""
+    """Bytes of the largest CPU cache that the kernel reports, 0 if it reports none."""
     sizes = [0]
     for path in (root / "sys/devices/system/cpu").glob("cpu*/cache/index*/size"):
         try:

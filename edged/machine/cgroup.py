@@ -1,4 +1,4 @@
-"""Which control groups hold this process: their limits count as much as the board's own (cgroups(7))."""
+"""Finds the control groups of this process, whose limits apply in addition to the board's own (cgroups(7))."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def folders(root: Path = Path("/")) -> list[Path]:
-    """This process's cgroup v2 folder and all above it, the innermost first; empty where there is no v2."""
+    """This process's cgroup v2 folder and its parents, the innermost first; empty without cgroup v2."""
     for mount in (root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"):
         if (mount / "cgroup.controllers").exists():
             return _upwards(mount, _path(root, controller=""))
@@ -14,13 +14,13 @@ def folders(root: Path = Path("/")) -> list[Path]:
 
 
 def memory_v1_folders(root: Path = Path("/")) -> list[Path]:
-    """The same for version 1's memory controller."""
+    """The same for the memory controller of cgroup v1."""
     mount = root / "sys/fs/cgroup/memory"
     return _upwards(mount, _path(root, "memory")) if mount.is_dir() else []
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPUs' worth of time that cpu.max grants, over all groups; None without a limit."""
+    """CPUs that cpu.max allows, the smallest over all groups; None without a limit."""
     quotas = []
     for folder in folders(root):
         try:
@@ -46,6 +46,6 @@ def _path(root: Path, controller: str) -> str:
 
 def _upwards(mount: Path, path: str) -> list[Path]:
     parts = [part for part in path.split("/") if part]
-    if ".." in parts:  # outside of our cgroup namespace: only what is mounted can be read
+    if ".." in parts:  # outside our cgroup namespace: only the mounted groups can be read
         parts = []
     return [mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]

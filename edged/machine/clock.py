@@ -1,4 +1,4 @@
-"""Clocks: wall time, time since boot, which boot it is, and whether wall time can be trusted."""
+"""Clocks: wall time, time since boot, the id of the boot, and whether wall time is synchronised."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-# The kernel's NTP_PHASE_LIMIT: a clock that nothing disciplines has at least this error, in microseconds.
+# The kernel's NTP_PHASE_LIMIT in microseconds: an undisciplined clock has at least this error.
 _UNDISCIPLINED = 16_000_000
 
 
@@ -21,7 +21,7 @@ class _Timex(ctypes.Structure):
         ("maxerror", ctypes.c_long),
         ("esterror", ctypes.c_long),
         ("status", ctypes.c_int),
-        ("rest", ctypes.c_long * 32),  # more than the kernel fills in
+        ("rest", ctypes.c_long * 32),  # more than the kernel writes
     )
 
 
@@ -29,32 +29,32 @@ _adjtimex = getattr(ctypes.CDLL(None, use_errno=True), "adjtimex", None)
 
 
 class Clock:
-    """The machine's clocks. A test gives a clock of its own with the same four methods."""
+    """The machine's clocks. Tests may provide another object with the same four methods."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._boot_id = root / "proc/sys/kernel/random/boot_id"
 
     def wall(self) -> float:
-        """Seconds since 1970; wrong until the clock is synchronised on a board without a battery."""
+        """Seconds since 1970; wrong on a board without a battery until the clock is synchronised."""
         return time.time()
 
     def boottime(self) -> float:
-        """Seconds since boot, sleep included (CLOCK_BOOTTIME): never steps, starts anew at each boot."""
+        """Seconds since boot, sleep included (CLOCK_BOOTTIME). Never steps; restarts at each boot."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def boot_id(self) -> str:
-        """A random id of this boot. Raises OSError where /proc is not there."""
+        """A random id of this boot. Raises OSError if /proc cannot be read."""
         return self._boot_id.read_text("ascii").strip()
 
     def synchronised(self) -> bool:
-        """Whether something like NTP keeps wall time right; False where the kernel does not say.
+        """Whether NTP or the like keeps wall time right; False if the kernel does not tell.
 
-        As systemd judges it (ntp_synced): the maximum error is below 16 s. STA_UNSYNC is not looked at, since
-        time daemons set it on a good clock too, to keep the kernel from writing the hardware clock.
+        Like systemd's ntp_synced: the maximum error is below 16 s. STA_UNSYNC is ignored, since time daemons set it
+        on a synchronised clock too, to prevent the kernel from writing the hardware clock.
         """
         if _adjtimex is None:
             return False
-        timex = _Timex()  # modes 0: only read
+        timex = _Timex()  # modes 0: read only
         return bool(_adjtimex(ctypes.byref(timex)) >= 0 and timex.maxerror < _UNDISCIPLINED)
 
 

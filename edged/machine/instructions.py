@@ -1,6 +1,6 @@
-"""Instructions that numpy's and onnxruntime's wheels are compiled for, looked for before either is imported.
+"""Checks for the processor instructions that the wheels of numpy and onnxruntime need, before either is imported.
 
-Where one lacks, the import ends the process by SIGILL, and nobody learns why. Kept to the standard library.
+Without them the import ends the process by SIGILL, with no message. Uses the standard library only.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-# By machine: the line of /proc/cpuinfo that lists what the processor has, and which of it is needed. x86-64-v2 is the
-# baseline of numpy's wheels (its import on a Core 2 ends by SIGILL); onnxruntime goes without AVX (tried on a Nehalem).
-# The wheels for 64-bit Arm are made for ARMv8.0; what newer processors have is looked for while running.
+# By machine: the line of /proc/cpuinfo that lists the processor's features, and those that are needed. x86-64-v2 is the
+# baseline of numpy's wheels (importing it on a Core 2 ends by SIGILL); onnxruntime runs without AVX (tested on a
+# Nehalem). The wheels for 64-bit Arm need ARMv8.0 and detect newer features at run time.
 _NEEDED = {
     "x86_64": ("flags", ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3")),
     "aarch64": ("Features", ("fp", "asimd")),
@@ -18,7 +18,7 @@ _NEEDED = {
 
 
 def features(root: Path = Path("/"), machine: str = "") -> frozenset[str]:
-    """What the first processor has, in the kernel's names; empty where the kernel does not say."""
+    """Features of the first processor, in the kernel's names; empty if the kernel does not tell."""
     line = _NEEDED.get(machine or platform.machine(), ("", ()))[0]
     try:
         text = (root / "proc/cpuinfo").read_text("ascii", "replace")
@@ -32,7 +32,7 @@ def features(root: Path = Path("/"), machine: str = "") -> frozenset[str]:
 
 
 def missing(root: Path = Path("/"), machine: str = "") -> list[str]:
-    """Needed instructions that this processor lacks; none where the kernel does not say what it has."""
+    """Needed instructions that this processor lacks; empty if the kernel does not tell."""
     has = features(root, machine)
     needed = _NEEDED.get(machine or platform.machine(), ("", ()))[1]
     return [name for name in needed if name not in has] if has else []

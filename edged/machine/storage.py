@@ -1,4 +1,4 @@
-"""On what a folder lies and where memory is swapped to, read from /proc."""
+"""Finds the file system that holds a folder, and the swap devices, from /proc."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from edged.machine.board.generic import read
 
 SPARE_BYTES = 256 << 20
-"""Left free on the disk for jobs and results, whatever else is laid there."""
+"""Bytes of the disk that are left free for jobs and results when other files are stored."""
 _VOLATILE = {"tmpfs", "ramfs", "overlay"}
-"""Raspberry Pi OS, told to protect the card, lays an overlay in memory over it."""
+"""overlay: Raspberry Pi OS can protect the card with an overlay in memory."""
 
 
 @dataclass(frozen=True)
 class Mount:
-    """A mounted file system, of /proc/self/mountinfo (proc(5))."""
+    """A mounted file system from /proc/self/mountinfo (proc(5))."""
 
     point: Path
     kind: str
@@ -26,7 +26,7 @@ class Mount:
 
     @property
     def volatile(self) -> bool:
-        """Whether what is written there is gone, or may be, after a reboot."""
+        """Whether files may be lost at a reboot."""
         return self.kind in _VOLATILE
 
     @property
@@ -36,10 +36,10 @@ class Mount:
 
 
 def mount_of(path: Path, root: Path = Path("/")) -> Mount | None:
-    """The file system that holds `path`, an absolute path; None where the kernel does not say."""
+    """The file system that holds `path`, an absolute path; None if the kernel does not tell."""
     found: Mount | None = None
     for mount in _mounts(root):
-        # What is mounted later on the same place hides what was there.
+        # A later mount hides an earlier one at the same path.
         holds = path == mount.point or mount.point in path.parents
         if holds and (found is None or len(mount.point.parts) >= len(found.point.parts)):
             found = mount
@@ -47,7 +47,7 @@ def mount_of(path: Path, root: Path = Path("/")) -> Mount | None:
 
 
 def swaps_on_card(root: Path = Path("/")) -> list[str]:
-    """Partitions and files on a card to which memory is swapped."""
+    """Swap partitions and swap files on a card."""
     lines = (read(root / "proc/swaps") or "").splitlines()[1:]
     found = []
     for line in lines:
@@ -73,5 +73,5 @@ def _mounts(root: Path) -> Iterator[Mount]:
 
 
 def _plain(name: str) -> str:
-    """A name in which the kernel has written blanks and backslashes as octal numbers."""
+    """Decode a name in which the kernel has escaped blanks and backslashes as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), name)

@@ -1,1 +1,1 @@
-"""What a device does with model packages beyond serving them: whether one answers as it did when it was made."""
+"""Model packages on a device: fetching, storing and selecting them, and recording their known answers."""

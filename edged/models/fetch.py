@@ -1,4 +1,4 @@
-"""Brings one file of a source to its place: goes on where an earlier try ended, checks its digest, syncs it."""
+"""Fetches one file of a source: resumes an earlier attempt, checks the digest, and syncs the file."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from edged.models.listing import Digest, SourceFile
 from edged.models.web import Remote, WebError, open_url
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
-"""Seconds before further tries that bring nothing; one that brought some bytes starts anew with the first."""
+"""Seconds before each further attempt without progress. Progress starts the sequence again."""
+Progress = Callable[[str, int], None]
+"""Called with the path of a file and how many more of its bytes are done; negative when it restarts."""
 _CHUNK = 1 << 20
 
 
 class FetchError(Exception):
-    """The file could not be brought; one line that says why."""
+    """The file could not be fetched; the message is one line with the reason."""
 
 
-def fetch(file: SourceFile, target: Path, told: Callable[[str, int], None]) -> str:
-    """Bring `file` to `target` and return its digest.
+def fetch(file: SourceFile, target: Path, progress: Progress) -> str:
+    """Fetch `file` to `target` and return its digest.
 
-    `told` gets the path and how many more of its bytes are there; fewer than none where it starts anew. What has come
-    of a file lies beside it as `.NAME.part`, for the next try. Raises FetchError.
+    An incomplete file is kept beside the target as `.NAME.part`, for the next attempt. Raises FetchError.
     """
-    partial = _Partial(file, target, told)
+    partial = _PartialFile(file, target, progress)
     try:
         return partial.complete()
     except OSError as error:
@@ -39,28 +40,28 @@ def fetch(file: SourceFile, target: Path, told: Callable[[str, int], None]) -> s
         partial.close()
 
 
-class _Partial:
-    def __init__(self, file: SourceFile, target: Path, told: Callable[[str, int], None]) -> None:
+class _PartialFile:
+    def __init__(self, file: SourceFile, target: Path, progress: Progress) -> None:
         self._file, self._target = file, target
         self._part = target.with_name(f".{target.name}.part")
         self._tag = target.with_name(f".{target.name}.etag")
-        self._tell = told
-        self._kind = file.digest or Digest("sha256", "")
+        self._progress = progress
+        self._digest = file.digest or Digest("sha256", "")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():  # an earlier pull's: checked like any other
+        if target.exists():  # from an earlier pull: checked again
             target.replace(self._part)
         self._out = self._part.open("a+b", buffering=0)
-        self._hasher, self._have = self._kind.hasher(file.bytes), 0
-        self._take_over()
+        self._hasher, self._have = self._digest.hasher(file.bytes), 0
+        self._resume()
 
     def close(self) -> None:
         self._out.close()
 
-    def _told(self, count: int) -> None:
-        self._tell(self._file.path, count)
+    def _report(self, count: int) -> None:
+        self._progress(self._file.path, count)
 
     def complete(self) -> str:
-        """Bring what is missing, try again where that helps, and put the file in place."""
+        """Fetch the missing bytes, retry where that can help, and move the file to its target."""
         failures = 0
         while self._have < self._file.bytes:
             before = self._have
@@ -76,33 +77,33 @@ class _Partial:
             self._part.unlink()
             self._tag.unlink(missing_ok=True)
             raise FetchError(
-                f"{self._file.path}: wrong checksum: {self._kind.kind} is {digest}, expected {self._kind.value}; the "
-                "copy at the source is damaged, cut or changed, and what came of it was thrown away"
+                f"{self._file.path}: wrong checksum: {self._digest.kind} is {digest}, expected {self._digest.value}; "
+                "the copy at the source is damaged, cut or changed; the fetched file was removed"
             )
         os.fsync(self._out.fileno())
         self._part.replace(self._target)
         self._tag.unlink(missing_ok=True)
         return digest
 
-    def _take_over(self) -> None:
-        """Read what an earlier try left; without a digest to check it by, it is not trusted."""
+    def _resume(self) -> None:
+        """Hash the bytes of an earlier attempt. Without a digest of the source they cannot be trusted."""
         left = os.fstat(self._out.fileno()).st_size
         if left > self._file.bytes or self._file.digest is None:
-            self._start_anew()
+            self._restart()
             return
         self._out.seek(0)
         while chunk := self._out.read(_CHUNK):
             self._hasher.update(chunk)
             self._have += len(chunk)
-            self._told(len(chunk))
-        if self._have == self._file.bytes and self._hasher.hexdigest() != self._kind.value:
-            self._start_anew()
+            self._report(len(chunk))
+        if self._have == self._file.bytes and self._hasher.hexdigest() != self._digest.value:
+            self._restart()
 
-    def _start_anew(self) -> None:
-        self._told(-self._have)
+    def _restart(self) -> None:
+        self._report(-self._have)
         self._out.truncate(0)
         self._tag.unlink(missing_ok=True)
-        self._hasher, self._have = self._kind.hasher(self._file.bytes), 0
+        self._hasher, self._have = self._digest.hasher(self._file.bytes), 0
 
     def _append(self) -> None:
         origin = self._file.origin
@@ -118,8 +119,8 @@ class _Partial:
         try:
             answer = open_url(origin, more=more)
         except WebError as error:
-            if self._have and "416" in str(error):  # what lies there is not the beginning of the server's file
-                self._start_anew()
+            if self._have and "416" in str(error):  # the partial file is not the start of the server's file
+                self._restart()
                 raise WebError(str(error), passing=True) from None
             raise
         with answer:
@@ -127,10 +128,10 @@ class _Partial:
             self._copy(answer)
 
     def _begin(self, answer: Any) -> None:
-        """Check that the answer continues what is here, or start anew with it."""
+        """Check that the response continues the partial file, else restart with it."""
         start = answer.headers.get("Content-Range", "")
         if self._have and not (answer.status == 206 and start.startswith(f"bytes {self._have}-")):
-            self._start_anew()
+            self._restart()
             if answer.status != 200:
                 raise WebError(f"the server continues elsewhere than asked: {start[:80]!r}", passing=True)
         length = answer.headers.get("Content-Length", "")
@@ -141,7 +142,9 @@ class _Partial:
                 passing=False,
             )
         tag = answer.headers.get("ETag", "")
-        if not self._have and tag.startswith('"') and tag.isascii() and len(tag) < 200:  # weak ones do not serve
+        if (
+            not self._have and tag.startswith('"') and tag.isascii() and len(tag) < 200
+        ):  # a weak tag does not identify bytes
             self._tag.write_text(tag, "ascii")
 
     def _copy(self, source: Any) -> None:
@@ -161,7 +164,7 @@ class _Partial:
                 count = self._out.write(view)
                 self._hasher.update(view[:count])
                 self._have += count
-                self._told(count)
+                self._report(count)
                 view = view[count:]
 
     def _where(self) -> str:

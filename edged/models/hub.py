@@ -1,4 +1,4 @@
-"""Packages on the hub: huggingface_hub lists them and knows endpoint, token and cache; edged fetches the bytes."""
+"""Lists packages on the Hugging Face hub. huggingface_hub knows endpoint, token and cache; edged fetches the files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MEANT = {
 
 
 def open_hub(source: str) -> Listing:
-    """What `hf:OWNER/REPO/path/in/repo@revision` holds, at the commit that the revision (default: main) is now.
+    """List `hf:OWNER/REPO/path/in/repo@revision` at the current commit of the revision (default: main).
 
     Honours HF_ENDPOINT, HF_HOME (token and cache), HF_TOKEN and the library's other variables. Raises SourceError.
     """
@@ -51,14 +51,14 @@ def open_hub(source: str) -> Listing:
         status = error.response.status_code
         why = _MEANT.get(status, "").format(repository=repository)
         raise SourceError(f"the hub at {api.endpoint} answers {status}{why}") from None
-    except Exception as error:  # of whichever HTTP library this huggingface_hub uses
+    except Exception as error:  # which HTTP library huggingface_hub uses depends on its version
         cause = _cause(error)
         why = str(explain(cause, api.endpoint)) if cause else one_line(error)
         raise SourceError(f"the hub cannot be asked: {why}") from None
 
     def make(inside: str) -> SourceFile:
         entry = entries[f"{path}/{inside}" if path else inside]
-        # Large files have their SHA-256, small ones the hash that git gave them.
+        # The hub has the SHA-256 of large files, and git's hash of small ones.
         digest = Digest("sha256", entry.lfs.sha256) if entry.lfs else Digest("git-sha1", entry.blob_id)
         size = entry.lfs.size if entry.lfs else entry.size
         cached = try_to_load_from_cache(repository, entry.path, revision=commit)
@@ -75,7 +75,7 @@ def open_hub(source: str) -> Listing:
 
 
 def _cause(error: BaseException | None) -> OSError | None:
-    """What the network said first, beneath what libraries made of it."""
+    """The network's own error beneath those of the libraries."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error

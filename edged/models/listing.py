@@ -25,7 +25,7 @@ _NAMES = {"LICENSE", "LICENCE", "NOTICE"}
 
 
 class SourceError(Exception):
-    """The source cannot be used; one line that says why. `bad_use`: it was not named rightly."""
+    """The source cannot be used; the message is one line with the reason. `bad_use`: its name is wrong."""
 
     def __init__(self, message: str, bad_use: bool = False) -> None:
         super().__init__(message)
@@ -34,19 +34,19 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class Digest:
-    """What a file's content must hash to. Git's is SHA-1 over a header with the size, then the content."""
+    """The digest that a file must have. Git's is SHA-1 of a header with the size, then the content."""
 
     kind: Literal["sha256", "git-sha1"]
     value: str
 
     def hasher(self, size: int) -> Any:
-        """A hashlib object for a file of `size` bytes, nothing of which has been read."""
+        """A new hashlib object for a file of `size` bytes."""
         return hashlib.sha256() if self.kind == "sha256" else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file: its place in the package, its size in bytes, and where it is read from."""
+    """One file: its path in the package, its size in bytes, and where to read it."""
 
     path: str
     bytes: int
@@ -60,7 +60,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds. `source` is what can be pulled again, `name` what the package is called unless told."""
+    """The files of a source. `source`: pull this to get the same content again. `name`: default name of the package."""
 
     source: str
     name: str
@@ -74,19 +74,19 @@ class Listing:
 
     @property
     def content(self) -> str | None:
-        """As content_id, None where a file's digest is not known before it is read."""
+        """As content_id; None if the source has no digest for a file."""
         digests = {file.path: file.digest.value for file in self.files if file.digest}
         return content_id(digests) if len(digests) == len(self.files) else None
 
 
 def content_id(digests: Mapping[str, str]) -> str:
-    """12 hex digits that stand for these files with this content."""
+    """12 hex digits that identify these files with this content."""
     lines = "".join(f"{digests[path]} {path}\n" for path in sorted(digests))
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
 def listing(source: str, name: str, files: Iterator[tuple[str, Callable[[str], SourceFile]]]) -> Listing:
-    """A Listing of those files that a package may hold. Raises SourceError: a path leaves it, or they are too many."""
+    """A Listing of the files that a package may hold. Raises SourceError: a path is invalid, or there are too many."""
     taken: dict[str, Callable[[str], SourceFile]] = {}
     left_out = []
     for path, make in files:

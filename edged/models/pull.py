@@ -1,10 +1,9 @@
-"""Takes a package on board: room and memory first, then every file, then its known answers, then its place."""
+"""Pulls a package: checks disk space and memory, fetches every file, compares the known answers, installs it."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +14,7 @@ from edged.engine.package import PackageError
 from edged.machine.board import Board
 from edged.machine.memory import Available, available, size
 from edged.machine.storage import SPARE_BYTES
-from edged.models.fetch import fetch
+from edged.models.fetch import Progress, fetch
 from edged.models.listing import Listing, content_id
 from edged.models.store import Origin, Store, write_origin
 from edged.settings import Settings
@@ -24,12 +23,12 @@ _LEAST_CONTEXT = 16
 
 
 class PullError(Exception):
-    """The package was not taken on board; one line that says why."""
+    """The package was not installed; the message is one line with the reason."""
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """A package in place. `fetched` bytes were brought now; `remark` says what still stands in its way, if anything."""
+    """An installed package. `fetched`: bytes transferred now. `remark`: why it cannot be served yet, if so."""
 
     folder: Path
     origin: Origin
@@ -37,81 +36,79 @@ class Pulled:
     verified: Verified | None
     remark: str | None = None
     unchanged: bool = False
-    """It was here already."""
+    """The same content was installed already."""
 
 
-def pull(
-    listing: Listing, name: str, settings: Settings, board: Board, store: Store, told: Callable[[str, int], None]
+def pull_package(
+    listing: Listing, name: str, settings: Settings, board: Board, store: Store, progress: Progress
 ) -> Pulled:
-    """Bring what `listing` names, ask it its known questions, and put it in place as `name`.
+    """Fetch the files of `listing`, compare the known answers, and install the package as `name`.
 
-    `told` as for fetch(). A package of this name stays until the new one has answered. Raises PullError, FetchError,
-    PackageError, StoreError.
+    `progress` as for fetch(). An installed package of this name stays until the new one is verified. Raises PullError,
+    FetchError, PackageError, StoreError.
     """
     with store.pulling():
         store.check_free(name)
         try:
-            return _pull(listing, name, settings, board, store, told)
+            return _pull(listing, name, settings, board, store, progress)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise PullError(f"{where}{(error.strerror or str(error)).lower()}") from None
 
 
-def _pull(
-    listing: Listing, name: str, settings: Settings, board: Board, store: Store, told: Callable[[str, int], None]
-) -> Pulled:
+def _pull(listing: Listing, name: str, settings: Settings, board: Board, store: Store, progress: Progress) -> Pulled:
     old = store.find(name)
     origin = old.origin if old is not None else None
     if old is not None and origin is not None and origin.content == listing.content:
         return Pulled(old.folder, origin, 0, None, unchanged=True)
     staging = store.staging(name)
-    there = _bytes_there(listing, staging)
-    _check_disk(listing, there, store)
+    present = _bytes_present(listing, staging)
+    _check_disk(listing, present, store)
     _check_memory(listing, settings)
     staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-    digests = {file.path: fetch(file, staging / file.path, told) for file in listing.files}
-    _clear(staging, set(digests))
-    content, fetched = content_id(digests), listing.bytes - there
-    if old is not None and origin is not None and origin.content == content:  # not known before it was read
+    digests = {file.path: fetch(file, staging / file.path, progress) for file in listing.files}
+    _remove_others(staging, set(digests))
+    content, fetched = content_id(digests), listing.bytes - present
+    if old is not None and origin is not None and origin.content == content:  # the source had no digests
         shutil.rmtree(staging)
         return Pulled(old.folder, origin, fetched, None, unchanged=True)
     try:
-        verified, remark = check(settings, board, staging, name)
+        verified, remark = check_package(settings, board, staging, name)
     except TooLargeError as error:
         if old is not None:
-            raise PullError(f"{name} is fetched, and the old one stays: {_beside(settings, error)}") from None
-        verified, remark = None, f"its known answers were not asked: {_beside(settings, error)}"
+            raise PullError(f"{name} is fetched, and the old one stays: {_with_daemon_hint(settings, error)}") from None
+        verified, remark = None, f"its known answers were not asked: {_with_daemon_hint(settings, error)}"
     except PackageError as error:
         raise PackageError(f"{name} is fetched, but not taken: {error} (edged model remove {name} drops it)") from None
     now = _now()
     origin = Origin(source=listing.source, content=content, pulled_at=now, verified_at=now if verified else None)
-    return Pulled(store.place(name, origin), origin, fetched, verified, remark)
+    return Pulled(store.install(name, origin), origin, fetched, verified, remark)
 
 
-def choose(name: str, settings: Settings, board: Board, store: Store) -> tuple[str | None, Verified | None]:
-    """Check the package `name` and make it the one that is served from the next load on.
+def select_package(name: str, settings: Settings, board: Board, store: Store) -> tuple[str | None, Verified | None]:
+    """Check the package `name` and serve it from the next load on.
 
-    The one that was chosen before, and what was compared. Raises StoreError, PackageError.
+    Returns the name that was selected before, and what was compared. Raises StoreError, PackageError.
     """
     stored = store.find(name)
     if stored is None:
         raise store.unknown(name)
     try:
-        verified, remark = check(settings, board, stored.folder, name)
+        verified, remark = check_package(settings, board, stored.folder, name)
     except TooLargeError as error:
-        raise PackageError(_beside(settings, error)) from None
+        raise PackageError(_with_daemon_hint(settings, error)) from None
     if remark is not None:
         raise PackageError(remark)
     if verified is not None and stored.origin is not None:
         write_origin(stored.folder, stored.origin.model_copy(update={"verified_at": _now()}))
-    return store.use(name), verified
+    return store.select(name), verified
 
 
-def check(settings: Settings, board: Board, folder: Path, name: str) -> tuple[Verified | None, str | None]:
-    """Ask the package its known questions, and say why these settings would not serve it here.
+def check_package(settings: Settings, board: Board, folder: Path, name: str) -> tuple[Verified | None, str | None]:
+    """Compare the known answers. Returns what was compared, and why these settings cannot serve the package, if so.
 
-    The questions need one short row, so they are asked even where the settings' rows and context would not fit.
-    Raises PackageError, TooLargeError where not even the weights fit now.
+    The known answers need only one short row, so they are compared even if the rows and context of the settings do not
+    fit. Raises PackageError, and TooLargeError if not even the weights fit now.
     """
     small = settings.model_copy(
         update={
@@ -119,27 +116,26 @@ def check(settings: Settings, board: Board, folder: Path, name: str) -> tuple[Ve
             "cache": settings.cache.model_copy(update={"ram_bytes": 0}),
         }
     )
-    usable = _for_daemon(settings)
+    host = _available_to_daemon(settings)
     loaded = load_model(small, board, available, folder, name)
     loaded.close()
-    planned_for = loaded.plan.available
-    available_to_it = planned_for if planned_for.on_gpu else usable
+    memory = loaded.plan.available if loaded.plan.available.on_gpu else host
     remark = None
     try:
-        plan_package(settings, loaded.package, loaded.choice, available_to_it)
+        plan_package(settings, loaded.package, loaded.choice, memory)
     except PackageError as error:
         remark = str(error)
     return loaded.verified, remark
 
 
-def _for_daemon(settings: Settings) -> Available:
-    """What a daemon started anew could take: what is free, and what the running one holds."""
+def _available_to_daemon(settings: Settings) -> Available:
+    """The memory for a daemon that starts now: what is free, and what the running daemon would give back."""
     found = available()
     return Available(found.bytes + held_by_daemon(settings.state_dir), found.limited_by)
 
 
 def held_by_daemon(state_dir: Path) -> int:
-    """Bytes of memory that the edged running on state_dir would give back, 0 without one."""
+    """Bytes of memory that the daemon running on state_dir would give back, 0 without one."""
     try:
         inode = (state_dir / "lock").stat().st_ino
         for line in Path("/proc/locks").read_text("ascii").splitlines():
@@ -152,24 +148,25 @@ def held_by_daemon(state_dir: Path) -> int:
     return 0
 
 
-def _beside(settings: Settings, error: TooLargeError) -> str:
+def _with_daemon_hint(settings: Settings, error: TooLargeError) -> str:
     if held_by_daemon(settings.state_dir):
         return f"{error}; the running edged holds memory: stop it (systemctl stop edged), do this again, start it"
     return str(error)
 
 
-def _bytes_there(listing: Listing, staging: Path) -> int:
-    there = 0
+def _bytes_present(listing: Listing, staging: Path) -> int:
+    """Bytes that an earlier pull has fetched."""
+    present = 0
     for file in listing.files:
         path = staging / file.path
         for known in (path, path.with_name(f".{path.name}.part")):
             if file.digest is not None and known.is_file():
-                there += min(file.bytes, known.stat().st_size)
-    return there
+                present += min(file.bytes, known.stat().st_size)
+    return present
 
 
-def _check_disk(listing: Listing, there: int, store: Store) -> None:
-    missing, free = listing.bytes - there, shutil.disk_usage(store.folder).free
+def _check_disk(listing: Listing, present: int, store: Store) -> None:
+    missing, free = listing.bytes - present, shutil.disk_usage(store.folder).free
     if missing + SPARE_BYTES > free:
         raise PullError(
             f"{size(missing)} are to come and {size(SPARE_BYTES)} must stay free; {store.folder} has {size(free)}: "
@@ -180,7 +177,7 @@ def _check_disk(listing: Listing, there: int, store: Store) -> None:
 def _check_memory(listing: Listing, settings: Settings) -> None:
     weights = sum(file.bytes for file in listing.files if file.is_weights)
     needed = int(weights * LOADED_RATIO) + RUNTIME_BYTES
-    found = _for_daemon(settings)
+    found = _available_to_daemon(settings)
     if needed > found.usable:
         raise PullError(
             f"the model needs {size(needed)} of memory with no context at all and {size(found.usable)} are usable "
@@ -188,8 +185,8 @@ def _check_memory(listing: Listing, settings: Settings) -> None:
         )
 
 
-def _clear(staging: Path, wanted: set[str]) -> None:
-    """Drop what an earlier pull of other content left."""
+def _remove_others(staging: Path, wanted: set[str]) -> None:
+    """Remove files that an earlier pull of other content left."""
     for path in sorted(staging.rglob("*"), reverse=True):
         if path.is_dir():
             if not any(path.iterdir()):

@@ -1,4 +1,4 @@
-"""Makes the known answers of a package: asked once of edged's own engine, checked against onnxruntime-genai."""
+"""Records the known answers of a package with edged's engine, and checks them with onnxruntime-genai if installed."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ QUESTIONS = (
     "Hello!",
     "Go on.",
 )
-"""What a device may be asked; the demo model has an answer too. Those that tell most per token are kept."""
+"""Typical prompts of a device, which the demo model answers too. Those with the most compared tokens are kept."""
 PROMPT_TOKENS = 24
-"""A chat template that makes more of a question (a long system text) is left out: the answer is what tells."""
+"""If the chat template makes a longer prompt, the text is used without it: only answer tokens are compared."""
 FEWEST_SURE = 4
-"""Different tokens that are no near-ties, below which a package's answers tell too little."""
+"""The fewest different tokens, near-ties excluded, that a package's answers must have."""
 SAMPLE = (
     "Valve 3 of pump-7 closed at 64.5 °C (limit: 60) after 1,024 cycles. Don't restart!\n"
     '\t{"severity": "error", "component": "net.mqtt_2"}  // 밸브를 닫으세요 — 水泵 Größe naïve 🙂\n'
@@ -57,20 +57,20 @@ SAMPLE = (
 )
 
 
-def record(
+def record_known_answers(
     settings: Settings, board: Board, available: Callable[[], Available], path: Path, name: str | None = None
 ) -> KnownAnswers:
-    """Ask the package at `path` and put known_answers.json into its folder.
+    """Generate answers with the package at `path` and write known_answers.json into its folder.
 
-    Raises PackageError: it cannot be served, onnxruntime-genai answers otherwise, or the answers would tell nothing.
+    Raises PackageError: it cannot be loaded, onnxruntime-genai gives other answers, or too few tokens can be compared.
     """
     suspect = suspect_runtime(open_package(path, name))
     if suspect is not None:
         raise PackageError(f"nothing is recorded: {suspect}")
-    # The session must be gone before onnxruntime-genai loads the weights again.
-    package, tokenizer, questions = _ask(settings, board, available, path, name)
-    checked = _check_with_genai(package, questions)
-    questions = choose_questions(questions, checked or [BUDGET] * len(questions), tokenizer.decode)
+    # The session must be freed before onnxruntime-genai loads the weights again.
+    package, tokenizer, questions = _generate_answers(settings, board, available, path, name)
+    checked = check_with_genai(package, questions)
+    questions = select_questions(questions, checked or [BUDGET] * len(questions), tokenizer.decode)
     sure = set().union(*map(_sure_tokens, questions))
     if len(sure) < FEWEST_SURE:
         raise PackageError(
@@ -90,7 +90,7 @@ def record(
     return known
 
 
-def _ask(
+def _generate_answers(
     settings: Settings, board: Board, available: Callable[[], Available], path: Path, name: str | None
 ) -> tuple[Package, Tokenizer, list[Question]]:
     loaded = load_model(settings, board, available, path, name, verify=False)
@@ -106,14 +106,14 @@ def _ask(
                 engine.submit(Request(key=0, prompt=tuple(prompt), max_tokens=count))
                 asked.append((prompt, _answer(inbox)))
     finally:
-        engine.stop()  # from here on the session is ours
+        engine.stop()  # from here on this thread may use the session
     return loaded.package, loaded.tokenizer, [_question(loaded, *one) for one in asked]
 
 
 def _prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     try:
         prompt = tokenizer.encode_messages([{"role": "user", "content": text}])
-    except (PromptError, TemplateRefusalError, TemplateFaultError):  # no template, or one that wants something else
+    except (PromptError, TemplateRefusalError, TemplateFaultError):  # no template, or one that needs other messages
         prompt = []
     return prompt if 0 < len(prompt) <= PROMPT_TOKENS else tokenizer.encode_text(text)
 
@@ -128,7 +128,7 @@ def _answer(inbox: queue.SimpleQueue[EngineEvent]) -> list[int]:
 
 
 def _question(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> Question:
-    """A question with the leads of its answer's tokens, as the check will compute them."""
+    """A question with the margin of each answer token, computed in the same way as the check does."""
     margins = []
     for token, logits in zip(answer, answer_logits(loaded.session, prompt, answer, loaded.chunk), strict=True):
         row = logits.astype(np.float32)
@@ -143,10 +143,10 @@ def _question(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> Ques
     return Question(prompt=prompt, answer=answer, margins=margins, text=loaded.tokenizer.decode(answer))
 
 
-def choose_questions(
+def select_questions(
     questions: Sequence[Question], agreed: Sequence[int], decode: Callable[[Sequence[int]], str]
 ) -> list[Question]:
-    """Choose the questions that tell most within BUDGET tokens, their answers cut after the last sure token.
+    """Select the questions that compare most within BUDGET tokens, their answers cut after the last sure token.
 
     Only the first `agreed` tokens of each answer are used. A question counts by the different tokens that it is sure
     of and the chosen ones are not: a model that repeats one token would often be right by chance.
@@ -171,10 +171,10 @@ def _sure_tokens(question: Question) -> set[int]:
     return {question.answer[at] for at in question.sure}
 
 
-def _check_with_genai(package: Package, questions: Sequence[Question]) -> list[int] | None:
-    """How many tokens of each answer onnxruntime-genai gives too, None where it is not installed.
+def check_with_genai(package: Package, questions: Sequence[Question]) -> list[int] | None:
+    """How many tokens of each answer onnxruntime-genai generates too, None if it is not installed.
 
-    Past a near-tie it may rightly go on otherwise. Raises PackageError where it differs at any other place.
+    After a near-tie it may continue differently. Raises PackageError if it differs at any other token.
     """
     try:
         import onnxruntime_genai as genai
@@ -184,7 +184,7 @@ def _check_with_genai(package: Package, questions: Sequence[Question]) -> list[i
     try:
         model = genai.Model(str(package.folder))
         answers = [_genai_answer(genai, model, question, package.sliding_window) for question in questions]
-    except Exception as error:  # its errors are plain RuntimeErrors and others
+    except Exception as error:  # it raises RuntimeError and others
         raise PackageError(f"onnxruntime-genai cannot check the answers: {one_line(error)}") from None
     for question, came in zip(questions, answers, strict=True):
         pairs = enumerate(zip(question.answer, came, strict=False))

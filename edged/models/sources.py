@@ -20,7 +20,7 @@ _SUM_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 
 
 def open_source(source: str) -> Listing:
-    """What `source` holds: `hf:…`, a URL of a SHA256SUMS file, or a folder, whose files are opened. SourceError."""
+    """List a source: `hf:…`, the URL of a SHA256SUMS file, or a folder, whose files are opened. Raises SourceError."""
     if source.startswith("hf:"):
         return open_hub(source)
     if "://" in source:
@@ -28,13 +28,13 @@ def open_source(source: str) -> Listing:
     return _open_folder(Path(source))
 
 
-def read_sums(text: str, told_by: str) -> dict[str, str]:
-    """Paths and their SHA-256 out of what sha256sum prints. Raises SourceError at the first line that is none."""
+def read_sums(text: str, origin: str) -> dict[str, str]:
+    """Parse the output of sha256sum: paths and their SHA-256. Raises SourceError for the first line that is wrong."""
     found = {}
     for number, line in enumerate(text.splitlines(), 1):
         match = _SUM_LINE.fullmatch(line)
         if match is None:
-            raise SourceError(f"{told_by}, line {number} is not as sha256sum prints it: 64 hex digits, 2 spaces, path")
+            raise SourceError(f"{origin}, line {number} is not in the form of sha256sum: 64 hex digits, 2 spaces, path")
         found[path_inside(match[2])] = match[1].lower()
     return found
 
@@ -69,15 +69,15 @@ def _open_web(url: str) -> Listing:
             raise SourceError(f"{remote.url}: the server does not say how many bytes it has")
         return SourceFile(path, int(length), Digest("sha256", sums[path]), remote)
 
-    plain = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))  # what follows ? may be a secret
+    plain = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))  # the query may hold a secret
     return listing(plain, PurePosixPath(parts.path).parent.name, ((path, make) for path in sums))
 
 
 def _open_folder(folder: Path) -> Listing:
-    """Every file is opened here, by whoever called: the daemon's user may not be allowed to."""
+    """Every file is opened here, as the caller: the daemon's user may not have the permission."""
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder (nor hf:OWNER/REPO/… nor an http(s) URL)", bad_use=True)
-    if not (folder / "genai_config.json").exists():  # before what else may lie in it is looked at
+    if not (folder / "genai_config.json").exists():  # before walking through a folder of something else
         raise SourceError(f"{folder} has no genai_config.json: it must be the folder of one package")
     sums: dict[str, str] = {}
     try:
@@ -117,7 +117,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _open_file(path: Path) -> BinaryIO:
-    """Open a plain file. Raises SourceError for a link: it might lead to what only root may read."""
+    """Open a plain file. Raises SourceError for a link, since it may lead to a file that only root may read."""
     if path.is_symlink():
         raise SourceError(f"{path} is a link: copy what it points to (cp -rL)")
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,10 +1,10 @@
-"""The packages on this device: where they lie, which one is used, and how one comes and goes without a gap.
+"""The packages on this device: lists, installs, selects and removes them.
 
-    models/NAME     -> .packages/<content>/NAME   what pull put in place (a plain folder where a person did)
-    models/current  -> NAME                       what `edged model use` chose
-    models/.pulls/NAME                            what a pull has brought so far
+    models/NAME     -> .packages/<content>/NAME   installed by pull (a plain folder if a person copied it)
+    models/current  -> NAME                       selected by `edged model use`
+    models/.pulls/NAME                            an unfinished pull
 
-A new version is a whole folder before the link turns to it in one step; the old one goes afterwards.
+A new version is a complete folder before its link is replaced atomically; the old version is removed afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edged.models.listing import NAME
 from edged.settings import Settings
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
-"""The built-in demo model: served until another package is chosen, and asked to check another onnxruntime."""
+"""The built-in demo model. It is served until a package is selected, and checks another onnxruntime."""
 DEMO_NAME = "edged-demo"
 ORIGIN = "origin.json"
 _CURRENT = "current"
@@ -34,7 +34,7 @@ _MOST_ORIGIN_BYTES = 1 << 16
 
 
 class StoreError(Exception):
-    """What was asked of the store cannot be done; one line. `bad_use`: it was asked wrongly."""
+    """The store cannot do this; the message is one line. `bad_use`: the caller's request is at fault."""
 
     def __init__(self, message: str, bad_use: bool = False) -> None:
         super().__init__(message)
@@ -50,12 +50,12 @@ class Origin(BaseModel):
     content: str
     pulled_at: str
     verified_at: str | None = None
-    """When it last answered as recorded at a pull or a use; None: it has no known answers, or was not asked."""
+    """When its known answers were last right, at a pull or a selection; None: never compared."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A package on this device, or with `unfinished` what a pull has brought of one."""
+    """A package on this device, or an `unfinished` pull of one."""
 
     name: str
     folder: Path
@@ -71,20 +71,20 @@ def store_of(settings: Settings) -> Store:
 
 
 def served(settings: Settings) -> tuple[Path, str | None]:
-    """The folder of the package that is served, and its name where that is not the folder's.
+    """The folder of the package that edged serves, and its name if that is not the folder's.
 
-    model.path, else what `edged model use` chose, else the built-in demo model.
+    This is model.path, else the package that `edged model use` selected, else the built-in demo model.
     """
     if settings.model.path is not None:
         return settings.model.path, None
-    chosen = store_of(settings).folder / _CURRENT
-    return (chosen, None) if os.path.lexists(chosen) else (DEMO_FOLDER, DEMO_NAME)
+    selected = store_of(settings).folder / _CURRENT
+    return (selected, None) if os.path.lexists(selected) else (DEMO_FOLDER, DEMO_NAME)
 
 
-def act_as_owner(state_dir: Path) -> None:
-    """Go on as the user who owns state_dir, if root calls: what is made there must be the daemon's own.
+def switch_to_owner(state_dir: Path) -> None:
+    """Switch from root to the owner of state_dir, so that new files there belong to the daemon's user.
 
-    Raises StoreError where that user cannot read the Python that runs this.
+    Raises StoreError if that user cannot read this Python.
     """
     if os.geteuid() != 0:
         return
@@ -108,14 +108,14 @@ class Store:
 
     @property
     def current(self) -> str | None:
-        """The name that `edged model use` chose."""
+        """The name that `edged model use` selected."""
         try:
             return os.readlink(self.folder / _CURRENT)
         except OSError:
             return None
 
     def find(self, name: str) -> Stored | None:
-        """The package of this name. Raises StoreError where the store cannot be read."""
+        """The package of this name. Raises StoreError if the store cannot be read."""
         folder = self.folder / name
         try:
             if not NAME.fullmatch(name) or name == _CURRENT or not folder.is_dir():
@@ -125,7 +125,7 @@ class Store:
             raise _cannot("read", folder, error) from None
 
     def all(self) -> list[Stored]:
-        """Every package, and every unfinished pull after them, by name. Raises StoreError."""
+        """All packages by name, then all unfinished pulls by name. Raises StoreError."""
         try:
             names = sorted(path.name for path in self.folder.iterdir())
             pulls = sorted(path.name for path in self._pulls.iterdir()) if self._pulls.is_dir() else []
@@ -137,61 +137,61 @@ class Store:
         return found + [self._stored(name, self._pulls / name, unfinished=True) for name in pulls]
 
     def staging(self, name: str) -> Path:
-        """Where a pull collects the files of `name`; it stays for the next try."""
+        """Where a pull collects the files of `name`; the folder is kept for the next attempt."""
         return self._pulls / name
 
     @contextmanager
     def pulling(self) -> Iterator[None]:
-        """Hold the store for one pull. Raises StoreError where another one is at work, or nothing can be written."""
+        """Lock the store for one pull. Raises StoreError if another pull is running or the store is not writable."""
         with ExitStack() as stack:
             try:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 stack.enter_context(_locked(self.folder / ".pull.lock", wait=False))
             except BlockingIOError:
-                raise StoreError("another edged model pull is at work here: wait until it has ended") from None
+                raise StoreError("another edged model pull is running: wait until it ends") from None
             except OSError as error:
                 raise _cannot("write", self.folder, error) from None
             yield
 
-    def place(self, name: str, origin: Origin) -> Path:
-        """Put what was staged in place under its name, in one step, and drop the version before."""
+    def install(self, name: str, origin: Origin) -> Path:
+        """Install the staged files under their name, atomically, and remove the version before."""
         staging, new = self.staging(name), self._packages / origin.content / name
         write_origin(staging, origin)
         for place in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
             _sync(place)
         with _locked(self.folder / ".lock"):
             self.check_free(name)
-            shutil.rmtree(new, ignore_errors=True)  # of a pull that died here
+            shutil.rmtree(new, ignore_errors=True)  # of a pull that was killed here
             new.parent.mkdir(parents=True, exist_ok=True)
             staging.rename(new)
             _sync(new.parent)
             _sync(self._packages)
-            self._turn(self.folder / name, new.relative_to(self.folder))
+            self._replace_link(self.folder / name, new.relative_to(self.folder))
             self._drop_versions(name, but=new)
         return self.folder / name
 
     def check_free(self, name: str) -> None:
-        """Raises StoreError where a folder has this name that no pull put there."""
+        """Raises StoreError if a folder of this name was not installed by a pull."""
         path = self.folder / name
         if path.exists() and not path.is_symlink():
-            raise StoreError(f"{path} was put there by hand: remove it first, or give --name")
+            raise StoreError(f"{path} was copied there by hand: remove it first, or give --name")
 
-    def use(self, name: str) -> str | None:
-        """Make `name` the one that is served from the next load on; returns the one before. Raises StoreError."""
+    def select(self, name: str) -> str | None:
+        """Serve `name` from the next load on; returns the name before. Raises StoreError."""
         try:
             with _locked(self.folder / ".lock"):
                 if self.find(name) is None:
                     raise self.unknown(name)
                 before = self.current
-                self._turn(self.folder / _CURRENT, Path(name))
+                self._replace_link(self.folder / _CURRENT, Path(name))
                 return before
         except OSError as error:
             raise _cannot("write", self.folder, error) from None
 
     def remove(self, name: str, served: Path) -> int:
-        """Remove a package and what a pull has brought of it, and return the bytes that came free.
+        """Remove a package and an unfinished pull of it; returns the bytes freed.
 
-        Raises StoreError: it is unknown, or it is `served` or chosen.
+        Raises StoreError if it is unknown, `served` or selected.
         """
         stored = self.find(name)
         unfinished = self.staging(name) if NAME.fullmatch(name) else None
@@ -199,7 +199,7 @@ class Store:
             raise self.unknown(name)
         with self.pulling(), _locked(self.folder / ".lock"):
             if stored and (self.current == name or served.resolve() == stored.folder.resolve()):
-                raise StoreError(f"{name} is in use: edged model use another one first, or mend model.path")
+                raise StoreError(f"{name} is in use: edged model use another one first, or correct model.path")
             freed = (stored.bytes if stored else 0) + _bytes(self.staging(name))
             try:
                 shutil.rmtree(self.staging(name), ignore_errors=True)
@@ -213,7 +213,7 @@ class Store:
             return freed
 
     def unknown(self, name: str) -> StoreError:
-        """The error for a name that is not here."""
+        """The error for a name that is not in the store."""
         names = ", ".join(stored.name for stored in self.all() if not stored.unfinished)
         return StoreError(f"there is no package {name!r} in {self.folder}; it has {names or 'none'}", bad_use=True)
 
@@ -232,8 +232,8 @@ class Store:
             architecture = "unknown"
         return Stored(name, folder, _bytes(folder), architecture, read_origin(folder), unfinished)
 
-    def _turn(self, link: Path, target: Path) -> None:
-        """Let a link point elsewhere, in one step that outlives a power cut."""
+    def _replace_link(self, link: Path, target: Path) -> None:
+        """Replace a link atomically and durably."""
         new = self.folder / f".{link.name}.new"
         new.unlink(missing_ok=True)
         new.symlink_to(target)
@@ -244,12 +244,12 @@ class Store:
         for version in self._packages.glob(f"*/{name}"):
             if version != but:
                 shutil.rmtree(version)
-                with suppress(OSError):  # another name's copy lies there
+                with suppress(OSError):  # not empty: another name has the same content
                     version.parent.rmdir()
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """Where the package in `folder` came from, None where nobody wrote it down."""
+    """The origin of the package in `folder`, None if it is not recorded."""
     try:
         path = folder / ORIGIN
         if path.stat().st_size > _MOST_ORIGIN_BYTES:
@@ -260,7 +260,7 @@ def read_origin(folder: Path) -> Origin | None:
 
 
 def write_origin(folder: Path, origin: Origin) -> None:
-    """Write origin.json, whole or not at all."""
+    """Write origin.json atomically."""
     new = folder / f".{ORIGIN}.new"
     with new.open("w", encoding="utf-8") as file:
         file.write(json.dumps(origin.model_dump(), ensure_ascii=False) + "\n")
@@ -289,7 +289,7 @@ def _sync(folder: Path) -> None:
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold `path` for this process. Raises BlockingIOError where another one does and this one must not `wait`."""
+    """Lock the file `path`. Raises BlockingIOError if another process holds the lock and `wait` is false."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

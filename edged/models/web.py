@@ -1,4 +1,4 @@
-"""HTTP by the standard library: the system's authorities and proxies, no other scheme, errors of one line."""
+"""HTTP with the standard library: the system's authorities and proxies, no other schemes, errors on one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import edged
 
 TIMEOUT = 30.0
-"""Seconds without a byte after which a connection counts as cut."""
+"""Seconds without a byte after which a connection counts as lost."""
 _PASSING = {408, 425, 429}
 _HIDDEN = {"authorization", "cookie"}
 _MEANT = {
@@ -31,7 +31,7 @@ _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 
 
 class WebError(Exception):
-    """A request failed; one line. `passing`: another try may succeed."""
+    """A request failed; the message is one line. `passing`: another attempt may succeed."""
 
     def __init__(self, message: str, passing: bool) -> None:
         super().__init__(" ".join(message.split()))
@@ -40,7 +40,7 @@ class WebError(Exception):
 
 @dataclass(frozen=True)
 class Remote:
-    """A URL and the headers it is asked with; credentials among them stay with this host."""
+    """A URL and the headers of its requests. Credentials among them are sent to this host only."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -60,17 +60,17 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
 
-@functools.cache  # reading the system's authorities takes longer than a small file
+@functools.cache  # reading the system's authorities takes longer than fetching a small file
 def _opener() -> urllib.request.OpenerDirector:
     https = urllib.request.HTTPSHandler(context=ssl.create_default_context())
     return urllib.request.build_opener(_Redirects(), https)
 
 
 def open_url(remote: Remote, method: str = "GET", more: Mapping[str, str] | None = None) -> Any:
-    """The open answer, http.client.HTTPResponse, of status 2xx. Raises WebError; reading may raise OSError."""
+    """The open http.client.HTTPResponse with a status of 2xx. Raises WebError; reading it may raise OSError."""
     request = urllib.request.Request(remote.url, method=method, headers={"User-Agent": f"edged/{edged.__version__}"})
     for name, value in {**remote.headers, **(more or {})}.items():
-        # urllib would show a redirect's target what is meant for this host alone.
+        # urllib would send other headers to the target of a redirect too.
         add = request.add_unredirected_header if name.lower() in _HIDDEN else request.add_header
         add(name, value)
     try:
@@ -87,7 +87,7 @@ def open_url(remote: Remote, method: str = "GET", more: Mapping[str, str] | None
 
 
 def explain(error: object, url: str) -> WebError:
-    """Why `url` could not be asked, and what to look at. `error` is the network's, or what says no HTTP."""
+    """Why a request to `url` failed, and what to check. `error`: of the network, or of the HTTP parser."""
     who = _asked(url)
     if isinstance(error, socket.gaierror):
         return WebError(
@@ -121,7 +121,7 @@ def explain(error: object, url: str) -> WebError:
 
 
 def _asked(url: str) -> str:
-    """Whom the connection goes to: the URL's host, or the proxy that the environment names for it."""
+    """The peer of the connection: the URL's host, or the proxy that the environment sets for it."""
     parts = urlsplit(url)
     proxy = "" if urllib.request.proxy_bypass(parts.hostname or "") else urllib.request.getproxies().get(parts.scheme)
     if not proxy:
@@ -130,5 +130,5 @@ def _asked(url: str) -> str:
 
 
 def _place(url: str) -> str:
-    """Host and port, without a password before them."""
+    """Host and port without credentials."""
     return urlsplit(url).netloc.rpartition("@")[2]

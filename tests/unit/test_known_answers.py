@@ -61,7 +61,7 @@ def settings() -> Settings:
 
 
 def record(package: Path) -> KnownAnswers:
-    return recording.record(settings(), detect(), available, package)
+    return recording.record_known_answers(settings(), detect(), available, package)
 
 
 class TestRight:
@@ -388,19 +388,19 @@ class TestRecord:
         pytest.importorskip("onnxruntime_genai")
         package = open_package(MODELS / "phi3")
         question = known_answers(MODELS / "phi3").questions[0]
-        assert recording._check_with_genai(package, [question]) == [len(question.answer)]
+        assert recording.check_with_genai(package, [question]) == [len(question.answer)]
         at = question.sure[0]
         answer = [token if place != at else token + 1 for place, token in enumerate(question.answer)]
         with pytest.raises(PackageError, match=f"onnxruntime-genai answers otherwise: token {at + 1} is "):
-            recording._check_with_genai(package, [question.model_copy(update={"answer": answer})])
+            recording.check_with_genai(package, [question.model_copy(update={"answer": answer})])
         unsure = question.model_copy(update={"answer": answer, "margins": [0.1] * len(answer)})
-        assert recording._check_with_genai(package, [unsure]) == [at]
+        assert recording.check_with_genai(package, [unsure]) == [at]
 
     def test_an_answer_of_many_different_tokens_is_preferred_to_one_that_repeats_itself(self) -> None:
         """As SmolLM2 answers 'Hello!' without its template: every second token is the same one."""
         repeating = Question(prompt=[5, 6], answer=[7, 8] * 15, margins=[1.0] * 30, text="")
         counting = Question(prompt=[5, 6, 7, 8], answer=list(range(10, 34)), margins=[0.5, 0.1] * 12, text="")
-        questions = recording.choose_questions([repeating, counting], [BUDGET, BUDGET], str)
+        questions = recording.select_questions([repeating, counting], [BUDGET, BUDGET], str)
         assert [question.prompt for question in questions] == [counting.prompt]
 
     def test_answers_that_tell_nothing_are_not_recorded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def test_a_damaged_package_is_one_line(tmp_path: Path, arguments: list[str]) -> 
 def test_a_package_is_recorded_once_and_then_found_right_or_damaged(tmp_path: Path) -> None:
     package = copy_package("phi3", tmp_path)
     (package / FILE).unlink()
-    assert f"{package} has no {FILE}: --record makes it" in refused(verify("--model", package))
+    assert f"{package} has no {FILE}: --record creates it" in refused(verify("--model", package))
     assert verify("--model", package, "--record").returncode == 0
     assert verify("--model", package).returncode == 0
     flip_block(package, 35)

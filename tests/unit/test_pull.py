@@ -151,8 +151,8 @@ def test_model_path_wins(board: Board, tmp_path: Path) -> None:
 def test_a_package_put_there_by_hand_is_listed_used_and_not_overwritten(board: Board, tmp_path: Path) -> None:
     board.models.mkdir(parents=True)
     copy_package("phi3", board.models)
-    assert "phi3 was put there by hand" not in board.succeed("list")
-    assert "was put there by hand" in board.refused("pull", publish(tmp_path))
+    assert "phi3 was copied there by hand" not in board.succeed("list")
+    assert "was copied there by hand" in board.refused("pull", publish(tmp_path))
     board.succeed("use", "phi3")
 
 
@@ -198,7 +198,7 @@ def test_only_what_a_package_may_hold_is_taken(board: Board, tmp_path: Path) -> 
         (lambda stick: (stick / WEIGHTS).write_bytes(b"cut"), "wrong checksum", 1),
         (lambda stick: (stick / "extra.json").symlink_to("/etc/hostname"), "does not list extra.json", 1),
         (lambda stick: os.mkfifo(stick / "extra.json"), "does not list extra.json", 1),
-        (lambda stick: (stick / "SHA256SUMS").write_text("nonsense\n"), "line 1 is not as sha256sum prints it", 1),
+        (lambda stick: (stick / "SHA256SUMS").write_text("nonsense\n"), "line 1 is not in the form of sha256sum", 1),
         (lambda stick: (stick / "SHA256SUMS").write_text(f"{'0' * 64}  ../x\n"), "'../x' is not a path inside", 1),
         (lambda stick: (stick / "genai_config.json").unlink(), "has no genai_config.json", 1),
         (lambda stick: stick.rename(stick.with_name("gone")), "is not a folder", 2),

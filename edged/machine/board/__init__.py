@@ -1,4 +1,4 @@
-"""Which board this is, and what it says about itself."""
+"""Detects the board and derives a device id from it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ __all__ = ["Board", "DeviceIdError", "detect", "device_id"]
 
 
 class DeviceIdError(Exception):
-    """Nothing here tells this device from others; the message is one line."""
+    """The board has no unique id; the message is one line."""
 
 
 def detect(root: Path = Path("/")) -> Board:
-    """The board whose /proc, /sys and /etc lie below ``root``."""
+    """The board whose /proc, /sys and /etc are below ``root``."""
     return raspberry_pi(root) or jetson(root) or generic(root)
 
 
 def device_id(board: Board, root: Path = Path("/")) -> str:
-    """An id for topics that stays with the device: its serial number, else a hash of machine-id(5).
+    """A permanent id of the device for topics: its serial number, else a hash of machine-id(5).
 
-    Machine-id itself is confidential, hence the hash. Raises DeviceIdError where there is neither.
+    The machine-id itself is confidential. Raises DeviceIdError if there is neither.
     """
     cleaned = re.sub(r"[^A-Za-z0-9._-]", "", board.serial or "")[:64]
     if cleaned:
         return cleaned
     machine = read(root / "etc/machine-id")
-    if not machine or not re.fullmatch(r"[0-9a-f]{32}", machine):  # "uninitialized" before the first boot is over
+    if not machine or not re.fullmatch(r"[0-9a-f]{32}", machine):  # "uninitialized" during the first boot
         raise DeviceIdError("this board has no serial number and no /etc/machine-id: set device.id")
     return "edged-" + hashlib.sha256(f"edged{machine}".encode()).hexdigest()[:16]

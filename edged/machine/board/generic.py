@@ -1,4 +1,4 @@
-"""Any Linux board: who it is, its cores and its temperatures, read from /proc and /sys."""
+"""Any Linux board: model, serial number, cores and temperatures from /proc and /sys."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from edged.machine import cgroup
 
 Kind = Literal["raspberry_pi", "jetson", "generic"]
 
-# Cores count as one class down to this share of the fastest: turbo bins within a class differ by a few per
-# cent, the efficiency cores of a Core i5-1240P reach 0.75.
+# Cores are of one class down to this share of the fastest one's speed: turbo bins within a class differ by a few per
+# cent, and the efficiency cores of a Core i5-1240P reach 0.75.
 _SAME_CLASS = 0.8
-# What firmware leaves in DMI where a maker filled in nothing.
+# Placeholders that firmware has in DMI if the maker did not set a name.
 _NO_NAME = {"", "to be filled by o.e.m.", "system product name", "default string", "not specified", "unknown"}
 
 
 def read(path: Path) -> str | None:
-    """A file's text without the NUL that ends device-tree strings, stripped; None where it cannot be read."""
+    """A file's text, stripped and without the NUL of device-tree strings; None if it cannot be read."""
     try:
         return path.read_bytes().decode("utf-8", "replace").replace("\0", " ").strip()
     except OSError:
@@ -29,7 +29,7 @@ def read(path: Path) -> str | None:
 
 
 def read_int(path: Path, base: int = 10) -> int | None:
-    """A file's number; None where it cannot be read or holds none."""
+    """A file's number; None if it cannot be read or is not a number."""
     try:
         return int(read(path) or "", base)
     except ValueError:
@@ -38,7 +38,7 @@ def read_int(path: Path, base: int = 10) -> int | None:
 
 @dataclass(eq=False)
 class Board:
-    """A board. What is absent or unreadable gives no value, never an exception."""
+    """A board. Missing or unreadable files give no value and no exception."""
 
     kind: Kind
     model: str
@@ -52,8 +52,8 @@ class Board:
     def performance_cores(self, affinity: Collection[int] | None = None) -> tuple[int, ...]:
         """One CPU id for each physical core of the fastest class that this process may use, at least one.
 
-        ``affinity`` is what the process is allowed (``os.sched_getaffinity``); None: every core. Siblings of
-        simultaneous multithreading count once; a cpu.max of the cgroups, rounded up, caps the number.
+        ``affinity``: CPUs that the process may use (``os.sched_getaffinity``); None: all. Siblings of simultaneous
+        multithreading count once; cpu.max of the cgroups, rounded up, limits the number.
         """
         allowed = [cpu for cpu in self.cores if affinity is None or cpu in affinity] or list(self.cores)
         speeds = self._speeds(allowed)
@@ -68,7 +68,7 @@ class Board:
         return tuple(chosen if quota is None else chosen[: max(1, math.ceil(quota))])
 
     def temperatures(self) -> dict[str, float]:
-        """Degrees Celsius by sensor: thermal zones by their type, and the hwmon chips beside them."""
+        """Degrees Celsius by sensor: thermal zones by their type, and further hwmon chips."""
         found: dict[str, float] = {}
         zones = set()
         for zone in folders(self.root / "sys/class/thermal", "thermal_zone"):
@@ -77,7 +77,7 @@ class Board:
                 zones.add(name.replace("-", "_"))
                 _add_temperature(found, name, zone / "temp")
         for chip, name in self.hwmon():
-            if name.replace("-", "_") in zones:  # the kernel shows a zone as a chip too
+            if name.replace("-", "_") in zones:  # the kernel lists a zone as a chip too
                 continue
             for path in sorted(chip.glob("temp*_input")):
                 label = read(path.with_name(path.name.replace("_input", "_label")))
@@ -87,11 +87,11 @@ class Board:
         return found
 
     def throttled(self) -> dict[str, bool]:
-        """What slows the board down at present, by reason; empty where the board does not tell."""
+        """Whether each known reason slows the board down now; empty if the board does not report any."""
         return {}
 
     def power_watts(self) -> dict[str, float]:
-        """Watts by rail; empty where the board cannot measure. Rails may contain one another."""
+        """Watts by rail; empty if the board has no sensors. A rail may include others."""
         return {}
 
     def hwmon(self) -> Iterator[tuple[Path, str]]:
@@ -117,7 +117,7 @@ class Board:
 
 
 def generic(root: Path) -> Board:
-    """A board of no special kind."""
+    """The board below ``root``, of no special kind."""
     name = device_tree(root, "model")
     for candidate in (read(root / "sys/class/dmi/id/product_name"), _cpuinfo(root, "model name")):
         if name is None and candidate and candidate.lower() not in _NO_NAME:
@@ -126,12 +126,12 @@ def generic(root: Path) -> Board:
 
 
 def device_tree(root: Path, name: str) -> str | None:
-    """A string of the device tree's root node; several strings are joined by spaces."""
+    """A property of the device tree's root node; several strings are joined by spaces."""
     return read(root / "proc/device-tree" / name) or None
 
 
 def serial(root: Path) -> str | None:
-    """The board's serial number; zeros, which emulators and blank boards give, are none."""
+    """The board's serial number; None for zeros, which emulators and blank boards have."""
     for found in (device_tree(root, "serial-number"), _cpuinfo(root, "Serial")):
         if found and found.strip("0"):
             return found
@@ -145,7 +145,7 @@ def online(root: Path) -> tuple[int, ...]:
 
 
 def parse_list(text: str) -> list[int]:
-    """Numbers of a kernel list such as ``0-3,8`` (cpuset(7)); empty where it is none."""
+    """Numbers of a kernel list such as ``0-3,8`` (cpuset(7)); empty if it is invalid."""
     numbers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
@@ -155,7 +155,7 @@ def parse_list(text: str) -> list[int]:
 
 
 def folders(parent: Path, prefix: str) -> list[Path]:
-    """Numbered folders such as hwmon0, hwmon1, in the order of their numbers."""
+    """Numbered folders such as hwmon0, hwmon1, by number."""
     found = [path for path in parent.glob(f"{prefix}*") if path.name.removeprefix(prefix).isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix(prefix)))
 
@@ -170,7 +170,7 @@ def _cpuinfo(root: Path, key: str) -> str | None:
 
 def _add_temperature(found: dict[str, float], name: str, path: Path) -> None:
     milli = read_int(path)
-    if milli is None or not -55_000 <= milli <= 200_000:  # a sensor that is off reads -256 °C on older Tegra
+    if milli is None or not -55_000 <= milli <= 200_000:  # a disabled sensor reads -256 °C on older Tegra
         return
     number = 2
     unique = name

@@ -1,4 +1,4 @@
-"""NVIDIA Jetson: throttle alerts, over-current events and the power rails of the INA3221."""
+"""NVIDIA Jetson: throttling alerts, over-current events and the power rails of the INA3221."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edged.machine.board.generic import Board, device_tree, folders, online, rea
 
 # Over-current inputs of Orin, "Platform Power and Performance" of the Jetson Linux developer guide.
 _EVENTS = {1: "under_voltage", 2: "average_over_current", 3: "instantaneous_over_current"}
-# An event lasts milliseconds and leaves only a counter: it is shown for this long after it was noticed.
+# An event lasts milliseconds and only increments a counter. It is reported for this long after it was seen.
 _EVENT_SECONDS = 60.0
 
 
@@ -25,9 +25,9 @@ class Jetson(Board):
     _noticed: dict[str, float] = field(default_factory=dict, repr=False)
 
     def throttled(self) -> dict[str, bool]:
-        """Thermal alerts that are active, and over-current events noticed in the last 60 s.
+        """Active thermal alerts, and over-current events seen in the last 60 s.
 
-        What was counted before the first call is not shown: it may be days old.
+        Events before the first call are not reported, since they may be days old.
         """
         found: dict[str, bool] = {}
         for device in folders(self.root / "sys/class/thermal", "cooling_device"):
@@ -49,7 +49,7 @@ class Jetson(Board):
         return self.now() - self._noticed.get(reason, float("-inf")) < _EVENT_SECONDS
 
     def power_watts(self) -> dict[str, float]:
-        """Watts by rail of the INA3221 (mV times mA); VDD_IN is the whole module where it is there."""
+        """Watts by rail of the INA3221 (mV times mA); VDD_IN, if present, is the whole module."""
         found: dict[str, float] = {}
         for chip, name in self.hwmon():
             if name != "ina3221":
@@ -64,7 +64,7 @@ class Jetson(Board):
 
 
 def cuda_runtime(l4t: str | None, python: tuple[int, int]) -> str:
-    """Which onnxruntime can use the GPU of a Jetson with this Linux for Tegra and Python, and where it is.
+    """Advice which onnxruntime can use the GPU of a Jetson with this Linux for Tegra and Python, and where to get it.
 
     L4T 35 is JetPack 5 (CUDA 11.4), 36.2 and 36.3 are JetPack 6.0 (CUDA 12.2, cuDNN 8), 36.4 and later 6.1 and 6.2
     (CUDA 12.6, cuDNN 9), 38 and later JetPack 7 (CUDA 13). PyPI's wheels for Arm begin with 1.29, for CUDA 13.
@@ -90,13 +90,13 @@ _SET = "lay the wheel into a folder of root's, such as /etc/edged/wheels, and se
 
 
 def _fetch(python: str, more: str, oldest: str) -> str:
-    """What brings the wheel, on any machine with a network."""
+    """The command that downloads the wheel, on any machine with a network."""
     options = f"--no-deps --only-binary :all: --python-version {python}{more}"
     return f"pip download {options} 'onnxruntime-gpu>={oldest}'"
 
 
 def jetson(root: Path) -> Jetson | None:
-    """The Jetson below ``root``, if it is one. In a container only the device tree may tell."""
+    """The Jetson below ``root``, if it is one. A container may see only the device tree."""
     release = read(root / "etc/nv_tegra_release")
     if release is None and "nvidia,tegra" not in (device_tree(root, "compatible") or ""):
         return None

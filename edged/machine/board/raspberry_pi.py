@@ -1,4 +1,4 @@
-"""Raspberry Pi: what the firmware says about under-voltage and throttling."""
+"""Raspberry Pi: under-voltage and throttling as the firmware reports them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edged.machine.board.generic import Board, device_tree, online, read_int, serial
 
-# Bits of the firmware's GET_THROTTLED that hold now; the same bits 16 higher are what has occurred.
+# Bits of the firmware's GET_THROTTLED for the current state; the same bits 16 higher are set once it has occurred.
 # https://www.raspberrypi.com/documentation/computers/os.html#get_throttled
 _BITS = {"under_voltage": 0, "frequency_capped": 1, "throttled": 2, "soft_temperature_limit": 3}
 
@@ -15,14 +15,14 @@ class RaspberryPi(Board):
     """A Raspberry Pi."""
 
     def throttled(self) -> dict[str, bool]:
-        """What the firmware reports for now.
+        """The current state that the firmware reports.
 
-        All four reasons where the kernel has get_throttled (Raspberry Pi's own kernel up to the Pi 4; reading
-        it logs one deprecation warning per boot). Everywhere else only ``under_voltage``, which the rpi_volt
-        driver polls every 2 s: a Pi 5 says the rest only to vcgencmd.
+        All four reasons if the kernel has get_throttled (Raspberry Pi's own kernel up to the Pi 4; reading it logs one
+        deprecation warning per boot). Otherwise only ``under_voltage``, which the rpi_volt driver polls every 2 s: a
+        Pi 5 reports the others only to vcgencmd.
         """
         found: dict[str, bool] = {}
-        # soc:firmware up to the Pi 4, soc@…:firmware where the node carries its address
+        # soc:firmware up to the Pi 4, soc@…:firmware if the node has an address
         for path in sorted((self.root / "sys/devices/platform").glob("soc*/soc*:firmware/get_throttled")):
             word = read_int(path, base=16)
             if word is not None:
