@@ -124,9 +124,10 @@ def load_model(
         if known is not None:
             check_tokenizer(known, tokenizer)
         session = ModelSession(package, choice.providers, threads)
-        choice = confirm_providers(choice, wanted.execution_provider, session.providers)
-        if planned.available.on_gpu and not choice.on_device:  # the GPU did not start
-            planned = plan_package(settings, package, choice, host)
+        confirmed = confirm_providers(choice, wanted.execution_provider, session.providers)
+        if choice.on_device and not confirmed.on_device:  # the GPU did not start: the host's memory and rows apply
+            planned = plan_package(settings, package, confirmed, host)
+        choice = confirmed
         if runtime.selected.refused is not None:
             choice = replace(choice, reason=f"{choice.reason}; {runtime.selected.refused}", fell_back=True)
         if session.device != "cpu" and planned.rows > 1:
@@ -267,7 +268,7 @@ def _log_verification(loaded: LoadedModel) -> None:
             seconds=round(verified.seconds, 3),
         )
     else:
-        hint = f"it has no known answers: edged model verify --record --model {package.folder} makes them once"
+        hint = f"it has no known answers: edged model verify --record --model {package.folder} records them once"
         log.warning("model_not_verified", model=package.name, hint=suspect_runtime(package) or hint)
 
 

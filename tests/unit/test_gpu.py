@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from engine_rig import MODELS, copy_package, load
 from structlog.testing import capture_logs
 
 from edged.engine.loaded_model import available_for
@@ -113,3 +116,16 @@ def test_an_unreadable_gpu_is_logged_and_the_hosts_memory_is_used(tmp_path: Path
     assert [(line["event"], line["log_level"], "model.rows" in line["hint"]) for line in logs] == [
         ("gpu_memory_unknown", "warning", True)
     ]
+
+
+def test_a_gpu_that_does_not_start_leaves_a_plan_for_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = json.loads((MODELS / "llama3/genai_config.json").read_text())["model"]["decoder"]
+    decoder["session_options"]["provider_options"] = [{"cuda": {}}]
+    package = copy_package("llama3", tmp_path, decoder=decoder)
+    # As the GPU wheel does on a board without its libraries: it offers CUDA, and its sessions run on the CPU.
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+    with closing(load(package, prefix_bytes=1 << 20, context=64)) as loaded:
+        assert (loaded.session.device, loaded.choice.fell_back) == ("cpu", True)
+        assert not loaded.plan.available.on_gpu
+        assert loaded.plan.prefixes == 1 << 20  # a GPU has no prefix cache
+        assert loaded.rows > 1  # and one row
