@@ -19,10 +19,11 @@ from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import signature
 from edged.engine.prefix_files import PREFIXES
 from edged.jobs.crash import CrashLedger
-from edged.jobs.desk import Desk
 from edged.jobs.document import State
-from edged.jobs.prompt import Preparer
-from edged.jobs.spool import Spool, SpoolError
+from edged.jobs.manager import JobManager
+from edged.jobs.preparer import Preparer
+from edged.jobs.schema import SpoolError
+from edged.jobs.spool import Spool
 from edged.jobs.spool_recovery import open_spool
 from edged.liveness import load_limit
 from edged.machine.board import Board, detect
@@ -81,7 +82,7 @@ def build(
         note_running=ledger.write_running,
     )
     preparer = Preparer(inbox.put)
-    desk = Desk(
+    desk = JobManager(
         device=device,
         topics=link.topics,
         spool=spool,
@@ -95,6 +96,7 @@ def build(
         max_bytes=settings.jobs.max_bytes,
         retention=settings.jobs.retention,
         allow_pin=settings.cache.allow_pin,
+        pinned=settings.cache.pinned,
     )
     observer = Observer(
         Observed(engine, preparer, desk, spool, link, http),

@@ -20,9 +20,10 @@ from edged.announcer import Announcer, warn_about_storage
 from edged.engine.engine import Engine, EngineEvent, ModelChanged
 from edged.faults import Fault
 from edged.jobs.crash import CrashLedger
-from edged.jobs.desk import Desk
-from edged.jobs.prompt import Prepared, Preparer
-from edged.jobs.spool import Spool, SpoolError
+from edged.jobs.manager import JobManager
+from edged.jobs.preparer import Prepared, Preparer
+from edged.jobs.schema import SpoolError
+from edged.jobs.spool import Spool
 from edged.jobs.spool_recovery import mark_damaged
 from edged.liveness import Failure
 from edged.machine.board import Board
@@ -52,8 +53,6 @@ TICK_SECONDS = 1.0
 IDLE_SECONDS = 5.0
 """The longest turn of the main loop while nothing happens."""
 LINK_STOP_SECONDS = 3.0
-FIRST_PINNED_KEY = -1
-"""Key of the first pinned instruction's request; the next have the numbers below. Keys of jobs are positive."""
 EVENTS = 1000
 """Most events of one turn, so that a flood does not delay the commit without end."""
 
@@ -93,7 +92,7 @@ class Parts:
     link: Link
     engine: Engine
     preparer: Preparer
-    desk: Desk
+    desk: JobManager
     metrics: Metrics
     http: HttpServer
     observer: Observer
@@ -264,9 +263,6 @@ class Daemon:
 
     def _model_changed(self, event: ModelChanged) -> None:
         self._observer.model_changed(event)
-        if event.loaded is not None:
-            parts = self._parts
-            parts.preparer.pin(self._settings.cache.pinned, event.loaded, FIRST_PINNED_KEY, parts.engine.submit)
         self._take_snapshot()
         self._announcer.publish_changes(self.status)
 

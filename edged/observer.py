@@ -13,8 +13,8 @@ from edged import liveness
 from edged.engine import ort
 from edged.engine.engine import Engine, ModelChanged
 from edged.faults import Fault
-from edged.jobs.desk import Desk
-from edged.jobs.prompt import Preparer
+from edged.jobs.manager import JobManager
+from edged.jobs.preparer import Preparer
 from edged.jobs.spool import Spool
 from edged.liveness import EndedThread, Failure, Task, find_failure, load_limit
 from edged.machine.clock import Clock
@@ -31,7 +31,7 @@ class Observed:
 
     engine: Engine
     preparer: Preparer
-    desk: Desk
+    desk: JobManager
     spool: Spool
     link: Link
     http: HttpServer
@@ -168,7 +168,7 @@ class Observer:
             told = self._link_faults.get("control") or self._link_faults.get("jobs")
             faults.append(told or Fault("broker_not_connected", f"broker {self._broker} not connected"))
         if parts.desk.fault is not None:
-            faults.append(Fault("spool_fault", parts.desk.fault))
+            faults.append(parts.desk.fault)
         elif parts.desk.full:
             message = f"spool full: {self._settings.jobs.max_queued} jobs wait (jobs.max_queued)"
             faults.append(Fault("spool_full", message))

@@ -30,9 +30,9 @@ from edged.engine import engine as events
 from edged.engine.loaded_model import load_model
 from edged.engine.package import PackageError
 from edged.jobs.document import JobError
-from edged.jobs.prompt import prepare
+from edged.jobs.preparer import prepare
 from edged.jobs.reading import read_submission
-from edged.jobs.results import Course, success
+from edged.jobs.results import success
 from edged.machine.board import detect
 from edged.machine.memory import available
 from edged.models.store import served
@@ -82,8 +82,17 @@ def generate(
         elif isinstance(event, events.Ended):
             end(FAILED, f"internal: {event.failure}")
     if json_:
-        course = Course(submission.id, "local", loaded.package.name, received, started - began, 1, False)
-        typer.echo(success(submission.job, course, event, time.time()).decode())
+        result = success(
+            submission.job,
+            event,
+            id=submission.id,
+            device="local",
+            model=loaded.package.name,
+            received=received,
+            now=time.time(),
+            waited=started - began,
+        )
+        typer.echo(result.decode())
     else:
         typer.echo()
     with contextlib.suppress(OSError):

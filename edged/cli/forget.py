@@ -41,7 +41,7 @@ def forget(
                 for name in ids:
                     known = spool.find(name)
                     if known is not None:
-                        spool.remove(known.seq)
+                        spool.remove(known.number)
                         erased += 1
             until = time.monotonic() + SCRUB_SECONDS
             while not (scrubbed := spool.scrub()) and time.monotonic() < until:

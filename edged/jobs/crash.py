@@ -45,13 +45,13 @@ class CrashLedger:
         self._running = os.open(folder / "running", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.write_running(())
 
-    def write_running(self, seqs: Iterable[int]) -> None:
+    def write_running(self, numbers: Iterable[int]) -> None:
         """Note which jobs run now (numbers in the spool). Nothing after close(): the engine may outlast it.
 
         On a disk that takes no writes the note stays as it was: the spool says so, and the accounting must not end
         the engine's thread.
         """
-        line = json.dumps({"boot_id": self._boot_id, "jobs": list(seqs)}).encode()
+        line = json.dumps({"boot_id": self._boot_id, "jobs": list(numbers)}).encode()
         with self._lock:
             if not self._closed:
                 with contextlib.suppress(OSError):
@@ -75,7 +75,7 @@ class CrashLedger:
 def _read_last_end(folder: Path, boot_id: str) -> LastEnd:
     try:
         note = json.loads((folder / "running").read_bytes())
-        running, same_boot = tuple(int(seq) for seq in note["jobs"]), note["boot_id"] == boot_id
+        running, same_boot = tuple(int(number) for number in note["jobs"]), note["boot_id"] == boot_id
     except (OSError, ValueError, KeyError, TypeError):
         running, same_boot = (), False
     return LastEnd(_own_crash(folder) if same_boot else None, running)

@@ -4,25 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from edged.jobs.spool import Queued
+from edged.jobs.records import Moment, Queued
 from edged.machine.clock import Clock
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One reading of all clocks, in seconds. `boottime` counts from the boot named `boot_id`, sleep included."""
-
-    wall: float
-    boottime: float
-    boot_id: str
-    synchronised: bool
-
-    @classmethod
-    def now(cls, clock: Clock) -> Moment:
-        """Read `clock`."""
-        return cls(clock.wall(), clock.boottime(), clock.boot_id(), clock.synchronised())
 
 
 def age(job: Queued, now: Moment, last_boottime: Callable[[str], float]) -> float:
@@ -31,11 +15,12 @@ def age(job: Queued, now: Moment, last_boottime: Callable[[str], float]) -> floa
     Within one boot by its own clock. Across a reboot by wall time only if that was synchronised before and after; else
     the time off does not count. `last_boottime` gives the latest moment known of an earlier boot.
     """
-    if job.boot_id == now.boot_id:
-        return now.boottime - job.boottime
-    if job.synchronised and now.synchronised:
-        return now.wall - job.received
-    return max(0.0, last_boottime(job.boot_id) - job.boottime) + now.boottime
+    received = job.received
+    if received.boot_id == now.boot_id:
+        return now.boottime - received.boottime
+    if received.synchronised and now.synchronised:
+        return now.wall - received.wall
+    return max(0.0, last_boottime(received.boot_id) - received.boottime) + now.boottime
 
 
 def seconds_left(job: Queued, now: Moment, last_boottime: Callable[[str], float]) -> float | None:
@@ -69,12 +54,13 @@ class JobTimes:
         """Seconds since receipt as far as they are known."""
         return age(job, self.now(), self._last_boottime)
 
-    def left(self, job: Queued, now: Moment) -> float | None:
-        """Seconds until the job expires; None if it never does."""
-        return seconds_left(job, now, self._last_boottime)
+    def over(self, job: Queued, now: Moment) -> bool:
+        """Whether the job's ttl or deadline has passed."""
+        left = seconds_left(job, now, self._last_boottime)
+        return left is not None and left <= 0
 
     def received(self, job: Queued) -> float:
         """When a job came, in seconds of this boot's CLOCK_BOOTTIME; below zero before the boot."""
-        if job.boot_id == self._start.boot_id:
-            return job.boottime
+        if job.received.boot_id == self._start.boot_id:
+            return job.received.boottime
         return self._start.boottime - age(job, self._start, self._last_boottime)

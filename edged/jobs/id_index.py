@@ -23,7 +23,7 @@ class IdIndex:
 
     def __init__(self, jobs: Iterable[tuple[int, str]]) -> None:
         """`jobs`: number and id of each."""
-        self._arrays = [_sorted(_pairs((hash(id), seq) for seq, id in jobs))]
+        self._arrays = [_sorted(_pairs((hash(id), number) for number, id in jobs))]
         self._recent: dict[int, int] = {}
 
     def get(self, id: str) -> int | None:
@@ -31,35 +31,35 @@ class IdIndex:
         key = hash(id)
         if (recent := self._recent.get(key)) is not None:
             return recent
-        found = (int(seqs[place]) for seqs, place in self._places(key))
-        return next((seq for seq in found if seq), None)
+        found = (int(numbers[place]) for numbers, place in self._places(key))
+        return next((number for number in found if number), None)
 
-    def add(self, seq: int, id: str) -> None:
+    def add(self, number: int, id: str) -> None:
         """One more job."""
-        self._recent[hash(id)] = seq
+        self._recent[hash(id)] = number
         if len(self._recent) > _RECENT:
             self._arrays.append(_sorted(_pairs(self._recent.items())))
             self._recent.clear()
-            self._arrays = [(hashes, seqs) for hashes, seqs in self._arrays if seqs.any()]
+            self._arrays = [(hashes, numbers) for hashes, numbers in self._arrays if numbers.any()]
             if len(self._arrays) > _ARRAYS:
                 pairs = np.concatenate([np.stack(array, axis=1) for array in self._arrays])
                 self._arrays = [_sorted(pairs[pairs[:, 1] != 0])]
 
-    def discard(self, seq: int, id: str) -> None:
+    def discard(self, number: int, id: str) -> None:
         """A job that is no more, unless its id is another's by now."""
         key = hash(id)
-        if self._recent.get(key) == seq:
+        if self._recent.get(key) == number:
             del self._recent[key]
-        for seqs, place in self._places(key):
-            if seqs[place] <= seq:
-                seqs[place] = 0
+        for numbers, place in self._places(key):
+            if numbers[place] <= number:
+                numbers[place] = 0
 
     def _places(self, key: int) -> Iterable[tuple[NDArray[np.int64], int]]:
         """Where a hash stands, the newest first."""
-        for hashes, seqs in reversed(self._arrays):
+        for hashes, numbers in reversed(self._arrays):
             place = int(np.searchsorted(hashes, key))
             if place < len(hashes) and hashes[place] == key:
-                yield seqs, place
+                yield numbers, place
 
 
 def _pairs(items: Iterable[tuple[int, int]]) -> NDArray[np.int64]:

@@ -1,16 +1,17 @@
-"""What becomes of the jobs that a process before this one left without a result."""
+"""Accounts for the jobs and pinned prompts that ran when the process before this one ended."""
 
 from __future__ import annotations
 
 import structlog
 
 from edged.jobs.crash import LastEnd
-from edged.jobs.spool import Queued, Spool
+from edged.jobs.records import Queued
+from edged.jobs.spool import Spool
 
 log = structlog.get_logger(__name__)
 
 MAX_CRASHES = 3
-"""So many crashes of the process's own making while it ran a job alone, and the job is not run again."""
+"""After so many crashes of the process's own making while it ran alone, a job or a pinned prompt is not run again."""
 
 
 def recover(spool: Spool, end: LastEnd) -> tuple[list[Queued], list[tuple[Queued, str]]]:
@@ -18,22 +19,22 @@ def recover(spool: Spool, end: LastEnd) -> tuple[list[Queued], list[tuple[Queued
 
     Returns the jobs to queue again, and those that must not run again, with the reason. Raises SpoolError.
     """
-    unfinished = {queued.seq: queued for queued in spool.queued()}
-    running = [seq for seq in end.running if seq in unfinished]
+    unfinished = {queued.number: queued for queued in spool.queued()}
+    # Pinned prompts have numbers below zero. A job that was forgotten meanwhile was company too.
+    running = [number for number in end.running if number < 0 or number in unfinished]
+    jobs = [number for number in running if number >= 0]
     if end.crash is not None:
-        log.error("crashed_before", reason=end.crash, jobs=[unfinished[seq].id for seq in running])
+        ids = [unfinished[number].id for number in jobs]
+        log.error("crashed_before", reason=end.crash, jobs=ids, pinned=len(running) - len(jobs))
     if running:
-        alone = len(running) == 1
+        crashed, alone = end.crash is not None, len(end.running) == 1
         with spool.transaction():
-            for seq in running:
-                spool.note_interrupted(
-                    seq,
-                    crashed_alone=end.crash is not None and alone,
-                    suspect=end.crash is not None and not alone,
-                )
-        unfinished = {queued.seq: queued for queued in spool.queued()}
+            for number in running:
+                if number >= 0 or crashed:
+                    spool.note_interrupted(number, crashed_alone=crashed and alone, suspect=crashed and not alone)
+        unfinished = {queued.number: queued for queued in spool.queued()}
     if unfinished:
-        log.info("jobs_recovered", queued=len(unfinished), interrupted=len(running))
+        log.info("jobs_recovered", queued=len(unfinished), interrupted=len(jobs))
     again: list[Queued] = []
     never: list[tuple[Queued, str]] = []
     for queued in unfinished.values():

@@ -1,26 +1,23 @@
-"""Puts together the result document of a job that the engine ended. Pure."""
+"""Builds the result documents of jobs that ended. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from edged.engine.engine import Finished
-from edged.jobs.document import Job, State, result_document
+from edged.jobs.document import Code, Job, State, result_document
+from edged.jobs.records import Queued
 from edged.machine.clock import format_time
 
 
 @dataclass(frozen=True)
-class Course:
-    """What is known of a job's course when it ends. `received` is wall-clock seconds; `waited` the seconds from
-    receipt to its row, 0 if it never had one."""
+class Reason:
+    """Why a job ends without an answer."""
 
-    id: str
-    device: str
-    model: str | None
-    received: float
-    waited: float
-    attempts: int
-    unjudged_deadline: bool
+    state: State
+    code: Code
+    message: str
 
 
 def speed(finished: Finished) -> dict[str, float]:
@@ -34,13 +31,28 @@ def speed(finished: Finished) -> dict[str, float]:
     return speeds
 
 
-def success(job: Job, course: Course, finished: Finished, now: float) -> bytes:
-    """The result of an answer; `now` is wall-clock seconds."""
+def success(
+    job: Job,
+    finished: Finished,
+    *,
+    id: str,
+    device: str,
+    model: str | None,
+    received: float,
+    now: float,
+    waited: float,
+    attempts: int = 1,
+    deadline_judged: bool = True,
+) -> bytes:
+    """The result of an answer.
+
+    `received` and `now` are wall-clock seconds, `waited` the seconds from receipt to the job's row.
+    """
     return result_document(
-        course.id,
-        course.device,
+        id,
+        device,
         State.SUCCEEDED,
-        model=course.model,
+        model=model,
         metadata=job.metadata,
         text=finished.text,
         token_ids=list(finished.tokens) if job.return_token_ids else None,
@@ -51,14 +63,38 @@ def success(job: Job, course: Course, finished: Finished, now: float) -> bytes:
             "completion_tokens": len(finished.tokens),
         },
         timings={
-            "queued": round(course.waited, 4),
-            "first_token": round(course.waited + finished.first_token - finished.started, 4),
-            "total": round(course.waited + finished.ended - finished.started, 4),
+            "queued": round(waited, 4),
+            "first_token": round(waited + finished.first_token - finished.started, 4),
+            "total": round(waited + finished.ended - finished.started, 4),
         },
         tokens_per_second=speed(finished) or None,
-        attempts=course.attempts,
-        received=format_time(course.received),
+        attempts=attempts,
+        received=format_time(received),
         started=format_time(now - (finished.ended - finished.started)),
         finished=format_time(now),
-        deadline_judged=False if course.unjudged_deadline else None,
+        deadline_judged=None if deadline_judged else False,
+    )
+
+
+def without_answer(
+    queued: Queued,
+    reason: Reason,
+    *,
+    device: str,
+    model: str | None,
+    metadata: dict[str, Any] | None,
+    attempts: int,
+    now: float,
+) -> bytes:
+    """The result of a job that ends without an answer; `now` is wall-clock seconds."""
+    return result_document(
+        queued.id,
+        device,
+        reason.state,
+        model=model,
+        error=(reason.code, reason.message),
+        metadata=metadata,
+        attempts=attempts,
+        received=format_time(queued.received.wall),
+        finished=format_time(now),
     )

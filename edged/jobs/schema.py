@@ -72,6 +72,13 @@ ALTER TABLE result ADD COLUMN made INTEGER;
 ALTER TABLE result ADD COLUMN crc INTEGER;
 DROP INDEX job_id;
 """),
+    # Pruning reads `delivered` alone, and so no documents; boot: boot_number() in database.py. All three are NULL where
+    # an older version wrote, and are completed at the next start, as the table of waiters is (waiters.py).
+    Migration("""
+ALTER TABLE delivered ADD COLUMN finished REAL;
+ALTER TABLE delivered ADD COLUMN boottime REAL;
+ALTER TABLE delivered ADD COLUMN boot INTEGER;
+"""),
 )
 """STEPS[n] leads from version n to n + 1. A step that was released is not changed any more."""
 

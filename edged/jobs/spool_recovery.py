@@ -7,8 +7,6 @@ start goes on where this one was. SQLite tells damage of its own structures; wha
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import sqlite3
@@ -16,13 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import structlog
 
+from edged.jobs.database import PAGE_BYTES
+from edged.jobs.row_checks import Row, is_job, is_result
 from edged.jobs.schema import SpoolDamagedError, SpoolError, is_damage, spool_error
-from edged.jobs.spool import PAGE_BYTES, Spool, checksum, discard, set_aside
-from edged.mqtt.topics import is_id
+from edged.jobs.spool import Spool, discard, set_aside
+from edged.jobs.waiters import PLACES
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +32,6 @@ BEYOND = 1000
 _LOG_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 _VALID_FOR = slice(92, 96)
 """Bytes of SQLite's header that say whether the number of pages beside them is to be believed."""
-_Row = dict[str, Any]
 
 
 def open_spool(path: Path) -> Spool:
@@ -203,58 +201,51 @@ def _with_new_first_page(path: Path, copy: Path, fresh: Path) -> Path:
 
 def _take_over(old: sqlite3.Connection, new: sqlite3.Connection) -> dict[str, int]:
     """Copy every row that can be read and is whole; how many of each table."""
-    last = max(_last(old, query) for query in _LAST) + BEYOND
+    last = max(_last(old, table) for table in ("job", "result", "delivered")) + BEYOND
+    last_waiter = max(_last(old, "waiter", "n"), last * PLACES)
     # A newer edged may have added columns.
     names = {
         table: {column[1] for column in new.execute(f"PRAGMA table_info({table})")}
         for table in ("job", "result", "delivered", "attempt", "waiter")
     }
 
-    def put(table: str, row: _Row) -> None:
+    def put(table: str, row: Row) -> None:
         _insert(new, table, {name: value for name, value in row.items() if name in names[table]})
 
     jobs, results, ids = {}, {}, set()
     for row in _rows(old, "job", last):
-        if _is_job(row) and row["id"] not in ids:
+        if is_job(row) and row["id"] not in ids:
             jobs[row["seq"]] = row["id"], row["document"] is None
             ids.add(row["id"])
             put("job", row)
     for row in _rows(old, "result", last):
-        if row["seq"] in jobs and _is_result(row, jobs[row["seq"]][0]):
+        if row["seq"] in jobs and is_result(row, jobs[row["seq"]][0]):
             results[row["seq"]] = True
             put("result", row)
     for seq in [seq for seq, (_, erased) in jobs.items() if erased and seq not in results]:
         new.execute("DELETE FROM job WHERE seq = ?", (seq,))  # nothing to run and nothing to answer
         del jobs[seq]
-    checks: dict[str, Callable[[_Row], bool]] = {
+    checks: dict[str, Callable[[Row], bool]] = {
         "delivered": lambda row: row["seq"] in results,
         "attempt": lambda row: row["seq"] in jobs and all(isinstance(value, int) for value in row.values()),
         "waiter": lambda row: row["seq"] in jobs and isinstance(row["topic"], (str, type(None))),
     }
     for table, whole in checks.items():
-        for row in _rows(old, table, last, "n" if table == "waiter" else "seq"):
+        for row in _rows(old, table, *((last_waiter, "n") if table == "waiter" else (last, "seq"))):
             if whole(row):
                 put(table, row)
     return {"job": len(jobs), "result": len(results)}
 
 
-_LAST = (
-    "SELECT max(seq) FROM job",
-    "SELECT max(seq) FROM result",
-    "SELECT max(seq) FROM delivered",
-    "SELECT max(n) FROM waiter",
-)
-
-
-def _last(old: sqlite3.Connection, query: str) -> int:
+def _last(old: sqlite3.Connection, table: str, key: str = "seq") -> int:
     try:
-        number = old.execute(query).fetchone()[0]
+        number = old.execute(f"SELECT max({key}) FROM {table}").fetchone()[0]
     except sqlite3.DatabaseError:
         return 0
     return number if isinstance(number, int) else 0
 
 
-def _rows(old: sqlite3.Connection, table: str, last: int, key: str = "seq") -> Iterator[_Row]:
+def _rows(old: sqlite3.Connection, table: str, last: int, key: str = "seq") -> Iterator[Row]:
     """Every row that can be read, in the order of the key. Where a page is broken the next keys are tried singly."""
     at, after = 0, f"SELECT * FROM {table} WHERE {key} > ? ORDER BY {key}"
     single = f"SELECT * FROM {table} WHERE {key} = ?"
@@ -282,38 +273,7 @@ def _rows(old: sqlite3.Connection, table: str, last: int, key: str = "seq") -> I
                 break
 
 
-def _is_job(row: _Row) -> bool:
-    document, digest = row["document"], row["digest"]
-    if not (isinstance(row["id"], str) and is_id(row["id"]) and isinstance(digest, bytes) and len(digest) == 32):
-        return False
-    if not all(isinstance(row[name], (int, float)) for name in ("priority", "store", "received", "boottime")):
-        return False
-    if not all(isinstance(row[name], (int, float, type(None))) for name in ("ttl", "deadline")):
-        return False
-    if not (isinstance(row["boot_id"], str) and isinstance(row["synchronised"], int)):
-        return False
-    return document is None or (isinstance(document, bytes) and hashlib.sha256(document).digest() == digest)
-
-
-def _is_result(row: _Row, id: str) -> bool:
-    if not (isinstance(row["state"], str) and isinstance(row["boot_id"], str)):
-        return False
-    if not all(isinstance(row[name], (int, float)) for name in ("finished", "boottime")):
-        return False
-    if not all(isinstance(row.get(name), (int, type(None))) for name in ("made", "crc")):  # version 1 has neither
-        return False
-    if row["document"] is None:
-        return True
-    if not isinstance(row["document"], bytes) or row.get("crc") not in (None, checksum(row["seq"], row["document"])):
-        return False
-    try:
-        document = json.loads(row["document"])
-    except (ValueError, TypeError, RecursionError):
-        return False
-    return isinstance(document, dict) and document.get("id") == id and document.get("state") == row["state"]
-
-
-def _insert(new: sqlite3.Connection, table: str, row: _Row) -> None:
+def _insert(new: sqlite3.Connection, table: str, row: Row) -> None:
     names, marks = ", ".join(row), ", ".join("?" * len(row))
     with contextlib.suppress(sqlite3.IntegrityError):  # a row that a broken page holds once more
         new.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(row.values()))

@@ -1,4 +1,4 @@
-"""What the link tells the desk, in the order in which it happened on each connection."""
+"""Events that the link delivers, in the order in which they happened on each connection."""
 
 from __future__ import annotations
 
@@ -26,27 +26,34 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
-class JobReceived:
-    """A job message. `expiry_seconds` is what was left of Message Expiry (MQTT 5 §3.3.2.3.3) on arrival."""
+class Incoming:
+    """A message as it came; the properties are None on MQTT 3.1.1.
+
+    `expiry_seconds` is the rest of the Message Expiry Interval on arrival (MQTT 5 §3.3.2.3.3).
+    """
 
     receipt: Receipt
     topic: str
     payload: bytes
     retained: bool
+    redelivered: bool
     response_topic: str | None
     correlation: bytes | None
     expiry_seconds: int | None
-    redelivered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobReceived:
+    """A job message."""
+
+    message: Incoming
 
 
 @dataclass(frozen=True, slots=True)
 class CancelReceived:
-    """A cancel message; it wants an acknowledgement like a job does."""
+    """A cancel message; like a job it is to be acknowledged."""
 
-    receipt: Receipt
-    topic: str
-    payload: bytes
-    retained: bool
+    message: Incoming
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,20 +219,9 @@ class Link:
         if group is not None and group not in self._groups:
             self._leave_group(message, kind, group)
         if kind == "job":
-            self._deliver(
-                JobReceived(
-                    receipt=message.receipt,
-                    topic=message.topic,
-                    payload=message.payload,
-                    retained=message.retained,
-                    response_topic=message.response_topic,
-                    correlation=message.correlation,
-                    expiry_seconds=message.expiry_seconds,
-                    redelivered=message.redelivered,
-                )
-            )
+            self._deliver(JobReceived(message))
         else:
-            self._deliver(CancelReceived(message.receipt, message.topic, message.payload, message.retained))
+            self._deliver(CancelReceived(message))
 
     def _leave_group(self, message: Incoming, kind: str, group: str) -> None:
         """The broker's session remembers a group that the settings no longer name: take this, and leave."""

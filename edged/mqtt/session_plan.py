@@ -8,7 +8,8 @@ from typing import Protocol
 
 from edged.faults import Fault
 from edged.mqtt.connection_faults import LOST
-from edged.mqtt.events import ProtocolVersion, Receipt
+from edged.mqtt.events import Incoming as Incoming
+from edged.mqtt.events import ProtocolVersion
 from edged.settings.model import MqttSettings
 
 
@@ -53,20 +54,6 @@ class Publication:
     retain: bool
     token: Hashable | None
     correlation: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """A message as it came; the properties are None on MQTT 3.1.1."""
-
-    receipt: Receipt
-    topic: str
-    payload: bytes
-    retained: bool
-    redelivered: bool
-    response_topic: str | None
-    correlation: bytes | None
-    expiry_seconds: int | None
 
 
 @dataclass(frozen=True, slots=True)

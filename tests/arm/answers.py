@@ -12,7 +12,7 @@ import onnxruntime
 from edged import logs
 from edged.engine.engine import Ended, Engine, EngineEvent, Finished
 from edged.engine.loaded_model import load_model
-from edged.jobs.prompt import prepare
+from edged.jobs.preparer import prepare
 from edged.jobs.reading import read_submission
 from edged.machine.board import detect
 from edged.machine.memory import available

@@ -20,12 +20,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 from figures import Figure, show
 from jobs import PROMPT, Client, Served, percentile, wait_for
 
+from edged.jobs.records import Moment
 from edged.jobs.spool import Spool
 from edged.machine.clock import Clock
 
@@ -172,8 +172,7 @@ def keep(state: Path) -> None:
     """A spool with many jobs that are answered and delivered, so that its tables and its index have their size."""
     state.mkdir()
     with contextlib.closing(Spool(state / "spool.db")) as spool, spool.transaction():
-        clock = Clock()
-        moment: dict[str, Any] = {"boottime": clock.boottime(), "boot_id": clock.boot_id()}
+        moment = Moment.now(Clock())
         for _ in range(KEPT):
             id = uuid.uuid4().hex
             document = json.dumps({"id": id, "messages": PROMPT, "max_tokens": 16}).encode()
@@ -181,18 +180,14 @@ def keep(state: Path) -> None:
                 id,
                 hashlib.sha256(document).digest(),
                 document,
+                moment,
                 priority=5,
                 store=True,
-                received=clock.wall(),
-                synchronised=True,
                 ttl=None,
                 deadline=None,
-                reply_topic=None,
-                correlation=None,
-                **moment,
             )
-            spool.add_result(job.seq, "succeeded", b"x" * 600, clock.wall(), **moment)
-            spool.mark_delivered(job.seq)
+            spool.add_result(job.number, "succeeded", b"x" * 600, moment)
+            spool.mark_delivered(job.number)
 
 
 def settled(place: Served) -> bool:

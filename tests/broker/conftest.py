@@ -262,7 +262,7 @@ class Device:
             missing.discard(self.wait_for(LinkUp).which)
 
     def wait_for(self, kind: type[T], timeout: float = PATIENCE, **fields: Any) -> T:
-        """The next event of this kind, with these fields; earlier ones stay in `seen`."""
+        """The next event of this kind, with these fields of it or of its message; earlier ones stay in `seen`."""
         until = time.monotonic() + timeout
         while True:
             try:
@@ -270,7 +270,8 @@ class Device:
             except queue.Empty:
                 raise AssertionError(f"no {kind.__name__} {fields}; last: {self.seen[-8:]}") from None
             self.seen.append(event)
-            if isinstance(event, kind) and all(getattr(event, name) == value for name, value in fields.items()):
+            told = getattr(event, "message", event)
+            if isinstance(event, kind) and all(getattr(told, name) == value for name, value in fields.items()):
                 return event
 
     def none_of(self, kind: type[Any], within: float = QUIET, **fields: Any) -> None:

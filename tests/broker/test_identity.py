@@ -34,7 +34,7 @@ def test_of_two_devices_with_one_id_one_stays_and_the_other_says_so_and_comes_ba
     peer.until(newer.topics.status, newer.status("online"))
     older.none_of(DeviceIdFree, within=4.0)
     peer.send(newer.topics.job, b"for one")
-    newer.link.acknowledge(newer.wait_for(JobReceived).receipt)
+    newer.link.acknowledge(newer.wait_for(JobReceived).message.receipt)
     older.none_of(JobReceived)
     newer.none_of(DeviceIdTaken)
     newer.say("offline")
@@ -42,7 +42,7 @@ def test_of_two_devices_with_one_id_one_stays_and_the_other_says_so_and_comes_ba
     older.wait_for(DeviceIdFree)
     older.until_up()
     peer.send(older.topics.job, b"back")
-    assert older.wait_for(JobReceived).payload == b"back"
+    assert older.wait_for(JobReceived).message.payload == b"back"
 
 
 def _settle(device: Device) -> None:

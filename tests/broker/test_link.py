@@ -32,7 +32,7 @@ def test_a_job_sent_while_the_device_is_off_arrives_after_the_start(
     peer: Peer = make_peer(broker.port)
     peer.send(first.topics.job, b"while off")
     second: Device = make_device(broker.port, protocol=protocol).start()
-    job = second.wait_for(JobReceived)
+    job = second.wait_for(JobReceived).message
     assert job.payload == b"while off"
 
 
@@ -45,7 +45,7 @@ def test_a_job_outlives_device_and_broker_with_persistence(
     broker.stop()
     broker.start()
     second: Device = make_device(broker.port, protocol=protocol).start()
-    assert second.wait_for(JobReceived).payload == b"kept"
+    assert second.wait_for(JobReceived).message.payload == b"kept"
 
 
 def test_a_reconnect_before_the_acknowledgement_brings_the_job_again(
@@ -55,17 +55,17 @@ def test_a_reconnect_before_the_acknowledgement_brings_the_job_again(
     device: Device = make_device(proxy.port, protocol=protocol).up()
     peer: Peer = make_peer(broker.port)
     peer.send(device.topics.job, b"one")
-    old = device.wait_for(JobReceived)
+    old = device.wait_for(JobReceived).message
     assert not old.redelivered
     proxy.cut()
     device.wait_for(LinkDown, which="jobs")
     assert not device.link.acknowledge(old.receipt)
-    again = device.wait_for(JobReceived)
+    again = device.wait_for(JobReceived).message
     assert again.payload == b"one"
     assert again.redelivered
     assert device.link.acknowledge(again.receipt)
     peer.send(device.topics.job, b"two")
-    assert device.wait_for(JobReceived).payload == b"two"
+    assert device.wait_for(JobReceived).message.payload == b"two"
 
 
 def test_an_old_acknowledgement_is_not_sent_on_a_new_connection(
@@ -74,13 +74,13 @@ def test_an_old_acknowledgement_is_not_sent_on_a_new_connection(
     proxy: Proxy = make_proxy(broker.port)
     device: Device = make_device(proxy.port, protocol=protocol).up()
     make_peer(broker.port).send(device.topics.job, b"one")
-    old = device.wait_for(JobReceived)
+    old = device.wait_for(JobReceived).message
     proxy.cut()
     device.wait_for(JobReceived, redelivered=True)
     device.wait_for(LinkUp, which="jobs")
     device.link.acknowledge(old.receipt)
     proxy.cut()
-    assert device.wait_for(JobReceived).payload == b"one"
+    assert device.wait_for(JobReceived).message.payload == b"one"
 
 
 def test_an_acknowledged_job_does_not_come_again(
@@ -91,14 +91,14 @@ def test_an_acknowledged_job_does_not_come_again(
     peer: Peer = make_peer(broker.port)
     for number in range(5):
         peer.send(device.topics.job, str(number))
-    jobs = [device.wait_for(JobReceived) for _ in range(5)]
+    jobs = [device.wait_for(JobReceived).message for _ in range(5)]
     for job in jobs[:3]:
         device.link.acknowledge(job.receipt)
     device.link.close_jobs()
     device.wait_for(LinkDown, which="jobs")
     assert proxy.ended.acquire(timeout=PATIENCE)  # else the new connection may overtake the old one's acknowledgements
     device.link.open_jobs()
-    assert [device.wait_for(JobReceived).payload for _ in range(2)] == [b"3", b"4"]
+    assert [device.wait_for(JobReceived).message.payload for _ in range(2)] == [b"3", b"4"]
     device.none_of(JobReceived)
 
 
@@ -128,7 +128,7 @@ def test_acknowledgements_leave_in_the_order_of_the_calls(
     peer: Peer = make_peer(broker.port)
     for number in range(20):
         peer.send(device.topics.job, str(number))
-    jobs = [device.wait_for(JobReceived) for _ in range(20)]
+    jobs = [device.wait_for(JobReceived).message for _ in range(20)]
     assert [int(job.payload) for job in jobs] == list(range(20))
     for job in jobs:
         device.link.acknowledge(job.receipt)
@@ -174,12 +174,12 @@ def test_closed_for_jobs_the_device_still_hears_cancels(
     device.wait_for(LinkDown, which="jobs")
     peer.send(device.topics.job, b"later")
     peer.send(device.topics.cancel, b"cancel")
-    cancel = device.wait_for(CancelReceived)
+    cancel = device.wait_for(CancelReceived).message
     assert cancel.payload == b"cancel"
     assert device.link.acknowledge(cancel.receipt)
     assert not any(isinstance(event, JobReceived) for event in device.seen)
     device.link.open_jobs()
-    assert device.wait_for(JobReceived).payload == b"later"
+    assert device.wait_for(JobReceived).message.payload == b"later"
 
 
 def test_nothing_is_taken_for_publication_while_disconnected(
@@ -248,12 +248,12 @@ def test_after_a_broker_restart_every_subscription_works(
     root = "edged/v1"
     for topic in (device.topics.job, f"{root}/group/north/job", f"{root}/group/south/job"):
         peer.send(topic, b"x")
-        job = device.wait_for(JobReceived)
+        job = device.wait_for(JobReceived).message
         assert job.topic == topic
         device.link.acknowledge(job.receipt)
     for topic in (device.topics.cancel, f"{root}/group/north/cancel", f"{root}/group/south/cancel"):
         peer.send(topic, b"x")
-        cancel = device.wait_for(CancelReceived)
+        cancel = device.wait_for(CancelReceived).message
         assert cancel.topic == topic
         device.link.acknowledge(cancel.receipt)
     device.none_of(JobReceived)
@@ -341,8 +341,8 @@ def test_a_retained_job_is_marked_or_not_sent(
         device.none_of(JobReceived)
     else:
         # On 3.1.1 it may have come before the SUBACK.
-        jobs = [event for event in device.seen if isinstance(event, JobReceived)]
-        assert (jobs or [device.wait_for(JobReceived)])[0].retained
+        jobs = [event.message for event in device.seen if isinstance(event, JobReceived)]
+        assert (jobs or [device.wait_for(JobReceived).message])[0].retained
 
 
 def test_no_more_than_the_receive_maximum_come_before_the_first_acknowledgement(
@@ -352,14 +352,14 @@ def test_no_more_than_the_receive_maximum_come_before_the_first_acknowledgement(
     peer: Peer = make_peer(broker.port)
     for number in range(200):
         peer.send(device.topics.job, str(number))
-    jobs = [device.wait_for(JobReceived) for _ in range(64)]
+    jobs = [device.wait_for(JobReceived).message for _ in range(64)]
     device.none_of(JobReceived)
     # From the first PUBACK on, mosquitto 2.0.11 sends all that is queued, Receive Maximum or not: the spool's own
     # limit has to hold.
     for job in jobs:
         device.link.acknowledge(job.receipt)
     while len(jobs) < 200:
-        jobs.append(device.wait_for(JobReceived))
+        jobs.append(device.wait_for(JobReceived).message)
         device.link.acknowledge(jobs[-1].receipt)
     assert [int(job.payload) for job in jobs] == list(range(200))
 
@@ -372,12 +372,12 @@ def test_a_flood_waits_in_tcp_while_nothing_is_acknowledged(
     peer: Peer = make_peer(broker.port)
     for number in range(1000):
         peer.send(device.topics.job, str(number))
-    jobs = [device.wait_for(JobReceived) for _ in range(UNACKNOWLEDGED)]
+    jobs = [device.wait_for(JobReceived).message for _ in range(UNACKNOWLEDGED)]
     device.none_of(JobReceived)
     for job in jobs:
         device.link.acknowledge(job.receipt)
     while len(jobs) < 1000:
-        jobs.append(device.wait_for(JobReceived))
+        jobs.append(device.wait_for(JobReceived).message)
         device.link.acknowledge(jobs[-1].receipt)
     assert [int(job.payload) for job in jobs] == list(range(1000))
 
@@ -441,11 +441,11 @@ def test_a_flood_of_large_messages_waits_in_tcp_by_its_bytes(
     for _ in range(40):
         peer.send(device.topics.job, large)
     most = UNACKNOWLEDGED_BYTES // len(large)
-    jobs = [device.wait_for(JobReceived) for _ in range(most)]
+    jobs = [device.wait_for(JobReceived).message for _ in range(most)]
     device.none_of(JobReceived)
     while len(jobs) < 40:
         device.link.acknowledge(jobs[len(jobs) - most].receipt)
-        jobs.append(device.wait_for(JobReceived))
+        jobs.append(device.wait_for(JobReceived).message)
     assert all(job.receipt.size == len(large) for job in jobs)
 
 
@@ -477,7 +477,7 @@ def test_jobs_of_a_group_left_behind_in_the_session_are_taken_once_and_then_not_
     device: Device = make_device(broker.port, protocol=protocol).up()
     peer: Peer = make_peer(broker.port)
     peer.send("edged/v1/group/old/job", b"stray")
-    job = device.wait_for(JobReceived)
+    job = device.wait_for(JobReceived).message
     device.link.acknowledge(job.receipt)
     device.none_of(JobReceived, within=QUIET / 2)
     peer.send("edged/v1/group/old/job", b"not ours")

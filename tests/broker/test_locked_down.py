@@ -126,7 +126,7 @@ def test_devices_with_certificates_and_passwords_do_all_that_the_contract_says(
         assert hears.publish(topics.cancel, "{}")
         device.wait_for(CancelReceived, topic=topics.cancel)
     jobs = group_jobs(hears, group)
-    shares = [device.wait_for(JobReceived).payload for device in (a, p) for _ in range(5)]
+    shares = [device.wait_for(JobReceived).message.payload for device in (a, p) for _ in range(5)]
     assert sorted(shares) == jobs
     assert hears.publish(f"edged/v1/group/{group}/cancel", "{}")
     for device in (a, p):
@@ -166,7 +166,7 @@ def test_a_certificate_without_a_role_gets_no_subscription_and_no_job_is_lost(
     for topic in ("$share/hall/edged/v1/group/hall/job", "edged/v1/group/hall/job", a.topics.job, "#"):
         assert not stranger.subscribe(topic), topic
     jobs = group_jobs(guest("sender", "gateway"), "hall")
-    assert [a.wait_for(JobReceived).payload for _ in jobs] == jobs
+    assert [a.wait_for(JobReceived).message.payload for _ in jobs] == jobs
     gone.none_of(JobReceived)
 
 
@@ -285,7 +285,7 @@ def test_who_leaves_a_group_takes_no_jobs_with_it(fleet: Fleet, make_device: Mak
     a = link(make_device, fleet, stays, "yard").up()
     fleet.must("device", leaves, "--groups")
     jobs = group_jobs(guest("sender", "gateway"), "yard")
-    assert [a.wait_for(JobReceived).payload for _ in jobs] == jobs
+    assert [a.wait_for(JobReceived).message.payload for _ in jobs] == jobs
 
 
 def test_the_rights_of_a_device_are_the_topics_of_its_link(fleet: Fleet) -> None:

@@ -22,7 +22,7 @@ def test_the_properties_of_a_job_reach_the_desk(broker: Mosquitto, make_device: 
         CorrelationData=b"\x00\x01",
         MessageExpiryInterval=3600,
     )
-    job = device.wait_for(JobReceived)
+    job = device.wait_for(JobReceived).message
     assert (job.response_topic, job.correlation) == ("edged/v1/reply/me", b"\x00\x01")
     assert job.expiry_seconds is not None
     assert 3600 - PATIENCE <= job.expiry_seconds <= 3600
@@ -34,11 +34,11 @@ def test_a_property_that_paho_refuses_does_not_cost_the_connection(
     device: Device = make_device(broker.port).up()
     peer: Peer = make_peer(broker.port)
     peer.send(device.topics.job, b"marked", UserProperty=("name", "\ufeffvalue"))
-    job = device.wait_for(JobReceived)
+    job = device.wait_for(JobReceived).message
     assert job.payload == b"marked"
     device.link.acknowledge(job.receipt)
     peer.send(device.topics.job, b"plain")
-    assert device.wait_for(JobReceived).payload == b"plain"
+    assert device.wait_for(JobReceived).message.payload == b"plain"
     assert not any(isinstance(event, LinkDown) for event in device.seen)
 
 
@@ -48,17 +48,17 @@ def test_a_large_job_comes_whole_and_one_above_the_packet_size_is_dropped(
     device: Device = make_device(broker.port).up()
     peer: Peer = make_peer(broker.port)
     peer.send(device.topics.job, bytes(1_000_000))
-    assert len(device.wait_for(JobReceived).payload) == 1_000_000
+    assert len(device.wait_for(JobReceived).message.payload) == 1_000_000
     peer.send(device.topics.job, bytes(10_000_000))
     peer.send(device.topics.job, b"after")
-    assert device.wait_for(JobReceived).payload == b"after"
+    assert device.wait_for(JobReceived).message.payload == b"after"
 
 
 def test_correlation_data_is_published(broker: Mosquitto, make_device: Make) -> None:
     device: Device = make_device(broker.port).up()
     answers: Device = make_device(broker.port, device="asker").up()
     device.link.publish(answers.topics.job, b"{}", qos=1, correlation=b"abc")
-    assert answers.wait_for(JobReceived).correlation == b"abc"
+    assert answers.wait_for(JobReceived).message.correlation == b"abc"
 
 
 def test_a_topic_with_a_wildcard_is_refused_and_others_go_on(broker: Mosquitto, make_device: Make) -> None:

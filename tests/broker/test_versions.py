@@ -82,7 +82,7 @@ def test_the_demos_broker_refuses_mqtt_5_at_once(
             "job",
         ]
         assert (subprocess.run(command, capture_output=True, timeout=PATIENCE).returncode == 0) is taken
-    assert device.wait_for(JobReceived).payload == b"job"
+    assert device.wait_for(JobReceived).message.payload == b"job"
 
 
 def test_the_demos_broker_sends_retained_messages_to_their_subscribers_alone(demo_port: int) -> None:
@@ -120,11 +120,11 @@ def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(
     assert device.wait_for(LinkUp, which="control").protocol == "3.1.1"
     assert device.wait_for(LinkUp, which="jobs").protocol == "3.1.1"
     device.link.publish(device.topics.job, b"job", qos=1)
-    job = device.wait_for(JobReceived)
+    job = device.wait_for(JobReceived).message
     assert job.payload == b"job"
     assert device.link.acknowledge(job.receipt)
     device.link.publish(device.topics.cancel, b"cancel", qos=1)
-    assert device.link.acknowledge(device.wait_for(CancelReceived).receipt)
+    assert device.link.acknowledge(device.wait_for(CancelReceived).message.receipt)
     device.link.publish(device.topics.result("1"), b"result", qos=1, token="result")
     device.wait_for(Published, token="result")
 
@@ -185,4 +185,4 @@ def test_a_session_begun_in_3_1_1_goes_on_in_5(broker: Mosquitto, make_device: M
     peer: Peer = make_peer(broker.port)
     peer.send(before.topics.job, b"between")
     after: Device = make_device(broker.port, protocol="5").start()
-    assert after.wait_for(JobReceived).payload == b"between"
+    assert after.wait_for(JobReceived).message.payload == b"between"

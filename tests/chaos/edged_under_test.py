@@ -24,9 +24,10 @@ from typing import Any
 from edged import app
 from edged.daemon import Daemon
 from edged.engine.engine import Engine
-from edged.jobs.desk import Desk
+from edged.jobs.manager import JobManager
 from edged.jobs.outbox import Outbox
-from edged.jobs.spool import Known, Spool
+from edged.jobs.records import Known
+from edged.jobs.spool import Spool
 from edged.machine.clock import Clock
 from edged.mqtt.events import JobReceived, Receipt
 from edged.mqtt.link import Link
@@ -59,7 +60,7 @@ def _reached(stage: str) -> None:
 
 def _watch_stages() -> None:
     job_received, transaction, add_job, add_result = (
-        Desk.job_received,
+        JobManager.job_received,
         Spool.transaction,
         Spool.add_job,
         Spool.add_result,
@@ -67,7 +68,7 @@ def _watch_stages() -> None:
     step, send = Engine._step, Session._send
     written: set[str] = set()
 
-    def watched_receipt(self: Desk, event: JobReceived) -> None:
+    def watched_receipt(self: JobManager, event: JobReceived) -> None:
         job_received(self, event)
         _reached("received")
 
@@ -100,7 +101,7 @@ def _watch_stages() -> None:
         if "/result/" in publication.topic:
             _reached("published")
 
-    Desk.job_received = watched_receipt  # type: ignore[method-assign]
+    JobManager.job_received = watched_receipt  # type: ignore[method-assign]
     Spool.add_job, Spool.add_result = watched_job, watched_result  # type: ignore[method-assign]
     Spool.transaction = watched_transaction  # type: ignore[method-assign]
     Engine._step = watched_step  # type: ignore[method-assign]
@@ -163,15 +164,15 @@ def _try_again_soon() -> None:
 
 
 def _acknowledge_before_commit() -> None:
-    job_received, acknowledge = Desk.job_received, Link.acknowledge
+    job_received, acknowledge = JobManager.job_received, Link.acknowledge
     told: list[Receipt] = []
 
-    def hasty(self: Desk, event: JobReceived) -> None:
-        id = json.loads(event.payload)["id"]
-        document = json.dumps({"event": "accepted", "id": id}).encode()
-        self._link.publish(self._topics.event(id), document, qos=1)
-        self._link.acknowledge(event.receipt)
-        told.append(event.receipt)
+    def hasty(self: JobManager, event: JobReceived) -> None:
+        receipt = event.message.receipt
+        self.outbox.tell(json.loads(event.message.payload)["id"], "accepted")
+        self.outbox.pump_notices()
+        self._intake._link.acknowledge(receipt)
+        told.append(receipt)
         job_received(self, event)
 
     def once(self: Link, receipt: Receipt) -> bool:
@@ -181,7 +182,7 @@ def _acknowledge_before_commit() -> None:
                 return True
         return acknowledge(self, receipt)
 
-    Desk.job_received = hasty  # type: ignore[method-assign]
+    JobManager.job_received = hasty  # type: ignore[method-assign]
     Link.acknowledge = once  # type: ignore[method-assign]
 
 

@@ -14,6 +14,7 @@ import pytest
 from daemon_fixtures import Place
 from disk import Disk, on
 
+from edged.jobs.records import Moment
 from edged.jobs.spool import Spool
 
 pytest_plugins = ["daemon_fixtures", "disk"]
@@ -23,18 +24,18 @@ JOBS = 5000
 
 def make(path: Path) -> None:
     """A spool of some MiB, all of it answered and the last answer not delivered, and its header lost."""
-    moment: dict[str, Any] = {"boottime": 1.0, "boot_id": "b"}
-    rest = {"priority": 5, "store": True, "received": 1.0, "synchronised": False, "ttl": None, "deadline": None}
+    moment = Moment(1.0, 1.0, "b", False)
+    rest: dict[str, Any] = {"priority": 5, "store": True, "ttl": None, "deadline": None}
     path.parent.mkdir(mode=0o700)
     with contextlib.closing(Spool(path)) as spool, spool.transaction():
         for n in range(JOBS):
             document = json.dumps({"id": f"job-{n}", "prompt": "What is it?"}).encode()
             digest = hashlib.sha256(document).digest()
-            job = spool.add_job(f"job-{n}", digest, document, reply_topic=None, correlation=None, **moment, **rest)
+            job = spool.add_job(f"job-{n}", digest, document, moment, **rest)
             result = {"id": job.id, "state": "succeeded", "text": f"{n} " * 200}
-            spool.add_result(job.seq, "succeeded", json.dumps(result).encode(), 2.0, **moment)
+            spool.add_result(job.number, "succeeded", json.dumps(result).encode(), moment)
             if n < JOBS - 1:
-                spool.mark_delivered(job.seq)
+                spool.mark_delivered(job.number)
     with path.open("r+b") as file:
         file.write(os.urandom(100))
 

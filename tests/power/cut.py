@@ -30,7 +30,7 @@ sys.path[:0] = [str(HERE.parents[0] / "broker")]
 from daemon_fixtures import Daemon, Place, eventually, job  # noqa: E402
 from disk import SYNC, TRUNCATE, UNLINK, WRITE, Change, Disk, read_recording  # noqa: E402
 
-from edged.jobs.spool import SpoolError  # noqa: E402
+from edged.jobs.schema import SpoolError  # noqa: E402
 from edged.jobs.spool_recovery import open_spool  # noqa: E402
 
 SEED = 20_26
@@ -194,7 +194,7 @@ def faults_of(folder: Path, heard: Heard, until: int) -> Iterator[str]:
             job = spool.find(id)
             if job is None:
                 yield f"job {id} is there and is not found"
-            elif spool.result(job.seq) not in (document, None if id.startswith("unstored") else document):
+            elif spool.result(job.number) not in (document, None if id.startswith("unstored") else document):
                 yield f"the result of {id} is not the one that was published"
     except SpoolError as error:
         yield str(error)

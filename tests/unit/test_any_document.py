@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_desk import TOPICS, World
+from test_manager import World
 
 from edged.jobs.document import Code, State, result_document
 from edged.jobs.reading import read_submission
-from edged.mqtt.events import CancelReceived
 from edged.mqtt.identity import Status, read_status
 from edged.mqtt.topics import is_id
 from edged.settings import SettingsError, load
@@ -80,16 +78,15 @@ def test_no_message_shows_a_password(value: Any, wrong: str) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("desk"))
+    return World(tmp_path_factory.mktemp("jobs"))
 
 
 @given(payload=payloads | objects.map(lambda value: json.dumps(value).encode()))
 @settings(max_examples=1000)
 def test_any_cancel_is_one_refusal_or_a_remembered_id(world: World, payload: bytes) -> None:
     world.said.clear()
-    receipt: Any = SimpleNamespace(mid=1, qos=1)
-    world.desk.cancel_received(CancelReceived(receipt, TOPICS.cancel, payload, False))
-    world.desk.flush()
+    world.cancel_message(payload, mid=1)
+    world.jobs.flush()
     refusals = [said for said in world.said if said[0] == "result"]
     assert ("puback", 1) in world.said
     try:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from edged.jobs.expiry import Moment, age, seconds_left
-from edged.jobs.spool import Queued
+from edged.jobs.expiry import age, seconds_left
+from edged.jobs.records import Moment, Queued
 
-JOB = Queued(1, "a", 5, True, 1000.0, 50.0, "boot-1", True, 100.0, None)
+JOB = Queued(1, "a", 5, True, Moment(1000.0, 50.0, "boot-1", True), 100.0, None)
 NOW = Moment(1030.0, 80.0, "boot-1", True)
 
 
@@ -29,13 +29,16 @@ def test_across_a_reboot_wall_time_counts_if_it_was_synchronised_before_and_afte
 
 @pytest.mark.parametrize(("before", "after"), [(False, True), (True, False), (False, False)])
 def test_else_the_time_off_does_not_count(before: bool, after: bool) -> None:
-    job = replace(JOB, synchronised=before)
+    job = replace(JOB, received=replace(JOB.received, synchronised=before))
     # 20 s of the first boot are known of, and 3 s of this one.
     assert seconds_left(job, Moment(9_999_999.0, 3.0, "boot-2", after), last) == 77.0
 
 
 def test_an_earlier_boot_of_which_nothing_is_known_gives_no_negative_age() -> None:
-    assert age(replace(JOB, boot_id="boot-0", synchronised=False), Moment(0.0, 3.0, "boot-2", False), last) == 3.0
+    assert (
+        age(replace(JOB, received=Moment(1000.0, 50.0, "boot-0", False)), Moment(0.0, 3.0, "boot-2", False), last)
+        == 3.0
+    )
 
 
 def test_a_deadline_is_judged_only_by_a_synchronised_clock() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edged.jobs.desk import Desk
 
 from edged import announcer, app
 from edged.daemon import EVENTS, Daemon, Parts
 from edged.engine.engine import ModelChanged
 from edged.faults import Fault
-from edged.jobs.desk import Desk
 from edged.jobs.spool import SpoolError
 from edged.machine.board import Board
 from edged.machine.storage import Mount

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from edged.jobs import outbox as outbox_module
 from edged.jobs.outbox import Notice, Outbox
-from edged.jobs.spool import Delivery, Spool
+from edged.jobs.records import Delivery, Moment
+from edged.jobs.spool import Spool
+from edged.machine.clock import Clock
 from edged.mqtt.topics import Topics
 
 TOPICS = Topics("edged/v1", "board")
@@ -63,7 +65,7 @@ class Stub:
 
 def make(count: int, window: int = 32) -> tuple[Outbox, FakeLink, Stub]:
     link, stub = FakeLink(window), Stub({seq: b"r%d" % seq for seq in range(count)})
-    return Outbox(stub, link, TOPICS), link, stub  # type: ignore[arg-type]
+    return Outbox(stub, link, TOPICS, "board", Clock()), link, stub  # type: ignore[arg-type]
 
 
 def test_what_goes_ahead_keeps_its_own_order() -> None:
@@ -121,11 +123,14 @@ def test_a_notice_goes_before_results_and_keeps_its_order() -> None:
 
 
 def test_notices_do_not_grow_without_end_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    outbox, _, _ = make(0, window=0)
-    for n in range(outbox_module.NOTICES + 10):
+    monkeypatch.setattr(outbox_module, "NOTICES", 20)
+    outbox, link, _ = make(0, window=0)
+    for n in range(30):
         outbox.notify(Notice("event/x", b"%d" % n))
-    assert len(outbox._notices) == outbox_module.NOTICES
     assert outbox.unsettled
+    link.window = 100
+    outbox.pump()
+    assert [payload for _, payload, _ in link.taken] == [b"%d" % n for n in range(10, 30)]
 
 
 def test_a_job_is_delivered_once_all_its_places_have_it() -> None:
@@ -135,22 +140,22 @@ def test_a_job_is_delivered_once_all_its_places_have_it() -> None:
     tokens = list(link.under_way)
     outbox.confirmed(tokens[0])
     outbox.confirmed(tokens[2])
-    assert outbox.done() == ([7], [])
-    outbox.written_down()
+    assert outbox.confirmations() == ([7], [])
+    outbox.committed()
     outbox.confirmed(tokens[1])
-    assert outbox.done() == ([], [0])
-    assert outbox.unwritten == 1
-    outbox.written_down()
+    assert outbox.confirmations() == ([], [0])
+    assert outbox.uncommitted
+    outbox.committed()
     assert not outbox.unsettled
-    assert not outbox._open
+    assert outbox.confirmations() == ([], [])
     assert stub.results
 
 
-def test_done_is_told_until_it_is_written_down() -> None:
+def test_confirmations_are_told_until_they_are_committed() -> None:
     outbox, link, _ = make(1)
     outbox.pump()
     outbox.confirmed(link.under_way[0])
-    assert outbox.done() == outbox.done() == ([], [0])
+    assert outbox.confirmations() == outbox.confirmations() == ([], [0])
 
 
 def test_a_refused_reply_ends_and_a_refused_result_waits_for_the_next_connection() -> None:
@@ -161,7 +166,7 @@ def test_a_refused_reply_ends_and_a_refused_result_waits_for_the_next_connection
     outbox.refused(reply, "not authorised")
     outbox.refused(result, "not authorised")
     outbox.confirmed(other)
-    assert outbox.done() == ([], [1])
+    assert outbox.confirmations() == ([], [1])
     assert len(outbox) == 1
     outbox.pump()
     assert link.results == ["j0", "j1"]  # not again at once
@@ -176,30 +181,18 @@ def test_what_was_forgotten_blocks_nobody() -> None:
     del stub.results[1]
     outbox.pump()
     assert link.results == ["j0", "j2"]
-    assert outbox.done() == ([], [1])
+    assert outbox.confirmations() == ([], [1])
 
 
 def test_a_new_outbox_finds_what_is_due_in_the_spool(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool.db")
     with spool.transaction():
-        queued = spool.add_job(
-            "a",
-            b"",
-            b"{}",
-            priority=5,
-            store=True,
-            received=0.0,
-            boottime=0.0,
-            boot_id="b",
-            synchronised=False,
-            ttl=None,
-            deadline=None,
-            reply_topic="edged/v1/reply/r",
-            correlation=b"c",
-        )
-        spool.add_result(queued.seq, "succeeded", b"bytes", 1.0, 1.0, "b")
+        moment = Moment(0.0, 0.0, "b", False)
+        queued = spool.add_job("a", b"", b"{}", moment, priority=5, store=True, ttl=None, deadline=None)
+        spool.waiters.add(queued.number, "edged/v1/reply/r", b"c")
+        spool.add_result(queued.number, "succeeded", b"bytes", moment)
     link = FakeLink()
-    Outbox(spool, link, TOPICS).pump()
+    Outbox(spool, link, TOPICS, "board", Clock()).pump()
     assert [(topic, payload) for topic, payload, _ in link.taken] == [
         ("edged/v1/device/board/result/a", b"bytes"),
         ("edged/v1/reply/r", b"bytes"),
@@ -214,8 +207,8 @@ def test_whatever_happens_every_result_is_confirmed_in_the_end(steps: list[str])
     written: set[int] = set()
 
     def write() -> None:
-        written.update(outbox.done()[1])
-        outbox.written_down()
+        written.update(outbox.confirmations()[1])
+        outbox.committed()
 
     for step in [*steps, "drop", *["pump", "confirm", "confirm", "confirm"] * 12, "write"]:
         if step == "pump":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 
 from edged.jobs import schema
+from edged.jobs.database import PAGE_BYTES, WAL_BYTES
+from edged.jobs.records import Delivery, Known, Moment, Queued
 from edged.jobs.schema import STEPS, Migration, SpoolDamagedError, SpoolError
-from edged.jobs.spool import PAGE_BYTES, WAL_BYTES, Delivery, Known, Queued, Spool
+from edged.jobs.spool import Spool
 
 SPOOLS = Path(__file__).parents[1] / "fixtures/spools"
 """One of every version of the schema, made by the code of its time."""
@@ -22,15 +25,10 @@ ERASED = b'{"id": "erased", "prompt": "What is it?"}'
 ANY: dict[str, Any] = {
     "priority": 5,
     "store": True,
-    "received": 100.0,
-    "boottime": 10.0,
-    "boot_id": "b",
-    "synchronised": False,
     "ttl": None,
     "deadline": None,
-    "reply_topic": None,
-    "correlation": None,
 }
+MOMENT = Moment(100.0, 10.0, "b", False)
 
 
 @pytest.fixture
@@ -42,14 +40,30 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 
 def add(spool: Spool, id: str, document: bytes = b"{}", **fields: Any) -> Queued:
     with spool.transaction():
-        return spool.add_job(id, hashlib.sha256(document).digest(), document, **ANY | fields)
+        received = fields.pop("received", MOMENT)
+        return spool.add_job(id, hashlib.sha256(document).digest(), document, received, **ANY | fields)
 
 
-def end(spool: Spool, queued: Queued, document: bytes = b"result", finished: float = 200.0, **fields: Any) -> bool:
+def end(spool: Spool, queued: Queued, document: bytes = b"result", finished: float = 200.0) -> bool:
     with spool.transaction():
-        return spool.add_result(
-            queued.seq, "succeeded", document, finished, fields.get("boottime", 20.0), fields.get("boot_id", "b")
-        )
+        return spool.add_result(queued.number, "succeeded", document, Moment(finished, 20.0, "b", False))
+
+
+def wait(spool: Spool, queued: Queued, topic: str | None, correlation: bytes | None = None) -> int | None:
+    with spool.transaction():
+        return spool.waiters.add(queued.number, topic, correlation)
+
+
+def pruned(spool: Spool, age: float, wall: float, boottime: float, boot_id: str, limit: int) -> int:
+    with spool.transaction():
+        return spool.prune(age, Moment(wall, boottime, boot_id, True), limit)
+
+
+@contextlib.contextmanager
+def other_process(spool: Spool) -> Iterator[sqlite3.Connection]:
+    """Another connection to the same file."""
+    with contextlib.closing(sqlite3.connect(spool.path, isolation_level=None)) as db:
+        yield db
 
 
 def reopened(spool: Spool) -> Spool:
@@ -62,14 +76,14 @@ def files(spool: Spool) -> bytes:
 
 
 def test_jobs_come_back_as_they_were_in_the_order_of_receipt(spool: Spool) -> None:
-    jobs = [add(spool, "a", ttl=5.0, priority=9), add(spool, "b", deadline=7.0, store=False, synchronised=True)]
+    jobs = [add(spool, "a", ttl=5.0, priority=9), add(spool, "b", deadline=7.0, store=False)]
     assert list(reopened(spool).queued()) == jobs
-    assert jobs[0].seq < jobs[1].seq
+    assert jobs[0].number < jobs[1].number
 
 
 def test_an_error_inside_a_transaction_undoes_all_of_it(spool: Spool) -> None:
     with pytest.raises(ZeroDivisionError), spool.transaction():
-        spool.add_job("a", b"", b"", **ANY)
+        spool.add_job("a", b"", b"", MOMENT, **ANY)
         _ = 1 / 0
     assert spool.find("a") is None
     add(spool, "a")
@@ -78,7 +92,7 @@ def test_an_error_inside_a_transaction_undoes_all_of_it(spool: Spool) -> None:
 def test_a_job_that_was_forgotten_meanwhile_gets_no_result(spool: Spool) -> None:
     queued = add(spool, "a")
     with spool.transaction():
-        spool.remove(queued.seq)
+        spool.remove(queued.number)
     assert not end(spool, queued)
     assert list(spool.due()) == []
 
@@ -86,78 +100,80 @@ def test_a_job_that_was_forgotten_meanwhile_gets_no_result(spool: Spool) -> None
 def test_the_number_of_a_removed_job_is_not_given_again(spool: Spool) -> None:
     first = add(spool, "a")
     with spool.transaction():
-        spool.remove(first.seq)
-    assert add(spool, "a").seq > first.seq
+        spool.remove(first.number)
+    assert add(spool, "a").number > first.number
 
 
 def test_a_job_whose_commit_failed_is_not_known_and_one_whose_removal_failed_still_is(spool: Spool) -> None:
     queued = add(spool, "a")
     with pytest.raises(ZeroDivisionError), spool.transaction():
-        spool.remove(queued.seq)
+        spool.remove(queued.number)
         _ = 1 / 0
     with spool.transaction():
         pass
     known = spool.find("a")
     assert known is not None
-    assert known.seq == queued.seq
+    assert known.number == queued.number
 
 
 def test_an_id_that_was_removed_is_free_and_belongs_to_the_next_job_with_it(spool: Spool) -> None:
     for remover in (spool, Spool(spool.path)):  # `edged forget` is another process
         queued = add(spool, "a")
         with remover.transaction():
-            remover.remove(queued.seq)
+            remover.remove(queued.number)
         assert spool.find("a") is None
     with spool.transaction():
-        again = spool.add_job("a", b"1", b"", **ANY)
-        spool.remove(again.seq)
-        last = spool.add_job("a", b"2", b"", **ANY)
-    assert spool.find("a") == reopened(spool).find("a") == Known(last.seq, b"2", None, False)
+        again = spool.add_job("a", b"1", b"", MOMENT, **ANY)
+        spool.remove(again.number)
+        last = spool.add_job("a", b"2", b"", MOMENT, **ANY)
+    assert spool.find("a") == reopened(spool).find("a") == Known(last.number, b"2", None, False)
 
 
 def test_a_job_that_was_removed_takes_no_memory(spool: Spool) -> None:
     queued = add(spool, "a")
     with spool.transaction():
-        spool.remove(queued.seq)
-    assert spool._ids.get("a") is None
+        spool.remove(queued.number)
+    assert "a" not in spool.ids()
 
 
 def test_no_index_is_on_disk(spool: Spool) -> None:
     """Ids are random: each would touch a page of its own."""
-    assert spool._db.execute("SELECT count(*) FROM sqlite_schema WHERE type = 'index'").fetchone() == (0,)
+    with other_process(spool) as db:
+        assert db.execute("SELECT count(*) FROM sqlite_schema WHERE type = 'index'").fetchone() == (0,)
 
 
 def test_what_is_known_of_an_id(spool: Spool) -> None:
     queued = add(spool, "a")
-    assert spool.find("a") == Known(queued.seq, hashlib.sha256(b"{}").digest(), None, False)
+    assert spool.find("a") == Known(queued.number, hashlib.sha256(b"{}").digest(), None, False)
     end(spool, queued)
-    assert spool.find("a") == Known(queued.seq, hashlib.sha256(b"{}").digest(), "succeeded", True)
+    assert spool.find("a") == Known(queued.number, hashlib.sha256(b"{}").digest(), "succeeded", True)
     with spool.transaction():
-        spool.erase(queued.seq)
-    assert spool.find("a") == Known(queued.seq, hashlib.sha256(b"{}").digest(), "succeeded", False)
-    assert (spool.result(queued.seq), spool.document(queued.seq)) == (None, None)
+        spool.erase(queued.number)
+    assert spool.find("a") == Known(queued.number, hashlib.sha256(b"{}").digest(), "succeeded", False)
+    assert (spool.result(queued.number), spool.document(queued.number)) == (None, None)
 
 
 def test_due_are_results_in_the_order_in_which_they_were_made_with_their_waiters(spool: Spool) -> None:
-    first, second = add(spool, "a", reply_topic="r", correlation=b"c"), add(spool, "b")
+    first, second = add(spool, "a"), add(spool, "b")
+    reply = wait(spool, first, "r", b"c")
     end(spool, second, finished=150.0)
     end(spool, first, finished=160.0)
-    with spool.transaction():
-        waiter = spool.add_waiter(first.seq, "late", None)
-        assert spool.add_waiter(first.seq, "late", None) is None
+    waiter = wait(spool, first, "late")
+    assert wait(spool, first, "late") is None
     assert list(spool.due()) == [
-        Delivery(second.seq, "b", None, None),
-        Delivery(first.seq, "a", None, None),
-        Delivery(first.seq, "a", "r", b"c"),
-        Delivery(first.seq, "a", "late", None, waiter),
+        Delivery(second.number, "b"),
+        Delivery(first.number, "a"),
+        Delivery(first.number, "a", "r", b"c", reply),
+        Delivery(first.number, "a", "late", None, waiter),
     ]
     with spool.transaction():
-        spool.mark_delivered(first.seq)
-        spool.mark_delivered(first.seq)
-        spool.mark_delivered(second.seq)
+        spool.mark_delivered(first.number)
+        spool.mark_delivered(first.number)
+        spool.mark_delivered(second.number)
+        spool.waiters.answered(reply or 0)
     assert [delivery.topic for delivery in spool.due()] == ["late"]
     with spool.transaction():
-        spool.answered(waiter or 0)
+        spool.waiters.answered(waiter or 0)
     assert list(reopened(spool).due()) == []
 
 
@@ -173,8 +189,8 @@ def test_results_are_due_in_their_order_though_the_clock_was_set_back(spool: Spo
 def test_interrupted_runs_are_counted(spool: Spool) -> None:
     queued = add(spool, "a")
     with spool.transaction():
-        spool.note_interrupted(queued.seq, crashed_alone=False, suspect=True)
-        spool.note_interrupted(queued.seq, crashed_alone=True, suspect=False)
+        spool.note_interrupted(queued.number, crashed_alone=False, suspect=True)
+        spool.note_interrupted(queued.number, crashed_alone=True, suspect=False)
         spool.note_interrupted(999, crashed_alone=True, suspect=False)  # forgotten
     (again,) = spool.queued()
     assert (again.starts, again.crashes, again.suspect) == (2, 1, True)
@@ -191,12 +207,11 @@ def test_interrupted_runs_are_counted(spool: Spool) -> None:
 )
 def test_results_are_pruned_by_age(spool: Spool, boot_id: str, boottime: float, wall: float, gone: bool) -> None:
     queued = add(spool, "a")
-    end(spool, queued, finished=200.0, boottime=20.0)
+    end(spool, queued, finished=200.0)
+    assert pruned(spool, 100.0, wall, boottime, boot_id, 10) == 0  # nobody has it yet
     with spool.transaction():
-        assert spool.prune(100.0, wall, boottime, boot_id, 10) == 0  # nobody has it yet
-        spool.mark_delivered(queued.seq)
-    with spool.transaction():
-        assert spool.prune(100.0, wall, boottime, boot_id, 10) == gone
+        spool.mark_delivered(queued.number)
+    assert pruned(spool, 100.0, wall, boottime, boot_id, 10) == gone
     assert (spool.find("a") is None) is gone
 
 
@@ -206,9 +221,8 @@ def test_pruning_leaves_jobs_without_result_and_stops_at_the_limit(spool: Spool)
         queued = add(spool, f"old-{n}")
         end(spool, queued)
         with spool.transaction():
-            spool.mark_delivered(queued.seq)
-    with spool.transaction():
-        assert [spool.prune(1.0, 1e9, 1e9, "b", 3) for _ in range(3)] == [3, 2, 0]
+            spool.mark_delivered(queued.number)
+    assert [pruned(spool, 1.0, 1e9, 1e9, "b", 3) for _ in range(3)] == [3, 2, 0]
     assert spool.ids() == ["waits"]
 
 
@@ -222,35 +236,34 @@ def test_pruning_and_a_start_read_no_documents(spool: Spool, older: bool) -> Non
     for n in range(10):
         with spool.transaction():
             for m in range(100):
-                queued = spool.add_job(f"{n}-{m}", b"d" * 32, b"x" * 4000, **ANY)
-                spool.add_result(queued.seq, "succeeded", b"x" * 4000, 200.0, 20.0, "b")
-                spool.mark_delivered(queued.seq)
+                queued = spool.add_job(f"{n}-{m}", b"d" * 32, b"x" * 4000, MOMENT, **ANY)
+                spool.add_result(queued.number, "succeeded", b"x" * 4000, MOMENT)
+                spool.mark_delivered(queued.number)
     if older:  # an edged that knows schema 2 alone wrote them
-        spool._db.execute("UPDATE delivered SET finished = NULL, boottime = NULL, boot = NULL")
+        with other_process(spool) as old:
+            old.execute("UPDATE delivered SET finished = NULL, boottime = NULL, boot = NULL")
         spool = reopened(spool)
     size = spool.path.stat().st_size
     before = bytes_read()
     spool = reopened(spool)
     assert list(spool.due()) == list(spool.queued()) == []
     opened = bytes_read()
-    with spool.transaction():
-        assert spool.prune(100.0, 250.0, 50.0, "b", 10) == 0
-    pruned = bytes_read()
+    assert pruned(spool, 100.0, 150.0, 50.0, "b", 10) == 0
+    done = bytes_read()
     assert size > 8_000_000
-    assert pruned - opened < size / 20
+    assert done - opened < size / 20
     assert opened - before < size / 4
 
 
 @pytest.mark.parametrize("how", ["erase", "remove"])
 def test_what_is_erased_is_in_no_file(spool: Spool, how: str) -> None:
-    queued = add(spool, "a", b"the prompt" * 500, reply_topic="reply-here", correlation=b"corr-here")
+    queued = add(spool, "a", b"the prompt" * 500)
     end(spool, queued, b"the answer" * 500)
-    with spool.transaction():
-        spool.add_waiter(queued.seq, "waiter-here", None)
-    traces = (b"the prompt", b"the answer", b"reply-here", b"corr-here", b"waiter-here")
+    wait(spool, queued, "waiter-here", b"corr-here")
+    traces = (b"the prompt", b"the answer", b"corr-here", b"waiter-here")
     assert all(trace in files(spool) for trace in traces)
     with spool.transaction():
-        getattr(spool, how)(queued.seq)
+        getattr(spool, how)(queued.number)
     assert spool.scrub()
     assert [trace for trace in traces if trace in files(spool)] == []
 
@@ -268,9 +281,10 @@ def test_scrubbing_beside_a_reader_says_that_it_must_be_tried_again(spool: Spool
 
 
 def test_the_latest_moment_of_a_boot(spool: Spool) -> None:
-    queued = add(spool, "a", boottime=30.0)
+    queued = add(spool, "a", received=Moment(100.0, 30.0, "b", False))
     assert spool.last_boottime("b") == 30.0
-    end(spool, queued, boottime=45.0)
+    with spool.transaction():
+        spool.add_result(queued.number, "succeeded", b"", Moment(200.0, 45.0, "b", False))
     assert (spool.last_boottime("b"), spool.last_boottime("unknown")) == (45.0, 0.0)
 
 
@@ -310,10 +324,10 @@ def test_damage_that_is_met_later_is_told_from_other_faults(spool: Spool) -> Non
 @pytest.mark.parametrize("content", [b'{"prompt": "two"}', 5])
 def test_a_job_whose_words_changed_is_damage(spool: Spool, content: object) -> None:
     queued = add(spool, "a", b'{"prompt": "one"}')
-    with spool.transaction():
-        spool._db.execute("UPDATE job SET document = ?", (content,))
+    with other_process(spool) as db:
+        db.execute("UPDATE job SET document = ?", (content,))
     with pytest.raises(SpoolDamagedError, match="not what was accepted"):
-        spool.document(queued.seq)
+        spool.document(queued.number)
     assert spool.damage is not None
 
 
@@ -324,8 +338,8 @@ def test_a_result_that_changed_or_is_that_of_another_job_is_damage(spool: Spool,
     for id in ("a", "b"):
         end(spool, add(spool, id), f"result of {id}".encode())
     assert spool.result(1) == b"result of a"
-    with spool.transaction():
-        spool._db.execute(f"UPDATE result SET {change} WHERE seq = 1")
+    with other_process(spool) as db:
+        db.execute(f"UPDATE result SET {change} WHERE seq = 1")
     with pytest.raises(SpoolDamagedError, match="not what was written down"):
         spool.result(1)
     assert spool.damage is not None
@@ -351,7 +365,7 @@ def test_a_spool_of_every_earlier_version_is_opened(tmp_path: Path) -> None:
             1,
             True,
         )
-        assert json.loads(spool.document(waiting.seq) or b"") == {"id": "waiting", "prompt": "What is it?"}
+        assert json.loads(spool.document(waiting.number) or b"") == {"id": "waiting", "prompt": "What is it?"}
         assert [(delivery.id, delivery.topic) for delivery in spool.due()] == [
             ("answered", None),
             ("answered", "edged/v1/reply/x"),
@@ -379,7 +393,8 @@ def test_an_older_edged_goes_on_with_a_newer_file_and_a_newer_one_after_it(
     assert spool.ids() == ["a", "b", "c"]
     monkeypatch.setattr(schema, "STEPS", (*STEPS, *MORE))
     spool = reopened(spool)
-    assert spool._db.execute("SELECT id, colour FROM job").fetchall() == [(id, "blue") for id in "abc"]
+    with other_process(spool) as db:
+        assert db.execute("SELECT id, colour FROM job").fetchall() == [(id, "blue") for id in "abc"]
     assert [job.id for job in spool.queued()] == ["a", "b"]
 
 
@@ -405,6 +420,57 @@ def test_version_1_goes_on_with_a_file_of_version_2(spool: Spool) -> None:
     assert spool.find("b") is not None
 
 
+def test_version_2_goes_on_with_a_file_of_version_3_and_a_newer_one_adopts_its_rows(spool: Spool) -> None:
+    """The statements as they stood in its code."""
+    mine = add(spool, "mine")
+    n = wait(spool, mine, "edged/v1/reply/first", b"c")
+    with other_process(spool) as old:
+        assert old.execute("SELECT n, topic, correlation FROM waiter WHERE seq = 1 ORDER BY n").fetchall() == [
+            (n, "edged/v1/reply/first", b"c")
+        ]
+        for seq, id in ((2, "old"), (3, "done")):
+            old.execute(
+                "INSERT INTO job (seq, id, digest, document, priority, store, received, boottime, boot_id, "
+                "synchronised, ttl, deadline, reply_topic, correlation) "
+                "VALUES (?, ?, x'', x'', 5, 1, 1.0, 1.0, 'b', 1, NULL, NULL, 'edged/v1/reply/r', x'63')",
+                (seq, id),
+            )
+            old.execute("INSERT INTO waiter (seq, topic, correlation) VALUES (?, 'edged/v1/reply/more', NULL)", (seq,))
+            old.execute(
+                "INSERT INTO result (seq, state, document, finished, boottime, boot_id, made, crc) "
+                "SELECT seq, 'succeeded', x'6f6c64', 200.0, 20.0, 'b', ?, NULL FROM job WHERE seq = ?",
+                (seq, seq),
+            )
+        old.execute("INSERT OR IGNORE INTO delivered (seq) VALUES (3)")
+        old.execute("DELETE FROM waiter WHERE seq = 3")
+    spool = reopened(spool)
+    due = list(spool.due())
+    assert [(delivery.id, delivery.topic, delivery.correlation) for delivery in due] == [
+        ("old", None, None),
+        ("old", "edged/v1/reply/r", b"c"),
+        ("old", "edged/v1/reply/more", None),
+    ]
+    assert [row[2] for row in spool.waiters.of(1)] == ["edged/v1/reply/first"]
+    spool = reopened(spool)
+    assert list(spool.due()) == due
+    assert pruned(spool, 100.0, 9e9, 121.0, "b", 10) == 1
+    assert spool.ids() == ["mine", "old"]
+
+
+def test_the_waiters_of_a_job_are_found_and_removed_without_those_of_its_neighbours(spool: Spool) -> None:
+    jobs = [add(spool, id) for id in "abc"]
+    for queued in jobs:
+        for place in range(3):
+            wait(spool, queued, f"{queued.id}{place}")
+    assert [row[2] for row in spool.waiters.of(jobs[1].number)] == ["b0", "b1", "b2"]
+    with spool.transaction():
+        spool.waiters.answered(spool.waiters.of(jobs[1].number)[0][0])
+        spool.waiters.remove(jobs[0].number)
+    assert [row[2] for row in spool.waiters.all()] == ["b1", "b2", "c0", "c1", "c2"]
+    assert wait(spool, jobs[1], "b1") is None
+    assert wait(spool, jobs[1], "b3") is not None
+
+
 def test_steps_are_applied_together_or_not_at_all(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     add(spool, "a")
     spool.close()
@@ -419,9 +485,9 @@ def test_steps_are_applied_together_or_not_at_all(spool: Spool, monkeypatch: pyt
 
 def test_a_file_that_leaves_this_edged_out_is_left_alone(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(schema, "STEPS", (*STEPS, MORE[0], Migration("DROP TABLE pot", oldest=4)))
+        newer.setattr(schema, "STEPS", (*STEPS, MORE[0], Migration("DROP TABLE pot", oldest=5)))
         reopened(spool).close()
-    with pytest.raises(SpoolError, match="newer edged: it needs one that knows schema 4, this one knows 2"):
+    with pytest.raises(SpoolError, match="newer edged: it needs one that knows schema 5, this one knows 3"):
         Spool(spool.path)
 
 

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_spool import ANY
 
 from edged.jobs import schema
-from edged.jobs.schema import STEPS, Migration
-from edged.jobs.spool import PAGE_BYTES, Spool, SpoolError, set_aside
+from edged.jobs.database import PAGE_BYTES
+from edged.jobs.records import Moment
+from edged.jobs.schema import STEPS, Migration, SpoolError
+from edged.jobs.spool import Spool, set_aside
 from edged.jobs.spool_recovery import KEPT, mark_damaged, open_spool
 
 JOBS, RESULTS, DELIVERED = 60, 40, 30
@@ -33,20 +36,19 @@ def result(n: int) -> bytes:
 def fill(path: Path, jobs: int = JOBS) -> Spool:
     """A spool with jobs that wait, that have a result, and whose result is delivered; some with a waiter."""
     spool = Spool(path)
-    moment: dict[str, Any] = {"boottime": 1.0, "boot_id": "b"}
-    rest = {"priority": 5, "store": True, "received": 1.0, "synchronised": False, "ttl": None, "deadline": None}
+    moment = Moment(1.0, 1.0, "b", False)
     for n in range(jobs):
         with spool.transaction():
             digest = hashlib.sha256(document(n)).digest()
-            reply: dict[str, Any] = {"reply_topic": f"edged/v1/reply/{n}", "correlation": b"c"}
-            queued = spool.add_job(f"job-{n}", digest, document(n), **moment, **rest, **reply)
+            queued = spool.add_job(f"job-{n}", digest, document(n), moment, **ANY)
+            spool.waiters.add(queued.number, f"edged/v1/reply/{n}", b"c")
             if n < RESULTS:
-                spool.add_result(queued.seq, "succeeded", result(n), 2.0 + n, 1.0, "b")
+                spool.add_result(queued.number, "succeeded", result(n), Moment(2.0 + n, 1.0, "b", False))
             if n < DELIVERED:
-                spool.mark_delivered(queued.seq)
+                spool.mark_delivered(queued.number)
             if n % 10 == 0:
-                spool.add_waiter(queued.seq, f"edged/v1/reply/more-{n}", None)
-            spool.note_interrupted(queued.seq, crashed_alone=True, suspect=False)
+                spool.waiters.add(queued.number, f"edged/v1/reply/more-{n}", None)
+            spool.note_interrupted(queued.number, crashed_alone=True, suspect=False)
     return spool
 
 
@@ -74,13 +76,14 @@ def check(spool: Spool) -> tuple[int, int]:
         if known is None:
             continue
         jobs += 1
-        assert spool.document(known.seq) == document(n)
-        assert spool.first_waiter(known.seq) == (f"edged/v1/reply/{n}", b"c")
+        assert spool.document(known.number) == document(n)
+        wanted = [(f"edged/v1/reply/{n}", b"c"), *([(f"edged/v1/reply/more-{n}", None)] if n % 10 == 0 else [])]
+        assert {row[2:] for row in spool.waiters.of(known.number)} <= set(wanted)
         if known.state is None:
             assert f"job-{n}" in queued
             continue
         results += 1
-        assert spool.result(known.seq) == result(n)
+        assert spool.result(known.number) == result(n)
         if n >= DELIVERED:
             assert f"job-{n}" in due
     return jobs, results
@@ -99,7 +102,7 @@ def test_garbage_in_the_header_costs_nothing(path: Path) -> None:
     spool = open_spool(path)
     assert check(spool) == (JOBS, RESULTS)
     assert [job.crashes for job in spool.queued()] == [1] * (JOBS - RESULTS)
-    assert len(spool.waiters(1)) == 1
+    assert len(spool.waiters.of(1)) == 2
     assert spool.set_aside[0].name.startswith("spool.db.damaged-")
     assert spool.path.stat().st_mode & 0o777 == 0o600
 
@@ -318,8 +321,9 @@ def test_few_damaged_files_are_kept_and_pruning_removes_old_ones(path: Path) -> 
         spool.close()
     spool = open_spool(path)
     assert len(spool.set_aside) == KEPT
+    newest = max(file.stat().st_mtime for file in spool.set_aside)
     with spool.transaction():
-        spool.prune(100.0, spool.set_aside[0].stat().st_mtime + 101.0, 0.0, "b", 10)
+        spool.prune(100.0, Moment(newest + 101.0, 0.0, "b", True), 10)
     assert spool.set_aside == []
 
 

@@ -1,6 +1,6 @@
-"""Turns a job into the engine's request: its prompt in tokens, its limits checked against the model that serves.
+"""Prepares requests for the engine: renders and tokenizes a job's prompt, and checks its limits against the model.
 
-On a thread of its own: a chat template from outside may take seconds, a tokenizer too, and nobody else should wait.
+It has a thread of its own, since a chat template or a tokenizer from outside may take seconds.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
 
+import edged
 from edged.engine.loaded_model import LoadedModel
 from edged.engine.sampler import Sampling
 from edged.engine.sequence import Request
@@ -24,25 +25,32 @@ from edged.jobs.document import Code, Job, JobError
 
 log = structlog.get_logger(__name__)
 
+_GIVEN_UP_HINT = (
+    "the process crashed too often while it ran this instruction of cache.pinned alone; it is tried again once its "
+    "text, the model or edged is another"
+)
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a job (`key`: its number) that was prepared for `serving`: a request, or why there is none."""
+    """The request of a job or a pinned prompt (number below zero), prepared for `loaded`, or why there is none."""
 
-    key: int
+    number: int
     loaded: LoadedModel
     outcome: Request | JobError
 
 
 class Preparer:
-    """Prepares one job after another; what comes of each goes to `deliver`, called on the thread."""
+    """Prepares one prompt after another; each result goes to `deliver`, called on the thread."""
 
     def __init__(self, deliver: Callable[[Prepared], None]) -> None:
         self._deliver = deliver
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], Iterator[Prepared]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="preparer", daemon=True)
         self.busy_since: float | None = None
-        """When the work that is under way began (CLOCK_MONOTONIC), None between. Any thread may read."""
+        """When the prompt that is being prepared was begun (CLOCK_MONOTONIC), None between two. Any thread may read."""
+        self.number: int | None = None
+        """Its number; so a prompt that is never prepared, or crashes the process, can be named."""
 
     def start(self) -> None:
         """Start the thread."""
@@ -57,29 +65,48 @@ class Preparer:
         """End the thread after its work."""
         self._work.put(None)
 
-    def submit(self, job: Job, key: int, id: str, loaded: LoadedModel, received: float) -> None:
+    def join(self, timeout: float) -> bool:
+        """Wait for the end of the thread; whether it came within `timeout` seconds."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def submit(self, job: Job, number: int, id: str, loaded: LoadedModel, received: float) -> None:
         """Prepare a job; arguments as for prepare()."""
-        self._work.put(lambda: self._deliver(Prepared(key, loaded, _outcome(job, key, id, loaded, received))))
 
-    def pin(self, texts: Sequence[str], loaded: LoadedModel, key: int, submit: Callable[[Request], None]) -> None:
-        """Prepare pinned instructions, as for pinned(), and give each to `submit`, called on the thread."""
+        def work() -> Iterator[Prepared]:
+            self.number = number
+            yield Prepared(number, loaded, _outcome(job, number, id, loaded, received))
 
-        def work() -> None:
-            for request in pinned(texts, loaded, key):
-                submit(request)
+        self._work.put(work)
+
+    def pin(self, texts: Sequence[str], loaded: LoadedModel, given_up: Container[int]) -> None:
+        """Prepare pinned instructions, so that the model has read them before a job needs them.
+
+        `given_up`: numbers of those that must not run again. Refused instructions are logged and skipped.
+        """
+
+        def work() -> Iterator[Prepared]:
+            for place, text in enumerate(texts, 1):
+                self.number = number = pinned_number(text, loaded.package.name)
+                if number in given_up:
+                    log.warning("pinned_instruction_given_up", number=place, hint=_GIVEN_UP_HINT)
+                elif (request := pinned(text, place, number, loaded)) is not None:
+                    yield Prepared(number, loaded, request)
 
         self._work.put(work)
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
             self.busy_since = time.monotonic()
-            work()
-            self.busy_since = None
+            for prepared in work():
+                self._deliver(prepared)
+                self.busy_since = time.monotonic()
+            self.busy_since = self.number = None
 
 
-def _outcome(job: Job, key: int, id: str, loaded: LoadedModel, received: float) -> Request | JobError:
+def _outcome(job: Job, number: int, id: str, loaded: LoadedModel, received: float) -> Request | JobError:
     try:
-        return prepare(job, key, id, loaded, received)
+        return prepare(job, number, id, loaded, received)
     except JobError as error:
         return error
     except Exception as error:  # raised again after every start, it would keep the daemon down for good
@@ -88,7 +115,7 @@ def _outcome(job: Job, key: int, id: str, loaded: LoadedModel, received: float) 
         return JobError(Code.INTERNAL, f"preparing the prompt failed: {kind}", id)
 
 
-def prepare(job: Job, key: int, id: str, loaded: LoadedModel, received: float = 0.0) -> Request:
+def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float = 0.0) -> Request:
     """The request for `job`, `received` as in Request. Raises JobError where this model cannot run it."""
     if job.model is not None and job.model != loaded.package.name:
         raise JobError(
@@ -106,7 +133,7 @@ def prepare(job: Job, key: int, id: str, loaded: LoadedModel, received: float = 
         )
     defaults = loaded.package.search
     return Request(
-        key=key,
+        key=number,
         prompt=tuple(prompt),
         max_tokens=job.max_tokens,
         sampling=Sampling(
@@ -127,22 +154,29 @@ def prepare(job: Job, key: int, id: str, loaded: LoadedModel, received: float = 
     )
 
 
-def pinned(texts: Sequence[str], loaded: LoadedModel, key: int) -> Iterator[Request]:
-    """Requests that read instructions as jobs will begin with them, each one token long, from `key` downwards.
+def pinned(text: str, place: int, number: int, loaded: LoadedModel) -> Request | None:
+    """A request, one token long, that reads the tokens with which jobs begin that use this instruction.
 
-    What such jobs share is what two chats with the same system message and other questions have in common; where the
-    template knows no system messages, the beginning of the user's.
+    These are the tokens that two chats with the same system message and other questions share; where the template
+    knows no system messages, with the same beginning of the user's message. `place` in the settings' list, from 1, is
+    what a warning names where the instruction is refused; then None is returned.
     """
-    for number, text in enumerate(texts):
-        try:
-            tokens = _shared(text, loaded)
-        except Exception as error:  # whatever a template or a tokenizer from outside comes up with
-            log.warning("pinned_instruction_refused", number=number + 1, reason=str(error))
-            continue
-        if len(tokens) >= loaded.context:
-            log.warning("pinned_instruction_refused", number=number + 1, reason="it is longer than the context")
-            continue
-        yield Request(key=key - number, prompt=tuple(tokens), max_tokens=1, priority=9, pin=True)
+    try:
+        tokens = _shared(text, loaded)
+    except Exception as error:  # a template or a tokenizer from outside may raise anything
+        log.warning("pinned_instruction_refused", number=place, reason=str(error))
+        return None
+    if len(tokens) >= loaded.context:
+        log.warning("pinned_instruction_refused", number=place, reason="it is longer than the context")
+        return None
+    return Request(key=number, prompt=tuple(tokens), max_tokens=1, priority=9, pin=True)
+
+
+def pinned_number(text: str, model: str) -> int:
+    """The number of a pinned instruction: below zero, the same after a restart, and another for another model or
+    version of edged."""
+    name = "\0".join((edged.__version__, model, text)).encode("utf-8", "surrogatepass")
+    return -1 - int.from_bytes(hashlib.sha256(name).digest()[:6], "big")
 
 
 def _shared(text: str, loaded: LoadedModel) -> list[int]:
@@ -159,7 +193,7 @@ def _shared(text: str, loaded: LoadedModel) -> list[int]:
 
 
 def derived_seed(id: str) -> int:
-    """The seed of a job that gives none: from its id, so that a run after a crash says the same."""
+    """The seed of a job that gives none: derived from its id, so that a run after a crash gives the same answer."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") >> 1
 
 

@@ -1,4 +1,4 @@
-"""The desk's interleavings, with a real spool and a link and an engine that do what the test says."""
+"""The life of jobs under every order of events, with a real spool, and a link and an engine that the test drives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import math
 import time
 import tracemalloc
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,20 +15,25 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from test_spool import ANY
+from test_spool import ANY, MOMENT
 
 from edged.engine.engine import Ended, Finished, ModelChanged, Piece, Started
 from edged.engine.sequence import Request
 from edged.jobs import admission as admission_module
-from edged.jobs import desk as desk_module
+from edged.jobs import committer as committer_module
+from edged.jobs import intake as intake_module
+from edged.jobs import outbox as outbox_module
 from edged.jobs.crash import LastEnd
-from edged.jobs.desk import Desk
 from edged.jobs.document import Code, JobError
-from edged.jobs.prompt import Prepared
-from edged.jobs.spool import Spool, SpoolError
+from edged.jobs.manager import JobManager
+from edged.jobs.preparer import Prepared
+from edged.jobs.queue import JobQueue
+from edged.jobs.records import Moment, Queued
+from edged.jobs.schema import SpoolError
+from edged.jobs.spool import Spool
 from edged.machine.board import detect
 from edged.machine.clock import Clock
-from edged.mqtt.events import CancelReceived, JobReceived, Published
+from edged.mqtt.events import CancelReceived, Incoming, JobReceived, Published
 from edged.mqtt.topics import Topics
 from edged.report.metrics import Metrics
 from edged.status import LatestStatus
@@ -37,29 +41,49 @@ from edged.status import LatestStatus
 TOPICS = Topics("edged/v1", "board")
 
 
+class Preparation:
+    """A preparer that prepares at once."""
+
+    number = None
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def submit(self, *job: Any) -> None:
+        self._world.prepare(*job)
+
+    def pin(self, *pinned: Any) -> None:
+        self._world.pinned.append(pinned)
+
+
 class World:
-    """Link and engine in one: `said` is everything that left the desk, in its order."""
+    """Link, preparer and engine in one: `said` is everything that left for the broker, in its order."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.said: list[tuple[Any, ...]] = []
         self.tokens: list[Hashable] = []
         self.submitted: list[int] = []
         self.recalled: list[int] = []
+        self.in_engine: list[int] = []
+        self.arrived = 0
+        self.loaded: Any = None
+        self.pinned: list[tuple[Any, ...]] = []
+        """(texts, loaded, given up) of each pin()."""
+        self.asked: list[tuple[Any, ...]] | None = None
+        """What was to be prepared, where the test gives it out itself."""
         self.outcome: Callable[..., Any] = lambda job, key, id, serving, received: Request(
             key, (1,), job.max_tokens, priority=job.priority, received=received
         )
         self.spool = Spool(folder / "spool.db")
-        self.committed: Callable[[str], bool] = lambda id: (
-            not self.spool._db.in_transaction and self.spool.find(id) is not None
-        )
+        self.committed: Callable[[str], bool] = lambda id: not self.spool.writing and self.spool.find(id) is not None
         last_end = options.pop("last_end", LastEnd(None, ()))
-        self.desk = Desk(
+        self.jobs = JobManager(
             device="board",
             topics=TOPICS,
             spool=self.spool,
             link=self,
             engine=self,
-            preparer=SimpleNamespace(submit=self.prepare),  # type: ignore[arg-type]
+            preparer=Preparation(self),
             ledger=SimpleNamespace(last_end=last_end),  # type: ignore[arg-type]
             clock=Clock(),
             metrics=Metrics(detect(folder), LatestStatus(), ()),
@@ -78,19 +102,26 @@ class World:
         return True
 
     def acknowledge(self, receipt: Any) -> bool:
-        assert not self.spool._db.in_transaction
+        assert not self.spool.writing
         self.said.append(("puback", receipt.mid))
         return True
 
     # The preparer.
 
     def prepare(self, job: Any, key: int, id: str, serving: Any, received: float) -> None:
-        self.desk.prepared(Prepared(key, serving, self.outcome(job, key, id, serving, received)))
+        if self.asked is not None:
+            self.asked.append((job, key, id, serving, received))
+            return
+        self.ready(job, key, id, serving, received)
+
+    def ready(self, job: Any, key: int, id: str, serving: Any, received: float) -> None:
+        self.jobs.prepared(Prepared(key, serving, self.outcome(job, key, id, serving, received)))
 
     # The engine.
 
     def submit(self, request: Request) -> None:
         self.submitted.append(request.key)
+        self.in_engine.append(request.key)
 
     def cancel(self, key: int) -> None:
         self.recalled.append(key)
@@ -98,15 +129,15 @@ class World:
     # What a test does.
 
     def serve(self, rows: int = 1) -> World:
-        serving = SimpleNamespace(rows=rows, package=SimpleNamespace(name="m"))
-        self.desk.engine_event(ModelChanged("serving", loaded=serving))  # type: ignore[arg-type]
+        serving = self.loaded = SimpleNamespace(rows=rows, package=SimpleNamespace(name="m"))
+        self.jobs.engine_event(ModelChanged("serving", loaded=serving))  # type: ignore[arg-type]
         return self
 
     def arrive(self, *documents: object, reply: str | None = None, qos: int = 1, **changes: Any) -> None:
         for document in documents:
             payload = document if isinstance(document, bytes) else json.dumps(document).encode()
             fields = {
-                "receipt": SimpleNamespace(mid=len(self.said) + len(self.desk._arrivals), qos=qos, size=len(payload)),
+                "receipt": SimpleNamespace(mid=self.arrived, qos=qos, size=len(payload)),
                 "topic": TOPICS.job,
                 "payload": payload,
                 "retained": False,
@@ -115,37 +146,48 @@ class World:
                 "expiry_seconds": None,
                 "redelivered": False,
             }
-            self.desk.job_received(JobReceived(**fields | changes))
+            self.arrived += 1
+            self.jobs.job_received(JobReceived(Incoming(**fields | changes)))
 
     def cancelled(self, id: str) -> None:
-        receipt: Any = SimpleNamespace(mid=0, qos=1)
-        self.desk.cancel_received(CancelReceived(receipt, TOPICS.cancel, json.dumps({"id": id}).encode(), False))
+        self.cancel_message(json.dumps({"id": id}).encode())
+
+    def cancel_message(self, payload: bytes, mid: int = 0) -> None:
+        receipt: Any = SimpleNamespace(mid=mid, qos=1)
+        message = Incoming(receipt, TOPICS.cancel, payload, False, False, None, None, None)
+        self.jobs.cancel_received(CancelReceived(message))
 
     def finish(self, key: int) -> None:
-        self.desk.engine_event(Finished(key, "text", (1,), "length", 1, 0, 1.0, (2.0,), 3.0))
+        if key in self.in_engine:
+            self.in_engine.remove(key)
+        self.jobs.engine_event(Finished(key, "text", (1,), "length", 1, 0, 1.0, (2.0,), 3.0))
 
     def run(self) -> None:
         """Let everything run to its end."""
         for _ in range(1000):
-            self.desk.flush()
-            active = [seq for seq, a in self.desk._active.items() if seq not in self.recalled]
+            self.jobs.flush()
+            active = [key for key in self.in_engine if key not in self.recalled]
             if not active:
                 break
-            self.desk.engine_event(Started(active[0]))
+            self.jobs.engine_event(Started(active[0]))
             self.finish(active[0])
 
     def confirm(self) -> None:
         for token in self.tokens:
-            self.desk.published(Published(token))
+            self.jobs.published(Published(token))
         self.tokens.clear()
 
     def kinds(self, id: str) -> list[str]:
         return [said[2].get("event", said[0]) for said in self.said if said[0] != "puback" and said[1] == id]
 
 
+@pytest.fixture(autouse=True)
+def no_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committer_module, "GATHER_SECONDS", 0.0)
+
+
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(desk_module, "GATHER_SECONDS", 0.0)
+def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
@@ -156,7 +198,7 @@ def job(id: str, **fields: Any) -> dict[str, Any]:
 def test_accepted_follows_the_commit_and_puback_follows_accepted(world: World) -> None:
     world.arrive(job("a"), job("b"))
     assert world.said == []
-    world.desk.flush()
+    world.jobs.flush()
     pubacks = [n for n, said in enumerate(world.said) if said[0] == "puback"]
     assert [said[1] for said in world.said if said[0] == "puback"] == [0, 1]  # in the order of receipt
     assert world.spool.find("a")
@@ -179,94 +221,94 @@ def test_nothing_is_told_of_a_commit_that_failed_and_all_of_it_once_it_works(
     with monkeypatch.context() as patch:
         patch.setattr(world.spool, "transaction", full)
         for _ in range(3):
-            world.desk.flush()
-    assert (world.said, world.desk.fault, world.submitted) == ([], "disk full", [])
-    world.desk.flush()
-    assert world.desk.fault is None
+            world.jobs.flush()
+    assert (world.said, world.jobs.fault and world.jobs.fault.message, world.submitted) == ([], "disk full", [])
+    world.jobs.flush()
+    assert world.jobs.fault is None
     assert world.kinds("good") == ["accepted", "accepted", "id_conflict"]
     assert sum(said[0] == "puback" for said in world.said) == 4
     assert sum(said[0] == "result" for said in world.said) == 1
 
 
 def test_more_arrivals_than_one_commit_takes_do_not_wait_for_the_next_event(world: World) -> None:
-    world.arrive(*[b"bad"] * (desk_module.BATCH + 5))
-    world.desk.flush()
-    assert world.desk.due_in <= 0.0
-    world.desk.flush()
-    assert world.desk.due_in == math.inf
-    assert sum(said[0] == "puback" for said in world.said) == desk_module.BATCH + 5
+    world.arrive(*[b"bad"] * (intake_module.BATCH + 5))
+    world.jobs.flush()
+    assert world.jobs.due_in <= 0.0
+    world.jobs.flush()
+    assert world.jobs.due_in == math.inf
+    assert sum(said[0] == "puback" for said in world.said) == intake_module.BATCH + 5
 
 
 def test_commits_wait_for_company_and_a_job_alone_does_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(monotonic=lambda: now[0])
     now = [time.monotonic()]
-    monkeypatch.setattr(desk_module, "time", clock)
-    monkeypatch.setattr(desk_module, "GATHER_SECONDS", 0.05)
+    monkeypatch.setattr(committer_module, "time", clock)
+    monkeypatch.setattr(committer_module, "GATHER_SECONDS", 0.05)
     world.serve(rows=2).arrive(job("a"))
-    world.desk.flush()
+    world.jobs.flush()
     assert world.kinds("a") == ["accepted"]  # nothing else is under way
-    world.desk.engine_event(Started(1))
+    world.jobs.engine_event(Started(1))
     world.arrive(job("b"))
-    world.desk.flush()
+    world.jobs.flush()
     assert world.kinds("b") == []
-    assert 0.0 < world.desk.due_in < 0.051
+    assert 0.0 < world.jobs.due_in < 0.051
     now[0] += 0.04
     world.arrive(job("c"))
-    world.desk.flush()
+    world.jobs.flush()
     assert (world.kinds("b"), world.kinds("c")) == ([], [])
     now[0] += 0.011  # counted from the first of them
-    assert world.desk.due_in <= 0.0
-    world.desk.flush()
+    assert world.jobs.due_in <= 0.0
+    world.jobs.flush()
     assert (world.kinds("b"), world.kinds("c")) == (["accepted"], ["accepted"])
-    assert world.desk.due_in == math.inf
+    assert world.jobs.due_in == math.inf
 
 
-def test_it_is_full_as_long_as_jobs_wait_at_the_broker(world: World) -> None:
-    world.serve().desk._max_queued = 2
+def test_it_is_full_as_long_as_jobs_wait_at_the_broker(tmp_path: Path) -> None:
+    world = World(tmp_path, max_queued=2).serve()
     world.arrive(job("a"))
-    world.desk.flush()
-    assert not world.desk.full
+    world.jobs.flush()
+    assert not world.jobs.full
     world.arrive(job("b"), job("c"), job("d"))
-    world.desk.flush()
-    assert world.desk.full
+    world.jobs.flush()
+    assert world.jobs.full
     for key in (1, 2):
-        world.desk.engine_event(Started(key))
+        world.jobs.engine_event(Started(key))
         world.finish(key)
-        assert world.desk.full  # though there is room for a moment
-        world.desk.flush()
+        assert world.jobs.full  # though there is room for a moment
+        world.jobs.flush()
     assert world.kinds("d")[0] == "accepted"
-    assert world.desk.full
-    world.desk.engine_event(Started(3))
+    assert world.jobs.full
+    world.jobs.engine_event(Started(3))
     world.finish(3)
-    world.desk.flush()
-    assert not world.desk.full
+    world.jobs.flush()
+    assert not world.jobs.full
 
 
 def test_a_job_that_ends_when_it_is_handed_over_is_answered_at_once(world: World) -> None:
     world.outcome = lambda *_: JobError(Code.INTERNAL, "it cannot be prepared")
     world.serve().arrive(job("a"), job("b"))
-    world.desk.flush()
-    assert world.desk.due_in <= 0.0
-    world.desk.flush()
+    world.jobs.flush()
+    assert world.jobs.due_in <= 0.0
+    world.jobs.flush()
     assert [world.kinds(id) for id in ("a", "b")] == [["accepted", "result"]] * 2
 
 
 def preparing(world: World, *documents: object) -> list[tuple[Any, ...]]:
     """Let `documents` arrive while nothing that is to be prepared comes out; what was to be prepared, as it grows."""
     asked: list[tuple[Any, ...]] = []
-    world.desk._preparer = SimpleNamespace(submit=lambda *job: asked.append(job))  # type: ignore[assignment]
+    world.asked = asked
     world.arrive(*documents)
-    world.desk.flush()
+    world.jobs.flush()
     return asked
 
 
 def test_one_job_is_prepared_at_a_time_and_the_most_urgent_is_next(world: World) -> None:
     asked = preparing(world.serve(rows=4), job("bomb"), job("later"))
     world.arrive(job("urgent", priority=9))
-    world.desk.flush()
+    world.jobs.flush()
     assert [id for _, _, id, *_ in asked] == ["bomb"]
-    world.desk.prepared(Prepared(1, asked[0][3], JobError(Code.INTERNAL, "it did not finish")))
-    world.desk.flush()
+    world.jobs.prepared(Prepared(1, asked[0][3], JobError(Code.INTERNAL, "it did not finish")))
+    world.jobs.flush()
     assert [id for _, _, id, *_ in asked] == ["bomb", "urgent"]
     assert world.kinds("bomb")[-1] == "result"
 
@@ -274,59 +316,59 @@ def test_one_job_is_prepared_at_a_time_and_the_most_urgent_is_next(world: World)
 def test_a_cancel_of_a_job_that_is_prepared_is_answered_at_once_and_what_comes_of_it_is_dropped(world: World) -> None:
     asked = preparing(world.serve(), job("bomb"), job("next"))
     world.cancelled("bomb")
-    world.desk.flush()
+    world.jobs.flush()
     assert world.said[-1][2]["state"] == "cancelled"
     assert len(asked) == 1  # the thread is still busy with it
-    world.prepare(*asked[0])
-    world.desk.flush()
+    world.ready(*asked[0])
+    world.jobs.flush()
     assert (world.submitted, [id for _, _, id, *_ in asked]) == ([], ["bomb", "next"])
     assert world.kinds("bomb") == ["accepted", "result"]
 
 
 def test_a_job_prepared_for_a_model_that_is_gone_waits_for_the_next(world: World) -> None:
     asked = preparing(world.serve(), job("a"))
-    world.desk.engine_event(ModelChanged("loading"))
+    world.jobs.engine_event(ModelChanged("loading"))
     error = JobError(Code.INTERNAL, "the chat template broke the process that renders it")
-    world.desk.prepared(Prepared(1, asked[0][3], error))
-    world.desk.flush()
-    assert (world.desk.queued, len(asked)) == (1, 1)
+    world.jobs.prepared(Prepared(1, asked[0][3], error))
+    world.jobs.flush()
+    assert (world.jobs.queued, len(asked)) == (1, 1)
     world.serve()
-    world.desk.flush()
-    world.prepare(*asked[1])
+    world.jobs.flush()
+    world.ready(*asked[1])
     assert world.submitted == [1]
     assert world.kinds("a") == ["accepted"]
 
 
 def test_a_drain_does_not_wait_for_what_is_prepared(world: World) -> None:
     asked = preparing(world.serve(), job("a"))
-    world.desk.drain()
-    assert world.desk.settled
-    world.prepare(*asked[0])
-    world.desk.flush()
-    assert (world.desk.queued, world.submitted, world.recalled) == (1, [], [])
+    world.jobs.drain()
+    assert world.jobs.settled
+    world.ready(*asked[0])
+    world.jobs.flush()
+    assert (world.jobs.queued, world.submitted, world.recalled) == (1, [], [])
 
 
 def test_the_result_of_a_cancel_goes_before_thousands_that_are_due(world: World, monkeypatch: Any) -> None:
     world.serve().arrive(*[job(f"j{n}") for n in range(20)])
     with monkeypatch.context() as patch:
-        patch.setattr(world.desk.outbox, "pump", lambda: None)
+        patch.setattr(world.jobs.outbox, "pump", lambda: None)
         world.run()
         world.arrive(job("c"))
-        world.desk.flush()
+        world.jobs.flush()
         world.cancelled("c")
-        world.desk.flush()
-    world.desk.flush()
+        world.jobs.flush()
+    world.jobs.flush()
     results = [said[1] for said in world.said if said[0] == "result"]
     assert results == ["c", *(f"j{n}" for n in range(20))]
 
 
 def test_a_repeat_in_the_same_commit_as_the_end_answers_its_waiter_once(world: World) -> None:
     world.serve().arrive(job("a"), reply="edged/v1/reply/first")
-    world.desk.flush()
-    world.desk.engine_event(Started(1))
+    world.jobs.flush()
+    world.jobs.engine_event(Started(1))
     world.finish(1)
     world.arrive(job("a"), reply="edged/v1/reply/second")
-    world.desk.flush()
+    world.jobs.flush()
     told = [said[0] + said[1] for said in world.said if said[2:] and said[2].get("state") == "succeeded"]
     assert told.count("edgedv1/reply/first") == told.count("edgedv1/reply/second") == 1
 
@@ -338,7 +380,7 @@ def test_a_repeat_right_after_an_answer_is_answered_again(world: World, confirme
     world.confirm()
     for repeat in range(1, 4):
         world.arrive(job("a"))
-        world.desk.flush()
+        world.jobs.flush()
         assert world.kinds("a").count("result") == 1 + repeat
         if confirmed:
             world.confirm()  # and not yet written down
@@ -350,7 +392,7 @@ def test_a_repeat_of_a_job_that_is_erased_in_the_same_commit_hears_that_nothing_
     world.run()
     world.confirm()
     world.arrive(job("a", store=False))
-    world.desk.flush()
+    world.jobs.flush()
     assert world.said[-1][2].items() >= {"event": "accepted", "repeat": True, "kept": False}.items()
     assert world.kinds("a").count("result") == 1
 
@@ -360,23 +402,23 @@ def test_repeats_of_an_answer_that_still_waits_for_a_place_wait_for_the_same(wor
     world.run()
     world.confirm()
     with monkeypatch.context() as patch:
-        patch.setattr(world.desk.outbox, "pump", lambda: None)
+        patch.setattr(world.jobs.outbox, "pump", lambda: None)
         for _ in range(3):
             world.arrive(job("a"))
-            world.desk.flush()
-    world.desk.flush()
+            world.jobs.flush()
+    world.jobs.flush()
     assert world.kinds("a").count("result") == 2
 
 
 def test_a_more_urgent_job_takes_the_place_of_the_one_that_is_ready(world: World) -> None:
     world.serve().arrive(job("runs"), job("low", priority=1))
-    world.desk.flush()
-    world.desk.engine_event(Started(1))
+    world.jobs.flush()
+    world.jobs.engine_event(Started(1))
     world.arrive(job("high", priority=9))
-    world.desk.flush()
+    world.jobs.flush()
     assert (world.submitted, world.recalled) == ([1, 2, 3], [2])
-    world.desk.engine_event(Ended(2))  # the engine gives it back
-    world.desk.flush()
+    world.jobs.engine_event(Ended(2))  # the engine gives it back
+    world.jobs.flush()
     assert world.submitted == [1, 2, 3]
     world.recalled.clear()
     world.run()
@@ -386,12 +428,12 @@ def test_a_more_urgent_job_takes_the_place_of_the_one_that_is_ready(world: World
 
 def test_a_recalled_job_that_had_started_meanwhile_just_goes_on(world: World) -> None:
     world.serve().arrive(job("runs"), job("low", priority=1))
-    world.desk.flush()
+    world.jobs.flush()
     world.arrive(job("high", priority=9))
-    world.desk.flush()
-    world.desk.engine_event(Started(2))
+    world.jobs.flush()
+    world.jobs.engine_event(Started(2))
     world.finish(2)
-    world.desk.engine_event(Ended(2))
+    world.jobs.engine_event(Ended(2))
     world.recalled.clear()
     world.run()
     assert world.kinds("low") == ["accepted", "started", "result"]
@@ -399,13 +441,13 @@ def test_a_recalled_job_that_had_started_meanwhile_just_goes_on(world: World) ->
 
 def test_a_cancel_of_a_ready_job_does_not_wait_for_the_engine(world: World) -> None:
     world.serve().arrive(job("runs"), job("ready"))
-    world.desk.flush()
-    world.desk.engine_event(Started(1))
+    world.jobs.flush()
+    world.jobs.engine_event(Started(1))
     world.cancelled("ready")
-    world.desk.flush()
+    world.jobs.flush()
     assert world.said[-1][2]["state"] == "cancelled"
     for late in (Started(2), Piece(2, "x"), Ended(2)):
-        world.desk.engine_event(late)
+        world.jobs.engine_event(late)
     world.finish(2)
     world.run()
     assert world.kinds("ready") == ["accepted", "result"]
@@ -413,8 +455,8 @@ def test_a_cancel_of_a_ready_job_does_not_wait_for_the_engine(world: World) -> N
 
 def test_a_remembered_cancel_is_forgotten_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.cancelled("a")
-    later = desk_module.time.monotonic() + 601
-    monkeypatch.setattr(desk_module.time, "monotonic", lambda: later)
+    later = time.monotonic() + 601
+    monkeypatch.setattr(time, "monotonic", lambda: later)
     world.serve().arrive(job("a"))
     world.run()
     assert world.said[-1][2]["state"] == "succeeded"
@@ -422,29 +464,29 @@ def test_a_remembered_cancel_is_forgotten_in_time(world: World, monkeypatch: pyt
 
 def test_what_the_engine_started_before_it_says_so_is_not_lost_at_a_drain(world: World) -> None:
     world.serve().arrive(job("a"), job("b"))
-    world.desk.flush()
-    world.desk.engine_event(Started(1))
-    world.desk.drain()
+    world.jobs.flush()
+    world.jobs.engine_event(Started(1))
+    world.jobs.drain()
     assert world.recalled == [2]
-    world.desk.engine_event(Ended(2))
+    world.jobs.engine_event(Ended(2))
     world.finish(1)
-    world.desk.flush()
-    assert world.desk.settled
-    assert (world.desk.queued, world.submitted) == (1, [1, 2])
+    world.jobs.flush()
+    assert world.jobs.settled
+    assert (world.jobs.queued, world.submitted) == (1, [1, 2])
 
 
 def test_the_old_holder_of_an_id_does_not_take_the_new_ones_cancel_along(world: World) -> None:
     world.serve().arrive(job("a"))
-    world.desk.flush()
-    world.desk.engine_event(Started(1))
+    world.jobs.flush()
+    world.jobs.engine_event(Started(1))
     with world.spool.transaction():
         world.spool.remove(1)  # edged forget
     world.arrive(job("a", priority=1))
-    world.desk.flush()
+    world.jobs.flush()
     world.finish(1)
-    world.desk.flush()
+    world.jobs.flush()
     world.cancelled("a")
-    world.desk.flush()
+    world.jobs.flush()
     assert world.said[-1][2]["state"] == "cancelled"
 
 
@@ -453,12 +495,12 @@ def test_a_spool_that_cannot_be_read_loses_no_job(world: World, monkeypatch: pyt
         raise SpoolError("input/output error")
 
     world.arrive(job("a"))
-    world.desk.flush()
+    world.jobs.flush()
     with monkeypatch.context() as patch:
         patch.setattr(world.spool, "document", unreadable)
         world.serve()
         with pytest.raises(SpoolError):
-            world.desk.flush()
+            world.jobs.flush()
     world.run()
     assert world.kinds("a")[-1] == "result"
 
@@ -471,7 +513,7 @@ def stored(world: World, id: str, **fields: Any) -> None:
     """A job that another version of edged accepted."""
     document = json.dumps(job(id, **fields)).encode()
     with world.spool.transaction():
-        world.spool.add_job(id, hashlib.sha256(document).digest(), document, **ANY)
+        world.spool.add_job(id, hashlib.sha256(document).digest(), document, MOMENT, **ANY)
 
 
 @pytest.mark.parametrize("fields", NEWER)
@@ -484,13 +526,13 @@ def test_a_job_of_a_newer_edged_waits_for_it_and_the_others_run(
     with capture_logs() as logs:
         again.run()
     assert (again.kinds("newer"), again.kinds("plain")[-1]) == ([], "result")
-    assert again.desk.queued == 1
+    assert again.jobs.queued == 1
     [line] = [line for line in logs if line["event"] == "job_of_newer_version"]
     assert (line["job"], next(iter(fields)) in line["reason"]) == ("newer", True)
     again.cancelled("newer")
-    again.desk.flush()
+    again.jobs.flush()
     assert again.said[-1][2]["state"] == "cancelled"
-    assert again.desk.queued == 0
+    assert again.jobs.queued == 0
 
 
 def test_a_job_that_cannot_be_handed_over_costs_itself_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +542,7 @@ def test_a_job_that_cannot_be_handed_over_costs_itself_alone(world: World, monke
         prepare(self, job, key, id, *rest)
 
     prepare = World.prepare
-    monkeypatch.setattr(world.desk._preparer, "submit", lambda *job: broken(world, *job))
+    monkeypatch.setattr(World, "prepare", broken)
     world.serve().arrive(job("bad", metadata={"n": 1}), job("good"))
     world.run()
     result = next(said[2] for said in world.said if said[:2] == ("result", "bad"))
@@ -513,48 +555,51 @@ def test_arrivals_at_qos_0_that_a_disconnect_loses_are_logged(world: World) -> N
     world.arrive(job("a"), job("b"), qos=0)
     world.arrive(job("c"))
     with capture_logs() as logs:
-        world.desk.jobs_disconnected()
+        world.jobs.jobs_disconnected()
     [line] = logs
     assert (line["event"], line["log_level"], line["jobs"]) == ("jobs_dropped", "warning", 2)
     with capture_logs() as logs:
-        world.desk.jobs_disconnected()
+        world.jobs.jobs_disconnected()
     assert logs == []
 
 
-def test_cancelled_jobs_leave_no_heap_behind(world: World) -> None:
+def test_cancelled_jobs_leave_no_heap_behind() -> None:
+    queue = JobQueue(lambda queued: queued.priority)
     for n in range(3000):
-        world.arrive(job(f"j{n}"))
-        if n % 100 == 99:
-            world.desk.flush()
-            for m in range(n - 99, n + 1):
-                world.cancelled(f"j{m}")
-    world.desk.flush()
-    assert len(world.desk._queue._order) < 1300
+        queued = Queued(n, f"j{n}", 5, True, Moment(0.0, 0.0, "b", True), None, None)
+        queue.put(queued)
+        queue.remove(queued)
+    assert queue.entries < 1300
+    assert (len(queue), queue.first()) == (0, None)
 
 
-def test_unkeepable_messages_do_not_fill_the_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk_module, "HELD_BYTES", 10 * (desk_module._ARRIVAL_BYTES + 100_000))
-    world.serve().desk._max_queued = 1
-    world.arrive(job("first"))
-    world.desk.flush()
-    for _ in range(2):
-        world.arrive(*[job(f"a{n}", metadata={"x": "y" * 99_000}) for n in range(30)], qos=0)
-        assert len(world.desk._arrivals) == 10
-        world.desk.jobs_disconnected()
-    world.arrive(*[job(f"a{n}", metadata={"x": "y" * 99_000}) for n in range(5)], qos=0)
-    world.desk._max_queued = 1000
-    world.desk.flush()
-    assert world.desk._held_bytes == 0
+def test_unkeepable_messages_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake_module, "HELD_BYTES", 10 * (intake_module.ARRIVAL_BYTES + 100_000))
+    world = World(tmp_path)
+
+    def flood() -> int:
+        """How many warnings there are after 30 more large jobs."""
+        world.arrive(*[job(f"a{world.arrived}-{n}", metadata={"x": "y" * 99_000}) for n in range(30)], qos=0)
+        return sum(line["event"] in ("job_dropped", "jobs_dropped") for line in lines)
+
+    with capture_logs() as lines:
+        assert flood() == 20
+        world.jobs.flush()
+        assert world.jobs.queued == 10
+        assert flood() == 40  # those that were written down take no memory any more
+        world.jobs.jobs_disconnected()
+        assert flood() == 61  # nor do those that are lost, for which there is one line
 
 
 def test_floods_of_refused_jobs_repeats_and_cancels_take_no_more_memory_than_there_is_for_them(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(World, "publish", lambda *_, **__: False)  # a broker that takes nothing
-    world.desk.outbox._notices = deque(maxlen=100)
+    monkeypatch.setattr(outbox_module, "NOTICES", 100)
+    world = World(tmp_path)
     tracemalloc.start()
     world.serve().arrive(job("waited-for"))
-    world.desk.flush()
+    world.jobs.flush()
     before = tracemalloc.get_traced_memory()[0]
     for n in range(300):
         bad = {"id": f"bad-{n}", "nonsense": "x" * 50_000, **{f"field-{m}": 1 for m in range(20)}}
@@ -562,36 +607,36 @@ def test_floods_of_refused_jobs_repeats_and_cancels_take_no_more_memory_than_the
         world.arrive(job("waited-for"), reply="edged/v1/reply/r", correlation=b"%d" % n * 100)
         world.arrive(bad, reply="edged/v1/reply/r", correlation=bytes(60_000))
         world.cancelled(f"unknown-{n}")
-        world.desk.flush()
+        world.jobs.flush()
     assert tracemalloc.get_traced_memory()[0] - before < 1 << 20
     tracemalloc.stop()
-    assert len(world.spool.waiters(1)) == admission_module.MAX_WAITERS
-    assert world.desk.queued == 0
+    assert len(world.spool.waiters.of(1)) == admission_module.MAX_WAITERS
+    assert world.jobs.queued == 0
 
 
 def test_no_more_cancels_of_unknown_jobs_are_remembered_than_there_is_room_for(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk_module, "CANCEL_MEMORY", 5)
+    monkeypatch.setattr(intake_module, "CANCEL_MEMORY", 5)
     for n in range(20):
         world.cancelled(f"j{n}")
     world.serve().arrive(job("j14"), job("j15"), job("j19"))
-    world.desk.flush()
-    world.desk.flush()
+    world.jobs.flush()
+    world.jobs.flush()
     states = {said[1]: said[2].get("state") for said in world.said if said[0] == "result"}
     assert states == {"j15": "cancelled", "j19": "cancelled"}
 
 
 def test_suspects_run_alone_and_the_others_after_them(world: World, tmp_path: Path) -> None:
     world.arrive(*[job(f"j{n}") for n in range(4)])
-    world.desk.flush()
+    world.jobs.flush()
     again = World(tmp_path, last_end=LastEnd("Fatal", (1, 2))).serve(rows=3)
-    again.desk.flush()
+    again.jobs.flush()
     for alone in (1, 2):
         assert again.submitted[-1] == alone
-        again.desk.engine_event(Started(alone))
+        again.jobs.engine_event(Started(alone))
         again.finish(alone)
-        again.desk.flush()
+        again.jobs.flush()
     assert again.submitted == [1, 2, 3, 4]
 
 
@@ -599,10 +644,10 @@ def test_confirmations_are_written_with_the_next_commit_or_after_a_moment(world:
     world.serve().arrive(job("a"))
     world.run()
     world.confirm()
-    world.desk.flush()
-    assert world.desk.busy
+    world.jobs.flush()
+    assert world.jobs.busy
     world.arrive(job("b"))
-    world.desk.flush()
+    world.jobs.flush()
     assert [delivery.id for delivery in world.spool.due()] == []
 
 
@@ -611,7 +656,78 @@ def test_retention_is_kept_to_the_second_where_it_is_short(tmp_path: Path, world
     short.arrive(job("a"))
     short.run()
     short.confirm()
-    short.desk.drain()
-    short.desk.flush()
-    short.desk.tick()
+    short.jobs.drain()
+    short.jobs.flush()
+    short.jobs.tick()
     assert short.spool.find("a") is None
+
+
+def pin(world: World, *numbers: int) -> None:
+    """The preparer hands out pinned prompts of the model that is served."""
+    for number in numbers:
+        request = Request(number, (1,), 1, priority=9, pin=True)
+        world.jobs.prepared(Prepared(number, world.loaded, request))
+    world.jobs.flush()
+
+
+def test_each_model_reads_the_pinned_prompts(tmp_path: Path) -> None:
+    world = World(tmp_path, pinned=("one", "two")).serve()
+    assert world.pinned == [(("one", "two"), world.loaded, frozenset())]
+    pin(world, -7, -8)
+    assert world.submitted == [-7, -8]
+
+
+def test_a_job_that_ran_beside_a_pinned_prompt_in_a_crash_did_not_run_alone(world: World, tmp_path: Path) -> None:
+    world.arrive(job("a"), job("b"))
+    world.jobs.flush()
+    for crash in range(4):
+        again = World(tmp_path, last_end=LastEnd("Fatal", (1, -7)))
+        (first, _) = again.spool.queued()
+        assert (first.crashes, first.suspect, first.starts) == (0, True, crash + 1)
+        assert again.jobs.queued == 2
+    again.serve(rows=3)
+    pin(again, -7, -8)
+    assert again.submitted == [-7]  # alone, whether it is to blame or not
+    again.finish(-7)
+    again.jobs.flush()
+    assert again.submitted == [-7, -8]
+    again.finish(-8)
+    again.jobs.flush()
+    assert again.submitted == [-7, -8, 1]  # a suspect too
+    again.run()
+    assert [again.kinds(id)[-1] for id in "ab"] == ["result", "result"]
+
+
+def test_a_pinned_prompt_that_crashes_alone_three_times_is_given_up(world: World, tmp_path: Path) -> None:
+    for crash in range(1, 4):
+        again = World(tmp_path, last_end=LastEnd("Fatal", (-7,)), pinned=("one",)).serve()
+        assert again.pinned[0][2] == (frozenset({-7}) if crash == 3 else frozenset())
+    killed = World(tmp_path, last_end=LastEnd(None, (-8,)), pinned=("one",)).serve()  # by the power
+    pin(killed, -8)
+    killed.arrive(job("a"))
+    killed.jobs.flush()
+    assert killed.submitted == [-8, 1]  # in company
+
+
+def test_a_pinned_prompt_that_was_read_after_a_crash_is_no_suspect_any_more(world: World, tmp_path: Path) -> None:
+    for _ in range(4):
+        again = World(tmp_path, last_end=LastEnd("Fatal", (-7,))).serve()
+        pin(again, -7)
+        assert again.submitted == [-7]
+        again.finish(-7)
+    assert World(tmp_path).spool.pinned_attempts() == {}
+
+
+def test_a_snapshot_of_all_jobs(world: World) -> None:
+    world.serve().arrive(job("a"), job("b"))
+    before = world.jobs.status()
+    world.jobs.flush()
+    world.jobs.engine_event(Started(1))
+    after = world.jobs.status()
+    assert (before.queued, before.running, before.busy, before.settled) == (0, 0, True, True)
+    assert (after.queued, after.running, after.settled, after.fault, after.full) == (0, 1, False, None, False)
+    assert before.spool_bytes > 0
+    world.finish(1)
+    world.jobs.flush()
+    assert dict(world.jobs.status().speed) == {"prefill": 1.0}
+    assert world.jobs.status().outbox == 1

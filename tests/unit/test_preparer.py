@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from edged.engine.sequence import Request
 from edged.engine.template import TemplateFaultError
 from edged.jobs.document import Code, Job, JobError
-from edged.jobs.prompt import Prepared, Preparer
+from edged.jobs.preparer import Prepared, Preparer, pinned_number
 
 
 class Tokens:
@@ -43,8 +44,7 @@ def done() -> Iterator[tuple[Preparer, queue.Queue[Prepared]]]:
     preparer.start()
     yield preparer, prepared
     preparer.stop()
-    preparer._thread.join(10)
-    assert not preparer._thread.is_alive()
+    assert preparer.join(10)
 
 
 def test_a_job_comes_out_as_a_request_or_as_the_reason_why_not(done: tuple[Preparer, queue.Queue[Prepared]]) -> None:
@@ -55,7 +55,7 @@ def test_a_job_comes_out_as_a_request_or_as_the_reason_why_not(done: tuple[Prepa
     chat: Any = [{"role": "user", "content": "x"}]
     preparer.submit(Job(id="a", messages=chat, max_tokens=2), 4, "a", SERVING, 7.0)
     came = [prepared.get(timeout=10) for _ in range(5)]
-    assert [each.key for each in came] == [0, 1, 2, 3, 4]
+    assert [each.number for each in came] == [0, 1, 2, 3, 4]
     assert all(each.loaded is SERVING for each in came)
     good, broken, long, again, bomb = (each.outcome for each in came)
     assert isinstance(good, Request)
@@ -67,10 +67,32 @@ def test_a_job_comes_out_as_a_request_or_as_the_reason_why_not(done: tuple[Prepa
     assert preparer.busy_since is None
 
 
-def test_a_pinned_instruction_that_breaks_the_template_costs_itself_alone(
+def test_a_pinned_instruction_that_breaks_the_template_or_the_process_costs_itself_alone(
     done: tuple[Preparer, queue.Queue[Prepared]],
 ) -> None:
     preparer, prepared = done
-    preparer.pin(["break"], SERVING, -1, lambda _: pytest.fail("of what?"))
-    preparer.submit(Job(id="a", prompt="good", max_tokens=2), 1, "a", SERVING, 0.0)
-    assert isinstance(prepared.get(timeout=10).outcome, Request)
+    with capture_logs() as logs:
+        preparer.pin(["break", "crashes"], SERVING, {pinned_number("crashes", "m")})
+        preparer.submit(Job(id="a", prompt="good", max_tokens=2), 1, "a", SERVING, 0.0)
+        assert isinstance(prepared.get(timeout=10).outcome, Request)
+    assert [(line["event"], line["number"]) for line in logs] == [
+        ("pinned_instruction_refused", 1),
+        ("pinned_instruction_given_up", 2),
+    ]
+
+
+def test_a_pinned_instruction_has_a_number_below_zero_that_goes_with_its_text_and_model() -> None:
+    numbers = [pinned_number(text, model) for text, model in (("one", "m"), ("two", "m"), ("one", "other"))]
+    assert len({*numbers, pinned_number("one", "m")}) == 3
+    assert all(number < 0 for number in numbers)
+
+
+def test_what_is_being_prepared_is_told() -> None:
+    seen: queue.Queue[int | None] = queue.Queue()
+    preparer = Preparer(lambda _: seen.put(preparer.number))
+    preparer.start()
+    preparer.submit(Job(id="a", prompt="good", max_tokens=2), 7, "a", SERVING, 0.0)
+    assert seen.get(timeout=10) == 7
+    preparer.stop()
+    assert preparer.join(10)
+    assert preparer.number is None

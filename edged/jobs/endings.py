@@ -1,0 +1,106 @@
+"""Ends jobs: builds each result document, counts and logs it, and gives it to the committer."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from edged.engine.engine import Finished
+from edged.jobs.document import Job, State
+from edged.jobs.expiry import JobTimes
+from edged.jobs.records import Queued
+from edged.jobs.results import Reason, speed, success, without_answer
+from edged.jobs.schema import SpoolError
+from edged.jobs.spool import Spool
+from edged.report.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A job's end that is not on disk yet: its state and its result document."""
+
+    queued: Queued
+    state: State
+    document: bytes
+
+
+class Endings:
+    """Makes the ends of jobs of one device."""
+
+    def __init__(
+        self, device: str, spool: Spool, times: JobTimes, metrics: Metrics, commit: Callable[[Ending], None]
+    ) -> None:
+        """`commit` takes each end, to be written with the next commit."""
+        self._device = device
+        self._spool = spool
+        self._times = times
+        self._metrics = metrics
+        self._commit = commit
+        self.model: str | None = None
+        """Name of the model that is loaded."""
+        self.speed: dict[str, float] = {}
+        """Tokens per second of the last answer, prefill and decode."""
+
+    def with_answer(self, queued: Queued, job: Job, waited: float, event: Finished) -> None:
+        """The engine has the job's answer; `waited`: seconds from receipt to its row."""
+        now = self._times.now()
+        judged = queued.deadline is None or now.synchronised
+        if not judged:
+            log.warning("deadline_not_judged", job=queued.id, reason="the clock is not synchronised")
+        self._measure(waited, event)
+        log.info(
+            "job_succeeded",
+            job=queued.id,
+            prompt_tokens=event.prompt_tokens,
+            cached_tokens=event.cached_tokens,
+            completion_tokens=len(event.tokens),
+            seconds=round(event.ended - event.started, 3),
+        )
+        document = success(
+            job,
+            event,
+            id=queued.id,
+            device=self._device,
+            model=self.model,
+            received=queued.received.wall,
+            now=now.wall,
+            waited=waited,
+            attempts=queued.starts + 1,
+            deadline_judged=judged,
+        )
+        self._commit(Ending(queued, State.SUCCEEDED, document))
+
+    def without_answer(self, queued: Queued, reason: Reason, metadata: dict[str, object] | None, attempts: int) -> None:
+        """The job ends for this reason; `attempts`: runs, those cut short by an end of the process among them."""
+        now = self._times.now().wall
+        document = without_answer(
+            queued, reason, device=self._device, model=self.model, metadata=metadata, attempts=attempts, now=now
+        )
+        log.info("job_ended", job=queued.id, state=reason.state.value, code=reason.code.value)
+        self._commit(Ending(queued, reason.state, document))
+
+    def of_stored(self, queued: Queued, reason: Reason) -> None:
+        """A job whose document is on disk alone ends for this reason."""
+        try:
+            document = self._spool.document(queued.number)
+        except SpoolError:  # an end without its metadata is better than none
+            document = None
+        metadata = json.loads(document).get("metadata") if document else None
+        self.without_answer(queued, reason, metadata, queued.starts)
+
+    def _measure(self, waited: float, event: Finished) -> None:
+        metrics = self._metrics
+        metrics.prompt_tokens.inc(event.prompt_tokens)
+        metrics.cached_tokens.inc(event.cached_tokens)
+        metrics.generated_tokens.inc(len(event.tokens))
+        metrics.first_token.observe(waited + event.first_token - event.started)
+        metrics.duration.observe(waited + event.ended - event.started)
+        for earlier, later in itertools.pairwise(event.token_times):
+            metrics.inter_token.observe(later - earlier)
+        self.speed = speed(event)

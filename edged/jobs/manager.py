@@ -1,0 +1,270 @@
+"""The life of jobs from receipt to delivery: one front for the intake, the dispatch, the committer and maintenance.
+
+It runs on the main thread alone. Other threads read the frozen snapshots that status() returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from edged.engine import engine as engine_events
+from edged.engine.loaded_model import LoadedModel
+from edged.faults import Fault
+from edged.jobs.admission import Admission
+from edged.jobs.committer import Committer
+from edged.jobs.crash import CrashLedger
+from edged.jobs.dispatch import Dispatch
+from edged.jobs.document import Code, State
+from edged.jobs.endings import Endings
+from edged.jobs.expiry import JobTimes
+from edged.jobs.intake import Acknowledger, Intake
+from edged.jobs.interrupted import recover
+from edged.jobs.maintenance import Maintenance
+from edged.jobs.outbox import Outbox, Publisher
+from edged.jobs.pinned import PinnedPrompts
+from edged.jobs.preparer import Prepared
+from edged.jobs.results import Reason
+from edged.jobs.running import JobEngine, JobPreparer
+from edged.jobs.spool import Spool
+from edged.machine.clock import Clock
+from edged.mqtt.events import CancelReceived, JobReceived, Published, PublishRefused
+from edged.mqtt.topics import Topics
+from edged.report.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+
+class JobLink(Publisher, Acknowledger, Protocol):
+    """The part of the link that jobs need."""
+
+
+class PinPreparer(JobPreparer, Protocol):
+    """The part of the preparer that jobs need."""
+
+    number: int | None
+
+    def pin(self, texts: Sequence[str], loaded: LoadedModel, given_up: Container[int]) -> None:
+        """Prepare pinned instructions; a Prepared comes of each."""
+
+
+@dataclass(frozen=True)
+class JobsStatus:
+    """A snapshot of all jobs, for other threads."""
+
+    queued: int
+    """Jobs that wait for a row."""
+    running: int
+    """Jobs that have a row."""
+    outbox: int
+    """Publications of results that the broker has not confirmed."""
+    full: bool
+    """Further jobs are left at the broker."""
+    fault: Fault | None
+    """Why the spool cannot be written now."""
+    speed: tuple[tuple[str, float], ...]
+    """Tokens per second of the last answer: ("prefill", …), ("decode", …), as far as known."""
+    spool_bytes: int
+    damaged_spools: int
+    """Damaged spools that were set aside and are still there."""
+    settled: bool
+    """Nothing runs and nothing waits to be written."""
+    busy: bool
+    """Something is on its way, or waits for something better than the next heartbeat."""
+    preparing: int | None
+    """The number of the job or pinned prompt whose request is being prepared."""
+
+
+class JobManager:
+    """Routes events to the parts that handle them."""
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        topics: Topics,
+        spool: Spool,
+        link: JobLink,
+        engine: JobEngine,
+        preparer: PinPreparer,
+        ledger: CrashLedger,
+        clock: Clock,
+        metrics: Metrics,
+        max_queued: int,
+        max_bytes: int,
+        retention: float,
+        allow_pin: bool,
+        pinned: Sequence[str] = (),
+    ) -> None:
+        """`pinned`: instructions that each model reads once it is loaded. Raises SpoolError."""
+        self._preparer = preparer
+        self._pinned_texts = tuple(pinned)
+        self.outbox = Outbox(spool, link, topics, device, clock)
+        again, never = recover(spool, ledger.last_end)
+        times = JobTimes(clock, spool.last_boottime)
+        self._committer = Committer(spool, self.outbox, times, metrics)
+        self._endings = Endings(device, spool, times, metrics, commit=self._committer.end)
+        self._pinned = PinnedPrompts(spool)
+        self._dispatch = Dispatch(
+            spool=spool,
+            outbox=self.outbox,
+            engine=engine,
+            preparer=preparer,
+            pinned=self._pinned,
+            endings=self._endings,
+            times=times,
+            metrics=metrics,
+        )
+        self._admission = Admission(
+            device=device,
+            topics=topics,
+            spool=spool,
+            outbox=self.outbox,
+            clock=clock,
+            metrics=metrics,
+            max_bytes=max_bytes,
+            allow_pin=allow_pin,
+        )
+        self._intake = Intake(
+            admission=self._admission,
+            dispatch=self._dispatch,
+            spool=spool,
+            outbox=self.outbox,
+            link=link,
+            topics=topics,
+            device=device,
+            max_queued=max_queued,
+        )
+        self._maintenance = Maintenance(spool, times, retention)
+        for queued in again:
+            self._dispatch.put(queued)
+        for queued, message in never:
+            self._dispatch.end_waiting(queued, Reason(State.FAILED, Code.CRASH_LOOP, message))
+
+    # What others ask
+
+    def status(self) -> JobsStatus:
+        """A snapshot as of now."""
+        return JobsStatus(
+            queued=self.queued,
+            running=self.running,
+            outbox=len(self.outbox),
+            full=self.full,
+            fault=self.fault,
+            speed=tuple(self.speed.items()),
+            spool_bytes=self._maintenance.spool_bytes,
+            damaged_spools=self._maintenance.damaged_spools,
+            settled=self.settled,
+            busy=self.busy,
+            preparing=self.preparing,
+        )
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for a row."""
+        return self._dispatch.queued
+
+    @property
+    def running(self) -> int:
+        """Jobs that have a row."""
+        return self._dispatch.running
+
+    @property
+    def full(self) -> bool:
+        """Whether further jobs are left at the broker."""
+        return self._intake.full
+
+    @property
+    def fault(self) -> Fault | None:
+        """Why the spool cannot be written now; nothing is accepted and nothing lost meanwhile."""
+        return self._committer.fault
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """Tokens per second of the last answer, prefill and decode."""
+        return self._endings.speed
+
+    @property
+    def preparing(self) -> int | None:
+        """The number of the job or pinned prompt whose request is being prepared."""
+        return self._preparer.number
+
+    @property
+    def due_in(self) -> float:
+        """Seconds until another flush() is due, though nothing new comes in."""
+        return self._committer.due_in(self._intake, company=self._dispatch.active > 0)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is on its way, or waits for something better than the next heartbeat."""
+        waiting = self._dispatch.unfinished + len(self._committer) + len(self._intake)
+        return bool(waiting or self.fault or self.outbox.unsettled)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing runs and nothing waits to be written."""
+        return not (self._dispatch.active or len(self._committer))
+
+    # What comes in
+
+    def job_received(self, event: JobReceived) -> None:
+        """Hold a job message until the next flush()."""
+        self._intake.job_received(event.message)
+
+    def cancel_received(self, event: CancelReceived) -> None:
+        """Obey a cancel message."""
+        self._intake.cancel_received(event.message)
+
+    def jobs_disconnected(self) -> None:
+        """The job connection is lost, and with it every arrival that was not acknowledged."""
+        self._intake.disconnected()
+
+    def published(self, event: Published | PublishRefused) -> None:
+        """The broker confirmed or refused a publication."""
+        if isinstance(event, Published):
+            self.outbox.confirmed(event.token)
+        else:
+            self.outbox.refused(event.token, event.reason)
+
+    def engine_event(self, event: engine_events.EngineEvent) -> None:
+        """Take an event of the engine. Raises SpoolError."""
+        if not isinstance(event, engine_events.ModelChanged):
+            self._dispatch.engine_event(event)
+            return
+        self._admission.model = event
+        self._dispatch.model_changed(event.loaded)
+        if event.loaded is not None:
+            self._preparer.pin(self._pinned_texts, event.loaded, self._pinned.given_up)
+
+    def prepared(self, event: Prepared) -> None:
+        """Take a request that was prepared, or the reason why there is none."""
+        self._dispatch.prepared(event)
+
+    # What goes on
+
+    def flush(self) -> None:
+        """Commit what waits, publish what that allows, and give the engine its next jobs. Raises SpoolError."""
+        self._committer.flush(self._intake, company=self._dispatch.active > 0)
+        if self._committer.erased:
+            self._committer.erased = False
+            self._maintenance.scrub_later()
+        self.outbox.pump()
+        if self.fault is None:  # else answers would pile up in memory
+            self._dispatch.hand_over()
+
+    def tick(self) -> None:
+        """Once a second: end jobs that have expired, and maintain the spool. Raises SpoolError."""
+        self._dispatch.expire()
+        self._maintenance.tick(idle=not self._dispatch.active)
+
+    def drain(self) -> None:
+        """Give the engine no further job; those that run may finish."""
+        self._committer.drain()
+        self._dispatch.drain()
+
+    def abandon(self) -> list[str]:
+        """Forget what runs: it is on disk without a result and runs again after the next start. Returns the ids."""
+        return self._dispatch.abandon()

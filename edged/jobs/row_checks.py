@@ -1,0 +1,45 @@
+"""Tells whether a row read from a damaged spool is whole: types, digest, checksum, and the ids in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from edged.jobs.spool import checksum
+from edged.mqtt.topics import is_id
+
+Row = dict[str, Any]
+
+
+def is_job(row: Row) -> bool:
+    """Whether a row of the table `job` is whole."""
+    document, digest = row["document"], row["digest"]
+    if not (isinstance(row["id"], str) and is_id(row["id"]) and isinstance(digest, bytes) and len(digest) == 32):
+        return False
+    if not all(isinstance(row[name], (int, float)) for name in ("priority", "store", "received", "boottime")):
+        return False
+    if not all(isinstance(row[name], (int, float, type(None))) for name in ("ttl", "deadline")):
+        return False
+    if not (isinstance(row["boot_id"], str) and isinstance(row["synchronised"], int)):
+        return False
+    return document is None or (isinstance(document, bytes) and hashlib.sha256(document).digest() == digest)
+
+
+def is_result(row: Row, id: str) -> bool:
+    """Whether a row of the table `result` is whole and that of the job with this id."""
+    if not (isinstance(row["state"], str) and isinstance(row["boot_id"], str)):
+        return False
+    if not all(isinstance(row[name], (int, float)) for name in ("finished", "boottime")):
+        return False
+    if not all(isinstance(row.get(name), (int, type(None))) for name in ("made", "crc")):  # version 1 has neither
+        return False
+    if row["document"] is None:
+        return True
+    if not isinstance(row["document"], bytes) or row.get("crc") not in (None, checksum(row["seq"], row["document"])):
+        return False
+    try:
+        document = json.loads(row["document"])
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("id") == id and document.get("state") == row["state"]
