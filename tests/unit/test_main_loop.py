@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edged.jobs.desk import Desk
 
 from edged import announcer, app
 from edged.daemon import EVENTS, Daemon, Parts
 from edged.engine.engine import ModelChanged
 from edged.faults import Fault
-from edged.jobs.spool import SpoolError
+from edged.jobs.manager import JobManager
+from edged.jobs.schema import SpoolError
 from edged.machine.board import Board
 from edged.machine.storage import Mount
 from edged.mqtt.events import DeviceIdFree, DeviceIdTaken, LinkDown, LinkUp, Published
@@ -51,7 +51,7 @@ def codes(daemon: Daemon) -> list[str]:
 
 def test_a_flood_of_events_is_taken_whole_and_in_order(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Any] = []
-    monkeypatch.setattr(Desk, "published", lambda _self, event: taken.append(event.token))
+    monkeypatch.setattr(JobManager, "published", lambda _self, event: taken.append(event.token))
     daemon = Daemon(parts)
     for n in range(2 * EVENTS + 500):
         parts.inbox.put(Published(n))
@@ -65,12 +65,12 @@ def test_a_spool_that_cannot_be_read_costs_one_event_and_not_the_daemon(
 ) -> None:
     taken: list[Any] = []
 
-    def published(_self: Desk, event: Published) -> None:
+    def published(_self: JobManager, event: Published) -> None:
         taken.append(event.token)
         if event.token == 1:
             raise SpoolError("input/output error")
 
-    monkeypatch.setattr(Desk, "published", published)
+    monkeypatch.setattr(JobManager, "published", published)
     daemon = Daemon(parts)
     for n in range(3):
         parts.inbox.put(Published(n))
