@@ -8,13 +8,16 @@ from typing import Literal
 from edged.mqtt.events import ProtocolVersion
 
 SILENT_ATTEMPTS = 2
-"""Connections closed at CONNECT without a word, after which the other version is tried."""
+"""Connections closed at CONNECT without CONNACK after which the other version is tried."""
+RECHECK_SECONDS = 600.0
+"""Time on 3.1.1 after which 5 is tried again, where 3.1.1 was a guess; it doubles each time."""
+LONGEST_RECHECK_SECONDS = 24 * 3600.0
 
 
 class Backoff:
     """Full jitter: each delay is drawn evenly between 0 and a ceiling that doubles, in seconds.
 
-    A fleet that lost its broker at one moment so comes back spread over time.
+    This spreads the reconnects of a fleet that lost its broker at one moment.
     """
 
     def __init__(self, first: float = 1.0, most: float = 60.0, draw: random.Random | None = None) -> None:
@@ -24,43 +27,79 @@ class Backoff:
         self._draw = draw or random.Random()
 
     def next(self) -> float:
-        """The seconds to wait now; the ceiling doubles for the next time."""
+        """Seconds to wait now; the ceiling doubles for the next time."""
         delay = self._draw.uniform(0, self._ceiling)
         self._ceiling = min(self._most, self._ceiling * 2)
         return delay
 
     def reset(self) -> None:
-        """After a connection that lasted."""
+        """Begin anew, after a connection that lasted."""
         self._ceiling = self._first
 
 
 class ProtocolChoice:
-    """MQTT 5 first, 3.1.1 where the broker does not speak it; unless the setting names one."""
+    """Which version of MQTT to try: 5 first, 3.1.1 where the broker does not speak it; unless the setting names one.
+
+    A broker that does not answer MQTT 5, or hangs up, may be an old one or just starting behind a load balancer. So
+    3.1.1 is then a guess: it is not made where the broker has spoken 5 before, and else checked again and again.
+    """
 
     def __init__(self, setting: Literal["auto", "5", "3.1.1"]) -> None:
         self._auto = setting == "auto"
         self.current: ProtocolVersion = "5" if setting == "auto" else setting
         self._silent = 0
+        self._spoke_5 = False
+        self._guessed = False
+        self._recheck = RECHECK_SECONDS
+
+    @property
+    def recheck_seconds(self) -> float | None:
+        """How long to stay connected before 5 is tried again; None: for ever."""
+        return self._recheck if self._guessed and self.current == "3.1.1" else None
+
+    def connected(self) -> None:
+        """The broker accepted a connection with the present version."""
+        self._silent = 0
+        if self.current == "5":
+            self._spoke_5 = True
+            self._recheck = RECHECK_SECONDS
 
     def new_series(self) -> None:
-        """A connection that stood has ended: the broker may be another one now."""
+        """An accepted connection has ended: the broker may be another one now."""
         self._silent = 0
         if self._auto:
+            if self.recheck_seconds is not None:
+                self._recheck = min(self._recheck * 2, LONGEST_RECHECK_SECONDS)
             self.current = "5"
+            self._guessed = False
 
     def refused(self) -> bool:
         """The broker does not speak this version. Returns whether another is to be tried at once."""
+        self._guessed = False
+        return self._switch()
+
+    def closed_silently(self) -> bool:
+        """The broker closed at CONNECT without CONNACK. Returns whether another is to be tried at once."""
+        self._silent += 1
+        return self._silent >= SILENT_ATTEMPTS and self._guess()
+
+    def unanswered(self) -> bool:
+        """The broker did not answer CONNECT in time. Returns whether another is to be tried at once."""
+        return self._guess()
+
+    def failed_otherwise(self) -> None:
+        """The attempt ended for a reason that has nothing to do with the version."""
+        self._silent = 0
+
+    def _guess(self) -> bool:
+        if self._spoke_5:
+            return False
+        self._guessed = True
+        return self._switch()
+
+    def _switch(self) -> bool:
         self._silent = 0
         if not self._auto:
             return False
         self.current = "3.1.1" if self.current == "5" else "5"
         return self.current == "3.1.1"
-
-    def closed_silently(self) -> bool:
-        """The broker closed at CONNECT without CONNACK. Returns whether another is to be tried at once."""
-        self._silent += 1
-        return self._silent >= SILENT_ATTEMPTS and self.refused()
-
-    def failed_otherwise(self) -> None:
-        """The attempt ended for a reason that has nothing to do with the version."""
-        self._silent = 0

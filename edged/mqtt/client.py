@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -13,9 +12,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edged.mqtt.session_plan import SessionPlan, Subscription
+from edged.mqtt.session_plan import SessionPlan
 from edged.tls import client_context
 
 CONNECT_SECONDS = 10.0
@@ -35,6 +33,13 @@ class PahoClient(Client):
 
     socket_error: OSError | None = None
     """What the operating system or OpenSSL said when the connection broke; paho itself only logs it."""
+
+    def ping_within(self, seconds: float) -> None:
+        """Let the broker hear from us at least every `seconds`, on a loop that turns every quarter of that.
+
+        paho 2.1 ignores the broker's Server Keep Alive, and 2.2 checks only when the loop turns.
+        """
+        self._keepalive = seconds * 3 / 4  # type: ignore[assignment]
 
     def _sock_recv(self, bufsize: int) -> bytes:
         try:
@@ -160,7 +165,7 @@ def make_client(plan: SessionPlan, window: int) -> PahoClient:
     if mqtt.tls:
         client.tls_set_context(client_context(mqtt.ca_file, mqtt.cert_file, mqtt.key_file))
     if plan.will is not None:
-        client.will_set(plan.will.topic, plan.will.payload, qos=1, retain=True)
+        client.will_set(plan.will.topic, plan.will.payload, plan.will_limits.qos, plan.will_limits.retain)
     # With this set, paho leaves all writing to our loop instead of writing within publish() and ack().
     client.on_socket_register_write = _leave_to_loop
     return client
@@ -179,19 +184,6 @@ def connect(client: PahoClient, plan: SessionPlan) -> None:
     properties.MaximumPacketSize = MAXIMUM_PACKET_SIZE
     # clean_start: paho's default would start every first connection of a client with an empty session.
     client.connect(host, port, keep_alive, clean_start=not plan.keep_session, properties=properties)
-
-
-def subscribe(client: Client, plan: SessionPlan, step: Sequence[Subscription]) -> int | None:
-    """Queue one SUBSCRIBE; its packet id."""
-    if plan.protocol != "5":
-        return client.subscribe([(wanted.topic, wanted.qos) for wanted in step])[1]
-    send, keep = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE, SubscribeOptions.RETAIN_DO_NOT_SEND
-    return client.subscribe(
-        [
-            (wanted.topic, SubscribeOptions(qos=wanted.qos, retainHandling=send if wanted.retained else keep))
-            for wanted in step
-        ]
-    )[1]
 
 
 def _leave_to_loop(_client: Client, _data: object, _socket: object) -> None:

@@ -6,17 +6,35 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 import structlog
 
 from edged.faults import Fault
 from edged.mqtt.attempts import Backoff, ProtocolChoice
-from edged.mqtt.connection_faults import CONNACK_TIMEOUT, NO_CONNACK, PROTOCOL_UNSUPPORTED, SESSION_TAKEN_OVER
+from edged.mqtt.connection_faults import (
+    CONNACK_TIMEOUT,
+    NO_CONNACK,
+    PROTOCOL_UNSUPPORTED,
+    SESSION_LOST,
+    SESSION_TAKEN_OVER,
+    WILL_QOS_REFUSED,
+    WILL_RETAIN_REFUSED,
+)
 from edged.mqtt.events import ProtocolVersion
+from edged.mqtt.grants import Grants
 from edged.mqtt.session import Session
-from edged.mqtt.session_plan import Ending, Incoming, Publication, SessionPlan, Subscription, Will
+from edged.mqtt.session_plan import (
+    Ending,
+    Established,
+    Incoming,
+    Publication,
+    SessionPlan,
+    Subscription,
+    Will,
+    WillLimits,
+)
 from edged.settings.model import MqttSettings
 
 LASTED_SECONDS = 30.0
@@ -33,7 +51,7 @@ class Owner(Protocol):
     def received(self, message: Incoming) -> None: ...
     def published(self, token: Hashable) -> None: ...
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None: ...
-    def up(self, session_present: bool, protocol: ProtocolVersion, refused: tuple[str, ...]) -> None: ...
+    def up(self, established: Established) -> None: ...
     def down(self, fault: Fault) -> None: ...
 
 
@@ -43,7 +61,7 @@ class Role:
 
     name: str
     client_id: str
-    steps: Sequence[Sequence[Subscription]]
+    subscriptions: Sequence[Sequence[Subscription]]
     keep_session: bool = True
     will: Callable[[], Will] | None = None
 
@@ -66,6 +84,9 @@ class Connection:
         self._usable = False
         self._ups = 0
         self._told: Fault | None = None
+        self._will_limits = WillLimits()
+        self._warnings: tuple[Fault, ...] = ()
+        self._logged_warnings: frozenset[Fault] = frozenset()
         self._failures: Counter[Fault] = Counter()
         # A name server can hold the thread for minutes: it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{role.name}", daemon=True)
@@ -76,6 +97,11 @@ class Connection:
     def usable(self) -> bool:
         """The connection stands and no subscription was refused."""
         return self._usable
+
+    @property
+    def warnings(self) -> tuple[Fault, ...]:
+        """Promises of the contract that do not hold on the present or latest connection."""
+        return self._warnings
 
     @property
     def session(self) -> Session | None:
@@ -89,6 +115,8 @@ class Connection:
         """Connect, and connect again when lost, until `close`. `protocol`: the version found to work."""
         with self._condition:
             if protocol is not None:
+                if self._session is not None and self._choice.current != protocol:
+                    self._session.close(0.0)  # the other version: the next connection has it
                 self._choice = ProtocolChoice(protocol)
             self._open = True
             self._condition.notify_all()
@@ -133,7 +161,7 @@ class Connection:
                 if self._stopped:
                     return
             plan = self._plan()
-            session = Session(plan, _SessionListener(self, plan))
+            session = Session(plan, _SessionListener(self, self._owner))
             with self._condition:
                 self._session = session
                 if not self._open:
@@ -151,9 +179,11 @@ class Connection:
             mqtt=self._mqtt,
             client_id=role.client_id,
             protocol=self._choice.current,
-            steps=role.steps,
+            subscriptions=role.subscriptions,
             keep_session=role.keep_session,
             will=role.will() if role.will is not None else None,
+            will_limits=self._will_limits,
+            recheck_seconds=self._choice.recheck_seconds,
         )
 
     def _after(self, plan: SessionPlan, ending: Ending) -> float:
@@ -175,20 +205,34 @@ class Connection:
             if ending.accepted_seconds >= LASTED_SECONDS:
                 self._backoff.reset()
         else:
-            if fault.code in (PROTOCOL_UNSUPPORTED, CONNACK_TIMEOUT):
+            if fault.code == PROTOCOL_UNSUPPORTED:
                 at_once = self._choice.refused()
+            elif fault.code == CONNACK_TIMEOUT:
+                at_once = self._choice.unanswered()
             elif fault.code == NO_CONNACK:
                 at_once = self._choice.closed_silently()
             else:
                 self._choice.failed_otherwise()
             if at_once:
                 _log.warning("mqtt_protocol_fallback", connection=self._role.name, protocol=self._choice.current)
+            elif self._lower_will(fault):
+                at_once = True
+                _log.warning(fault.code, connection=self._role.name, reason=fault.message, hint=fault.hint)
             elif wanted:
                 self._log_failure(plan, fault)
         if was_up or fault.code == SESSION_TAKEN_OVER or (wanted and not at_once and fault != self._told):
             self._told = fault
             self._owner.down(fault)
         return 0.0 if at_once else self._backoff.next()
+
+    def _lower_will(self, fault: Fault) -> bool:
+        """Give up what the broker refuses of the last will. False where it was given up before, or nothing was."""
+        before = self._will_limits
+        if fault.code == WILL_QOS_REFUSED:
+            self._will_limits = replace(before, qos=0)
+        elif fault.code == WILL_RETAIN_REFUSED:
+            self._will_limits = replace(before, retain=False)
+        return self._will_limits != before
 
     def _log_failure(self, plan: SessionPlan, fault: Fault) -> None:
         self._failures[fault] += 1
@@ -215,42 +259,53 @@ class Connection:
                     return
                 self._condition.wait(left)
 
-    def _ready(self, plan: SessionPlan, session_present: bool, refused: tuple[str, ...]) -> None:
+    def _ready(self, established: Established) -> None:
+        warnings = established.warnings
         if self._ups:
             self.reconnects += 1
+            if self._role.keep_session and not established.session_present:
+                warnings += (SESSION_LOST,)
         self._ups += 1
-        self._is_up, self._usable = True, not refused
+        self._is_up, self._usable = True, not established.refused
         self._told = None
         self._failures.clear()
+        self._choice.connected()
+        grants = established.grants
         _log.info(
             "mqtt_connected",
             connection=self._role.name,
             host=self._mqtt.host,
             port=self._mqtt.effective_port,
-            protocol=plan.protocol,
-            session_present=session_present,
+            protocol=established.protocol,
+            session_present=established.session_present,
             tls=self._mqtt.tls,
+            # What the broker announced other than asked for.
+            **{name: value for name, value in asdict(grants).items() if value != getattr(Grants(), name)},
         )
-        for topic in refused:
-            _log.error(
-                "mqtt_subscription_refused",
-                connection=self._role.name,
-                topic=topic,
-                hint="the broker's access control list must let this device read the topic",
-            )
-        self._owner.up(session_present, plan.protocol, refused)
+        self._set_warnings(warnings)
+        self._owner.up(replace(established, warnings=warnings))
+
+    def _set_warnings(self, warnings: tuple[Fault, ...]) -> None:
+        """Keep the warnings of this connection, and log those that were not logged at the connection before."""
+        self._warnings = warnings
+        for warning in warnings:
+            if warning not in self._logged_warnings:
+                _log.warning(
+                    warning.code, connection=self._role.name, reason=warning.message, hint=warning.hint or None
+                )
+        self._logged_warnings = frozenset(warnings)
+
+    def _warned(self, warning: Fault) -> None:
+        if warning not in self._warnings:
+            self._set_warnings((*self._warnings, warning))
 
 
 class _SessionListener:
-    """Passes on what a session tells, and adds what the connection knows."""
+    """Passes the session's calls on to the connection and its owner."""
 
-    def __init__(self, connection: Connection, plan: SessionPlan) -> None:
-        self._connection = connection
-        self._plan = plan
-        self._owner = connection._owner
-        self.published = self._owner.published
-        self.publish_refused = self._owner.publish_refused
-        self.received: Callable[[Incoming], None] = self._owner.received
-
-    def ready(self, session_present: bool, refused: tuple[str, ...]) -> None:
-        self._connection._ready(self._plan, session_present, refused)
+    def __init__(self, connection: Connection, owner: Owner) -> None:
+        self.ready = connection._ready
+        self.warned = connection._warned
+        self.published = owner.published
+        self.publish_refused = owner.publish_refused
+        self.received: Callable[[Incoming], None] = owner.received

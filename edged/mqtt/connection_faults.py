@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.faults import Fault
@@ -19,6 +21,8 @@ _BAD_CLIENT_ID = 0x85
 _BAD_USER_OR_PASSWORD = 0x86
 _KEEP_ALIVE_TIMEOUT = 0x8D
 _SESSION_TAKEN_OVER = 0x8E
+_RETAIN_NOT_SUPPORTED = 0x9A
+_QOS_NOT_SUPPORTED = 0x9B
 
 # Codes of faults that other modules act on.
 PROTOCOL_UNSUPPORTED = "mqtt_protocol_unsupported"
@@ -26,11 +30,19 @@ NO_CONNACK = "mqtt_no_connack"
 CONNACK_TIMEOUT = "mqtt_connack_timeout"
 SESSION_TAKEN_OVER = "mqtt_session_taken_over"
 CONNECTION_LOST = "mqtt_connection_lost"
+WILL_RETAIN_REFUSED = "mqtt_will_retain_refused"
+WILL_QOS_REFUSED = "mqtt_will_qos_refused"
 
 _SEE_BROKER_LOG = "the broker's own log says more"
 
 LOST = Fault(CONNECTION_LOST, "the connection was lost", _SEE_BROKER_LOG)
 CLOSED = Fault("mqtt_closed", "closed on purpose")
+RECHECK = Fault("mqtt_protocol_recheck", "disconnected to see whether the broker speaks MQTT 5")
+SESSION_LOST = Fault(
+    "mqtt_session_lost",
+    "the broker has forgotten this device's session: jobs published while the device was away may be lost",
+    "let the broker keep its state over restarts; senders must resend until accepted",
+)
 UNANSWERED = Fault(CONNACK_TIMEOUT, "the broker did not answer CONNECT in time", _SEE_BROKER_LOG)
 
 # OpenSSL's X509_V_ERR_….
@@ -118,7 +130,7 @@ def tls_read_failed(error: ssl.SSLError, mqtt: MqttSettings) -> Fault:
     return _tls_failed("the broker refused the TLS connection", error, mqtt)
 
 
-def connack_refused(code: ReasonCode, mqtt: MqttSettings) -> Fault:
+def connack_refused(code: ReasonCode, properties: Properties | None, mqtt: MqttSettings) -> Fault:
     """The fault for a CONNACK that refuses (MQTT 5 §3.2.2.2, MQTT 3.1.1 §3.2.2.3)."""
     if code.value in (_BAD_USER_OR_PASSWORD, NOT_AUTHORIZED):
         if mqtt.username is None:
@@ -134,7 +146,12 @@ def connack_refused(code: ReasonCode, mqtt: MqttSettings) -> Fault:
     if code.value == _BAD_CLIENT_ID:
         message = "the broker refused the client id, which is the device id"
         return Fault("mqtt_client_id_refused", message, "set device.id to one that the broker accepts")
-    return Fault("mqtt_connack_refused", f"the broker refused the connection: {_name(code)}", _SEE_BROKER_LOG)
+    message = f"the broker refused the connection: {_name(code)}{_broker_words(properties)}"
+    if code.value == _RETAIN_NOT_SUPPORTED:
+        return Fault(WILL_RETAIN_REFUSED, message, "allow retained messages at the broker")
+    if code.value == _QOS_NOT_SUPPORTED:
+        return Fault(WILL_QOS_REFUSED, message, "allow QoS 1 at the broker")
+    return Fault("mqtt_connack_refused", message, _other_server_hint(properties))
 
 
 def no_connack(mqtt: MqttSettings) -> Fault:
@@ -148,7 +165,7 @@ def no_connack(mqtt: MqttSettings) -> Fault:
     )
 
 
-def disconnected(code: ReasonCode, from_broker: bool) -> Fault:
+def disconnected(code: ReasonCode, properties: Properties | None, from_broker: bool) -> Fault:
     """The fault for the end of an accepted connection: the broker's DISCONNECT (MQTT 5 §3.14.2.1), or paho's reason."""
     if not from_broker:
         if code.value == _KEEP_ALIVE_TIMEOUT:
@@ -157,7 +174,23 @@ def disconnected(code: ReasonCode, from_broker: bool) -> Fault:
     if code.value == _SESSION_TAKEN_OVER:
         hint = "give each device a device.id of its own"
         return Fault(SESSION_TAKEN_OVER, "another client connected under the same id", hint)
-    return Fault("mqtt_disconnected", f"the broker closed the connection: {_name(code)}", _SEE_BROKER_LOG)
+    message = f"the broker closed the connection: {_name(code)}{_broker_words(properties)}"
+    return Fault("mqtt_disconnected", message, _other_server_hint(properties))
+
+
+def lost_during(subscribing: Sequence[str], publishing: str | None) -> Fault:
+    """The fault for a connection that was lost while packets of ours were unanswered.
+
+    Brokers such as AWS IoT Core close the connection in place of refusing a topic. `subscribing`: filters of an
+    unanswered SUBSCRIBE. `publishing`: topic of the oldest publication that was not acknowledged.
+    """
+    if subscribing:
+        message = f"the broker closed the connection when it was asked to subscribe {', '.join(subscribing)}"
+        return Fault("mqtt_lost_at_subscribe", message, "let the broker's access control list allow these topics")
+    if publishing is not None:
+        message = f"the connection was lost before the broker acknowledged the publication to {publishing}"
+        return Fault("mqtt_lost_at_publish", message, "where this repeats: see the broker's limits and access control")
+    return LOST
 
 
 def closed_before_connack(code: ReasonCode, mqtt: MqttSettings) -> Fault:
@@ -166,10 +199,29 @@ def closed_before_connack(code: ReasonCode, mqtt: MqttSettings) -> Fault:
     return UNANSWERED if code.value == _KEEP_ALIVE_TIMEOUT else no_connack(mqtt)
 
 
-def publication_refused(code: ReasonCode, topic: str) -> str:
+def publication_refused(code: ReasonCode, properties: Properties | None, topic: str) -> str:
     """Why the broker refused a publication (MQTT 5 §3.4.2.1), for people."""
     hint = "; its access control list does not let this device write there" if code.value == NOT_AUTHORIZED else ""
-    return f"the broker refused the publication to {topic}: {_name(code)}{hint}"
+    return f"the broker refused the publication to {topic}: {_name(code)}{_broker_words(properties)}{hint}"
+
+
+def document_refused(topic: str, reason: str) -> Fault:
+    """The warning about a status, info or health document that the broker did not take."""
+    message = f"the document for {topic} was not published: {reason}"
+    return Fault("mqtt_document_refused", message, "let the broker's access control list and limits allow it")
+
+
+def _broker_words(properties: Properties | None) -> str:
+    """The broker's Reason String and Server Reference (MQTT 5 §3.2.2.3.9, §3.2.2.3.16) as the end of a message."""
+    parts = [("", "ReasonString"), ("it refers to the server ", "ServerReference")]
+    found = [f"{prefix}{str(words)[:200]!a}" for prefix, name in parts if (words := getattr(properties, name, ""))]
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def _other_server_hint(properties: Properties | None) -> str:
+    if getattr(properties, "ServerReference", ""):
+        return "set mqtt.host to the server that the broker refers to, if you trust it"
+    return _SEE_BROKER_LOG
 
 
 def _name(code: ReasonCode) -> str:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from edged.faults import Fault
 
-if TYPE_CHECKING:
-    from edged.mqtt.session import Session
-
 Which = Literal["jobs", "control"]
 ProtocolVersion = Literal["5", "3.1.1"]
+
+
+class Acknowledging(Protocol):
+    """A network connection that acknowledges messages."""
+
+    def acknowledge(self, receipt: Receipt) -> bool:
+        """Send PUBACK; False when this connection has ended: the broker sends the message again on the next one."""
+
+    def unsubscribe(self, topic: str) -> None:
+        """Give up a subscription."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Receipt:
     """A handle for acknowledging one message of `size` bytes; good only on the connection that brought it."""
 
-    session: Session
+    session: Acknowledging
     mid: int
     qos: int
     size: int
@@ -58,12 +65,17 @@ class CancelReceived:
 
 @dataclass(frozen=True, slots=True)
 class LinkUp:
-    """The connection stands and its subscriptions were answered; `refused` names the topic filters denied."""
+    """The connection is up and its subscriptions were answered.
+
+    `refused`: topic filters that the broker refused and without which jobs are lost. `warnings`: promises of the
+    contract that do not hold on this connection.
+    """
 
     which: Which
     session_present: bool
     protocol: ProtocolVersion
     refused: tuple[str, ...] = ()
+    warnings: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,9 @@ import json
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal
 
 from edged.faults import Fault
-from edged.mqtt.session_plan import Incoming
+from edged.mqtt.session_plan import Established, Incoming
 
 STATUS_INSTANCE = "instance"
 """The field of the status document that tells one run of edged from another."""
@@ -99,7 +98,7 @@ class Watch:
 
     # Called by the probe's connection.
 
-    def up(self, _session_present: bool, _protocol: Literal["5", "3.1.1"], _refused: tuple[str, ...]) -> None:
+    def up(self, _established: Established) -> None:
         with self._lock:
             self._up = True
 

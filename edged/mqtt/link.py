@@ -28,7 +28,7 @@ from edged.mqtt.events import (
     Which,
 )
 from edged.mqtt.identity import Acquaintances, Watch, read_status
-from edged.mqtt.session_plan import Incoming, Publication, Subscription, Will
+from edged.mqtt.session_plan import Established, Incoming, Publication, Subscription, Will
 from edged.mqtt.topics import Topics
 from edged.settings.model import MqttSettings
 
@@ -78,7 +78,7 @@ class Link:
         job_topics = [topics.job, *(topics.group_job(group) for group in groups)]
         cancel_topics = [topics.cancel, *(topics.group_cancel(group) for group in groups)]
         self._jobs = Connection(
-            Role("jobs", device, [[Subscription(topic, qos=1) for topic in job_topics]]),
+            Role("jobs", device, [[Subscription(topic, qos=1, purpose="jobs", required=True) for topic in job_topics]]),
             mqtt,
             _Side(self, "jobs"),
             Backoff(*retry_seconds),
@@ -87,11 +87,11 @@ class Link:
             Role(
                 "control",
                 f"{device}-ctl",
-                # Status first: a broker answers in order, so that when the second step is answered, the
+                # Status first: a broker answers in order, so that when the second group is answered, the
                 # retained status has come if there is one.
                 [
-                    [Subscription(topics.status, qos=0, retained=True)],
-                    [Subscription(topic, qos=1) for topic in cancel_topics],
+                    [Subscription(topics.status, qos=0, purpose="status documents", retained=True)],
+                    [Subscription(topic, qos=1, purpose="cancels") for topic in cancel_topics],
                 ],
                 will=lambda: Will(topics.status, will_payload()),
             ),
@@ -159,6 +159,11 @@ class Link:
         """Whether the connection stands with all its subscriptions."""
         return (self._jobs if which == "jobs" else self._control).usable
 
+    @property
+    def warnings(self) -> tuple[Fault, ...]:
+        """Promises of the contract that do not hold on the present or latest connections."""
+        return tuple(dict.fromkeys((*self._control.warnings, *self._jobs.warnings)))
+
     def stood_still(self) -> float:
         """Seconds since the slower of the two connections' loops last turned, as it does several times a keep-alive."""
         sessions = (self._jobs.session, self._control.session)
@@ -185,15 +190,17 @@ class Link:
             if self._jobs_wanted and self._control_up and not self._taken:
                 self._jobs.open(self._protocol)
 
-    def _up(self, which: Which, session_present: bool, protocol: ProtocolVersion, refused: tuple[str, ...]) -> None:
+    def _up(self, which: Which, established: Established) -> None:
         if which == "control":
             with self._lock:
                 if self._taken:
                     return
                 self._control_up = True
-                self._protocol = protocol
+                self._protocol = established.protocol
             self._acquaintances.settled()
-        self._deliver(LinkUp(which, session_present, protocol, refused))
+        self._deliver(
+            LinkUp(which, established.session_present, established.protocol, established.refused, established.warnings)
+        )
         if which == "control":
             self._let_jobs_connect()
 
@@ -288,8 +295,8 @@ class _Side:
         self._link = link
         self._which: Which = which
 
-    def up(self, session_present: bool, protocol: ProtocolVersion, refused: tuple[str, ...]) -> None:
-        self._link._up(self._which, session_present, protocol, refused)
+    def up(self, established: Established) -> None:
+        self._link._up(self._which, established)
 
     def down(self, fault: Fault) -> None:
         self._link._down(self._which, fault)

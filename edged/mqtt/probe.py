@@ -9,8 +9,7 @@ from collections.abc import Hashable
 from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
-from edged.mqtt.events import ProtocolVersion
-from edged.mqtt.session_plan import Incoming, Subscription
+from edged.mqtt.session_plan import Established, Incoming, Subscription
 from edged.mqtt.topics import Topics
 from edged.settings.model import MqttSettings
 
@@ -21,8 +20,8 @@ def reach(mqtt: MqttSettings, device: str, timeout: float) -> Fault | None:
     None once that is done; else, at the first failure or after `timeout` seconds, why not.
     """
     answer: queue.SimpleQueue[Fault | None] = queue.SimpleQueue()
-    steps = [[Subscription(Topics(mqtt.root, device).status, qos=0)]]
-    role = Role("probe", f"{device}-doctor-{uuid.uuid4().hex[:8]}", steps, keep_session=False)
+    subscriptions = [[Subscription(Topics(mqtt.root, device).status, qos=0, purpose="status documents")]]
+    role = Role("probe", f"{device}-doctor-{uuid.uuid4().hex[:8]}", subscriptions, keep_session=False)
     connection = Connection(role, mqtt, _Owner(answer), Backoff(0.5, 10.0))
     connection.start()
     connection.open()
@@ -41,10 +40,9 @@ class _Owner:
     def __init__(self, answer: queue.SimpleQueue[Fault | None]) -> None:
         self._answer = answer
 
-    def up(self, session_present: bool, protocol: ProtocolVersion, refused: tuple[str, ...]) -> None:
-        message = f"the broker refuses to subscribe {', '.join(refused)}"
-        hint = "let the broker's access control list allow it"
-        self._answer.put(Fault("mqtt_subscription_refused", message, hint) if refused else None)
+    def up(self, established: Established) -> None:
+        refusal = (warning for warning in established.warnings if warning.code == "mqtt_subscription_refused")
+        self._answer.put(next(refusal, None))
 
     def down(self, fault: Fault) -> None:
         self._answer.put(fault)

@@ -14,8 +14,7 @@ from typing import Any
 from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
-from edged.mqtt.events import ProtocolVersion
-from edged.mqtt.session_plan import Incoming, Publication, Subscription
+from edged.mqtt.session_plan import Established, Incoming, Publication, Subscription
 from edged.settings.model import MqttSettings
 
 RESEND_SECONDS = 5.0
@@ -41,13 +40,15 @@ class Sender:
         self._answers = f"{mqtt.root}/device/{device or '+'}"
         self._inbox: queue.SimpleQueue[Update] = queue.SimpleQueue()
         answers = (("event", 1), ("stream", 0), ("result", 1))
-        steps = [[Subscription(f"{self._answers}/{kind}/+", qos) for kind, qos in answers]]
+        subscriptions = [
+            [Subscription(f"{self._answers}/{kind}/+", qos, f"{kind}s", required=True) for kind, qos in answers]
+        ]
         status = f"{self._answers}/status"
         if device:
-            steps.append([Subscription(status, qos=1, retained=True, optional=True)])
+            subscriptions.append([Subscription(status, qos=1, purpose="status documents", retained=True)])
         client_id = f"edged-sender-{uuid.uuid4().hex[:12]}"
         self._connection = Connection(
-            Role("sender", client_id, steps, keep_session=False),
+            Role("sender", client_id, subscriptions, keep_session=False),
             mqtt,
             _Owner(self._inbox.put, status),
             Backoff(0.5, 10.0),
@@ -123,7 +124,8 @@ class _Owner:
         self._deliver = deliver
         self._status = status
 
-    def up(self, session_present: bool, protocol: ProtocolVersion, refused: tuple[str, ...]) -> None:
+    def up(self, established: Established) -> None:
+        refused = established.refused
         reason = f"the broker refuses to subscribe {', '.join(refused)}: check its access list"
         self._deliver(Update("link", {"up": False, "reason": reason} if refused else {"up": True}))
 

@@ -8,7 +8,6 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
@@ -19,32 +18,28 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.faults import Fault
 from edged.mqtt import connection_faults
-from edged.mqtt.client import CONNECT_SECONDS, PahoClient, connect, make_client, subscribe
+from edged.mqtt.client import CONNECT_SECONDS, SESSION_EXPIRY_SECONDS, PahoClient, connect, make_client
 from edged.mqtt.events import Receipt
-from edged.mqtt.session_plan import Ending, Incoming, Listener, Publication, SessionPlan, Subscription
+from edged.mqtt.flow import WINDOW, PublishSlots, Unacknowledged
+from edged.mqtt.grants import Grants, broken_promises, read_grants
+from edged.mqtt.session_plan import Ending, Established, Incoming, Listener, Publication, SessionPlan
+from edged.mqtt.subscriber import Subscriber
 from edged.settings import SettingsError
 from edged.tls import CredentialsError
 
-WINDOW = 32
-"""QoS 1 publications handed to the broker and not yet acknowledged."""
-PIECES = 256
-"""QoS 0 publications not yet written to the socket; further ones are dropped."""
-UNACKNOWLEDGED = 256
-"""Messages received and not acknowledged at which reading stops, so that a broker that knows no Receive Maximum, or
-forgets it (mosquitto 2.0.11 after the first PUBACK), waits in TCP instead of filling our memory."""
-UNACKNOWLEDGED_BYTES = 16 << 20
-"""The same for their bytes: so many of the largest would be half a gigabyte."""
+RECHECK_CLOSE_SECONDS = 5.0
+"""Time for acknowledgements under way before a disconnect that only changes the version."""
 DISCONNECT_SECONDS = 2.0
-"""For writing DISCONNECT and what is queued before it."""
+"""Time limit for writing DISCONNECT and what is queued before it."""
 _PACKET_OVERHEAD = 32
 """Bytes of a PUBLISH beside topic, payload and correlation data, at most."""
 
 
 class Session:
-    """paho is touched by one thread only, the one in `run`: other threads leave commands and wake it.
+    """Only the thread in `run` touches paho: other threads queue commands and wake it.
 
-    `loop_forever` in a thread of one's own would not do: paho then writes to the socket in whichever thread
-    calls `publish` or `ack` (`Client._packet_queue`), beside the loop, and packets are torn or change places.
+    paho's own `loop_forever` thread would not do: paho then writes to the socket in whichever thread calls `publish`
+    or `ack` (`Client._packet_queue`), beside the loop, and packets are torn or reordered.
     """
 
     def __init__(self, plan: SessionPlan, listener: Listener) -> None:
@@ -53,48 +48,38 @@ class Session:
         self._lock = threading.Lock()
         self._commands: deque[Receipt | Publication | str] = deque()
         self._under_way: dict[int, Publication] = {}
-        self._unacknowledged = self._unacknowledged_bytes = 0
-        self._free = 0
-        self._pieces = PIECES
+        self._unacknowledged = Unacknowledged()
+        self._slots = PublishSlots()
         self._is_ready = False
         self._ended = False
         self._close_by: float | None = None
         self._closing = False
         self._fault: Fault | None = None
         self._accepted_at: float | None = None
+        self._recheck_at: float | None = None
         self._session_present = False
-        self._largest_packet: int | None = None
+        self._keep_alive: float = plan.mqtt.keep_alive
+        self._grants = Grants()
+        self._subscriber = Subscriber(plan.subscriptions, plan.protocol == "5")
         self.turned_at: float | None = None
-        """When its loop last turned (CLOCK_MONOTONIC), None before and after. Any thread may read."""
-        self._shared_allowed = True
-        self._steps = deque(plan.steps)
-        self._asked: tuple[int | None, Sequence[Subscription]] = (None, ())
-        self._refused: list[str] = []
+        """Start of the present turn of the loop (CLOCK_MONOTONIC), None before and after. Any thread may read it."""
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
 
-    # What any thread may call.
+    # Methods for any thread.
 
     @property
     def window(self) -> int:
         """How many QoS 1 publications would be taken now."""
         with self._lock:
-            return self._free if self._is_ready else 0
+            return self._slots.free if self._is_ready else 0
 
     def publish(self, publication: Publication) -> bool:
-        """Take the publication, or return False when not connected, closing, or without a free place."""
+        """Take the publication; False when not connected, closing, or without a free slot."""
         with self._lock:
-            if not self._is_ready or self._close_by is not None:
+            if not self._is_ready or self._close_by is not None or not self._slots.take(publication.qos):
                 return False
-            if publication.qos > 0:
-                if self._free <= 0:
-                    return False
-                self._free -= 1
-            else:
-                if self._pieces <= 0:
-                    return False
-                self._pieces -= 1
             self._commands.append(publication)
         self._wake()
         return True
@@ -107,7 +92,7 @@ class Session:
         return receipt.qos == 0 or self._command(receipt)
 
     def unsubscribe(self, topic: str) -> None:
-        """Give up a subscription that an earlier life of the device left in the broker's session."""
+        """Give up a subscription that an earlier run of the device left in the broker's session."""
         self._command(topic)
 
     def _command(self, command: Receipt | str) -> bool:
@@ -129,12 +114,12 @@ class Session:
         try:
             self._wake_sender.send(b"\0")
         except OSError:
-            return  # full: it is awake already; closed: the connection has ended
+            return  # full: the loop is awake already; closed: the connection has ended
 
-    # What only the connection's thread does.
+    # Methods for the connection's own thread.
 
     def run(self) -> Ending:
-        """Connect, carry messages until the end, say how it ended."""
+        """Connect, carry messages until the end, and return how it ended."""
         try:
             client = make_client(self._plan, WINDOW)
             client.on_connect = self._on_connect
@@ -149,7 +134,7 @@ class Session:
             if self._close_by is None:
                 self._pump(client)
             else:
-                self._closing = True  # asked for during the handshake; CONNECT would throw another client out
+                self._closing = True  # close() came during the handshake; CONNECT would throw another client out
             return self._conclude(client)
         except (CredentialsError, SettingsError) as error:
             return Ending(connection_faults.credentials_unusable(error))
@@ -169,7 +154,6 @@ class Session:
         sock = client.socket()
         assert sock is not None
         tls = sock if isinstance(sock, ssl.SSLSocket) else None
-        nap = max(1.0, self._plan.mqtt.keep_alive / 4)
         with selectors.DefaultSelector() as selector:
             selector.register(sock, selectors.EVENT_READ)
             selector.register(self._wake_receiver, selectors.EVENT_READ)
@@ -180,6 +164,10 @@ class Session:
                     self._end_with(connection_faults.UNANSWERED)
                     sock.close()
                     return
+                if self._recheck_at is not None and now >= self._recheck_at:
+                    self._recheck_at = None
+                    self._end_with(connection_faults.RECHECK)
+                    self.close(RECHECK_CLOSE_SECONDS)
                 if give_up is None and self._should_disconnect(now):
                     self._closing = True
                     client.disconnect()
@@ -187,13 +175,13 @@ class Session:
                 elif give_up is not None and now >= give_up:
                     sock.close()
                     return
-                full = self._full and self._close_by is None
+                full = self._unacknowledged.full and self._close_by is None
                 interest = (0 if full else selectors.EVENT_READ) | (selectors.EVENT_WRITE if client.want_write() else 0)
                 if sock in selector.get_map():
                     selector.unregister(sock)
                 if interest:
                     selector.register(sock, interest)
-                ready = selector.select(self._seconds_to_wait(now, nap, started, give_up, tls))
+                ready = selector.select(self._seconds_to_wait(now, started, give_up, tls))
                 for key, events in ready:
                     if key.fileobj is self._wake_receiver:
                         self._wake_receiver.recv(4096)
@@ -206,19 +194,14 @@ class Session:
                     client.loop_read()
                 client.loop_misc()
 
-    @property
-    def _full(self) -> bool:
-        """Whether so much is unacknowledged that no more should be read."""
-        return self._unacknowledged >= UNACKNOWLEDGED or self._unacknowledged_bytes >= UNACKNOWLEDGED_BYTES
-
-    def _seconds_to_wait(
-        self, now: float, nap: float, started: float, give_up: float | None, tls: ssl.SSLSocket | None
-    ) -> float:
-        if tls is not None and tls.pending() and not self._full:
+    def _seconds_to_wait(self, now: float, started: float, give_up: float | None, tls: ssl.SSLSocket | None) -> float:
+        if tls is not None and tls.pending() and not self._unacknowledged.full:
             return 0.0
-        until = now + nap
+        until = now + self._keep_alive / 4
         if self._accepted_at is None:
             until = min(until, started + CONNECT_SECONDS)
+        if self._recheck_at is not None:
+            until = min(until, self._recheck_at)
         if give_up is not None:
             until = min(until, give_up)
         elif self._close_by is not None:
@@ -229,7 +212,7 @@ class Session:
         close_by = self._close_by
         if close_by is None:
             return False
-        if self._commands:  # given before the order to close, an acknowledgement among them: they leave first
+        if self._commands:  # they were given before close(), acknowledgements among them: they leave first
             return False
         acknowledged = all(publication.qos == 0 for publication in self._under_way.values())
         return acknowledged or now >= close_by or not self._is_ready
@@ -239,50 +222,47 @@ class Session:
             command = self._commands.popleft()
             if isinstance(command, Receipt):
                 client.ack(command.mid, command.qos)
-                self._unacknowledged -= 1
-                self._unacknowledged_bytes -= command.size
+                self._unacknowledged.remove(command)
             elif isinstance(command, str):
                 client.unsubscribe(command)
             else:
                 self._send(client, command)
 
     def _send(self, client: Client, publication: Publication) -> None:
-        correlation = publication.correlation
-        size = len(publication.topic.encode()) + len(publication.payload) + len(correlation or b"") + _PACKET_OVERHEAD
-        if self._largest_packet is not None and size > self._largest_packet:
-            # Sent all the same, it would cost the connection (MQTT 5 §3.2.2.3.6), now and at every attempt.
-            reason = f"{publication.topic}: {size} bytes, but the broker takes at most {self._largest_packet}"
+        topic, correlation, limit = publication.topic, publication.correlation, self._grants.maximum_packet_size
+        size = len(topic.encode()) + len(publication.payload) + len(correlation or b"") + _PACKET_OVERHEAD
+        if limit is not None and size > limit:
+            # The broker would close the connection (MQTT 5 §3.2.2.3.6), now and at every attempt.
             self._release(publication)
-            self._refuse(publication, reason, None)
+            self._refuse(publication, f"{topic}: {size} bytes, but the broker takes at most {limit}", None)
             return
         properties: Any = None
         if self._plan.protocol == "5" and correlation is not None:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.CorrelationData = correlation
+        qos = min(publication.qos, self._grants.maximum_qos)
+        retain = publication.retain and self._grants.retain
         try:
             while True:
-                info = client.publish(
-                    publication.topic, publication.payload, publication.qos, publication.retain, properties
-                )
+                info = client.publish(topic, publication.payload, qos, retain, properties)
                 # After 65,535 messages paho's next packet id may still be under way; it then takes nothing.
                 if info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
                     break
         except ValueError as error:
             self._release(publication)
-            self._refuse(publication, f"{publication.topic!r} cannot be published to: {error}", None)
+            self._refuse(publication, f"{topic!r} cannot be published to: {error}", None)
             return
         self._under_way[info.mid] = publication
 
     def _release(self, publication: Publication) -> None:
         with self._lock:
-            if publication.qos > 0:
-                self._free += 1
-            else:
-                self._pieces += 1
+            self._slots.release(publication.qos)
 
     def _refuse(self, publication: Publication, reason: str, code: int | None) -> None:
         if publication.token is not None:
             self._listener.publish_refused(publication.token, reason, code)
+        else:
+            self._listener.warned(connection_faults.document_refused(publication.topic, reason))
 
     def _end_with(self, fault: Fault) -> None:
         """Keep the first fault: the others follow from it."""
@@ -290,12 +270,16 @@ class Session:
             self._fault = fault
 
     def _conclude(self, client: PahoClient) -> Ending:
-        if self._accepted_at is not None:
-            fault = connection_faults.CLOSED if self._closing else self._fault or connection_faults.LOST
-            return Ending(fault, time.monotonic() - self._accepted_at)
-        if isinstance(client.socket_error, ssl.SSLError):
+        seconds = None if self._accepted_at is None else time.monotonic() - self._accepted_at
+        if self._accepted_at is None and isinstance(client.socket_error, ssl.SSLError):
             return Ending(connection_faults.tls_read_failed(client.socket_error, self._plan.mqtt))
-        return Ending(connection_faults.CLOSED if self._closing else self._fault or connection_faults.LOST)
+        if self._closing and self._fault != connection_faults.RECHECK:
+            return Ending(connection_faults.CLOSED, seconds)
+        fault = self._fault or connection_faults.LOST
+        if seconds is not None and fault == connection_faults.LOST:
+            under_way = next(iter(self._under_way.values()), None)
+            fault = connection_faults.lost_during(self._subscriber.asked, under_way.topic if under_way else None)
+        return Ending(fault, seconds)
 
     # paho's callbacks, called from within loop_read, loop_write and loop_misc.
 
@@ -308,41 +292,43 @@ class Session:
         properties: Properties | None,
     ) -> None:
         if code.is_failure:
-            self._end_with(connection_faults.connack_refused(code, self._plan.mqtt))
+            self._end_with(connection_faults.connack_refused(code, properties, self._plan.mqtt))
             return
         self._accepted_at = time.monotonic()
+        if self._plan.recheck_seconds is not None:
+            self._recheck_at = self._accepted_at + self._plan.recheck_seconds
         self._session_present = flags.session_present
+        self._grants = read_grants(properties)
+        if self._grants.keep_alive:
+            self._keep_alive = min(self._keep_alive, self._grants.keep_alive)
+        assert isinstance(client, PahoClient)
+        client.ping_within(self._keep_alive)
         with self._lock:
-            # paho does not look at the broker's Receive Maximum (§3.2.2.3.3); beyond it, the broker hangs up.
-            self._free = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
-        self._largest_packet = getattr(properties, "MaximumPacketSize", None)
-        self._shared_allowed = getattr(properties, "SharedSubscriptionAvailable", 1) == 1
-        self._next_step(client)
+            self._slots.free = self._grants.window
+        self._subscribe_next(client)
 
-    def _next_step(self, client: Client) -> None:
-        while self._steps:
-            step = list(self._steps.popleft())
-            if not self._shared_allowed:
-                # Asked for all the same, such a broker hangs up (§3.2.2.3.13).
-                self._refused += [wanted.topic for wanted in step if wanted.topic.startswith("$share/")]
-                step = [wanted for wanted in step if not wanted.topic.startswith("$share/")]
-            if step:
-                self._asked = subscribe(client, self._plan, step), step
-                return
+    def _subscribe_next(self, client: Client) -> None:
+        if self._subscriber.send_next(client, self._grants):
+            return
         with self._lock:
             self._is_ready = True
-        self._listener.ready(self._session_present, tuple(self._refused))
+        plan, subscriber = self._plan, self._subscriber
+        promises = broken_promises(self._grants, plan.client_id, SESSION_EXPIRY_SECONDS if plan.keep_session else None)
+        self._listener.ready(
+            Established(
+                session_present=self._session_present,
+                protocol=plan.protocol,
+                grants=self._grants,
+                refused=tuple(subscriber.refused),
+                warnings=(*promises, *subscriber.warnings),
+            )
+        )
 
     def _on_subscribe(
-        self, client: Client, _data: object, mid: int, codes: list[ReasonCode], _properties: Properties | None
+        self, client: Client, _data: object, mid: int, codes: list[ReasonCode], properties: Properties | None
     ) -> None:
-        expected, step = self._asked
-        if mid != expected:
-            return
-        self._refused += [
-            wanted.topic for wanted, code in zip(step, codes, strict=False) if code.is_failure and not wanted.optional
-        ]
-        self._next_step(client)
+        if self._subscriber.answered(mid, codes, properties):
+            self._subscribe_next(client)
 
     def _on_disconnect(
         self,
@@ -350,7 +336,7 @@ class Session:
         _data: object,
         flags: DisconnectFlags,
         code: ReasonCode | None,
-        _properties: Properties | None,
+        properties: Properties | None,
     ) -> None:
         from_broker = flags.is_disconnect_packet_from_server
         if code is None:
@@ -358,15 +344,13 @@ class Session:
         elif self._accepted_at is None and not from_broker:
             self._end_with(connection_faults.closed_before_connack(code, self._plan.mqtt))
         else:
-            self._end_with(connection_faults.disconnected(code, from_broker))
+            self._end_with(connection_faults.disconnected(code, properties, from_broker))
 
     def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:
         properties = message.properties
         correlation = getattr(properties, "CorrelationData", None)
         receipt = Receipt(self, message.mid, message.qos, len(message.payload) + len(correlation or b""))
-        if message.qos > 0:
-            self._unacknowledged += 1
-            self._unacknowledged_bytes += receipt.size
+        self._unacknowledged.add(receipt)
         try:
             topic = message.topic
         except UnicodeDecodeError:
@@ -385,13 +369,14 @@ class Session:
         )
 
     def _on_publish(
-        self, _client: Client, _data: object, mid: int, code: ReasonCode, _properties: Properties | None
+        self, _client: Client, _data: object, mid: int, code: ReasonCode, properties: Properties | None
     ) -> None:
         publication = self._under_way.pop(mid, None)
         if publication is None:
             return
         self._release(publication)
         if code.is_failure:
-            self._refuse(publication, connection_faults.publication_refused(code, publication.topic), code.value)
+            reason = connection_faults.publication_refused(code, properties, publication.topic)
+            self._refuse(publication, reason, code.value)
         elif publication.token is not None:
             self._listener.published(publication.token)

@@ -1,59 +1,88 @@
-"""What one network connection is made for, what it carries, and how it ended."""
+"""Values of one network connection: what it is made with, what it carries, and how it ended."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from edged.faults import Fault
 from edged.mqtt.connection_faults import LOST
 from edged.mqtt.events import Incoming as Incoming
 from edged.mqtt.events import ProtocolVersion
+from edged.mqtt.grants import Grants
 from edged.settings.model import MqttSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One topic filter. `retained`: whether the broker shall send what it keeps there (MQTT 5 §3.8.3.1).
+    """One topic filter.
 
-    `optional`: it may be refused, and the connection is none the worse.
+    `retained`: whether the broker shall send the retained message (MQTT 5 §3.8.3.1). `required`: whether jobs are lost
+    where the broker refuses it. `purpose`: plural noun for the messages that it brings, used in warnings.
     """
 
     topic: str
     qos: int
+    purpose: str = "messages"
     retained: bool = False
-    optional: bool = False
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Will:
-    """The last will: QoS 1, retained."""
+    """The last will."""
 
     topic: str
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
+class WillLimits:
+    """What the broker takes of a last will. A CONNACK that refuses the will lowers one of them for the next attempt."""
+
+    qos: int = 1
+    retain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class SessionPlan:
-    """What to connect as. Each step is one SUBSCRIBE, sent when the one before was answered."""
+    """How to connect and what to subscribe to. Each group of subscriptions has SUBSCRIBE packets of its own."""
 
     mqtt: MqttSettings
     client_id: str
     protocol: ProtocolVersion
-    steps: Sequence[Sequence[Subscription]]
+    subscriptions: Sequence[Sequence[Subscription]]
     keep_session: bool = True
     will: Will | None = None
+    will_limits: WillLimits = WillLimits()
+    recheck_seconds: float | None = None
+    """Disconnect so long after CONNACK, to try another version; None: stay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
+    """A message to publish. `token`: returned in the events about it; without one there are none."""
+
     topic: str
     payload: bytes
     qos: int
     retain: bool
     token: Hashable | None
     correlation: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Established:
+    """A connection that was accepted, with the answers to its subscriptions."""
+
+    session_present: bool
+    protocol: ProtocolVersion
+    grants: Grants = field(default_factory=Grants)
+    refused: tuple[str, ...] = ()
+    """Topic filters that the broker refused and without which jobs are lost."""
+    warnings: tuple[Fault, ...] = ()
+    """Promises that do not hold on this connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +96,8 @@ class Ending:
 class Listener(Protocol):
     """Called by the thread in `Session.run`; must neither block nor raise."""
 
-    def ready(self, session_present: bool, refused: tuple[str, ...]) -> None: ...
+    def ready(self, established: Established) -> None: ...
     def received(self, message: Incoming) -> None: ...
     def published(self, token: Hashable) -> None: ...
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None: ...
+    def warned(self, warning: Fault) -> None: ...

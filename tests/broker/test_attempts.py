@@ -11,6 +11,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from edged.mqtt import connection_faults
 from edged.mqtt.attempts import Backoff, ProtocolChoice
 from edged.mqtt.identity import SILENT_LOOKS, Acquaintances, Status, Watch, read_status
+from edged.mqtt.session_plan import Established
 from edged.mqtt.topics import Topics, is_id
 from edged.settings.model import MqttSettings
 
@@ -66,6 +67,31 @@ def test_after_a_connection_5_is_tried_again() -> None:
     assert choice.current == "5"
 
 
+def test_a_broker_that_spoke_5_is_not_guessed_to_be_an_old_one() -> None:
+    choice = ProtocolChoice("auto")
+    choice.connected()
+    choice.new_series()
+    assert not any(choice.closed_silently() for _ in range(10))
+    assert not choice.unanswered()
+    assert choice.current == "5"
+    assert choice.refused()
+    assert choice.current == "3.1.1"
+
+
+def test_a_guess_is_checked_again_after_pauses_that_double() -> None:
+    choice = ProtocolChoice("auto")
+    pauses = []
+    for _ in range(3):
+        assert choice.unanswered()
+        choice.connected()
+        pauses.append(choice.recheck_seconds)
+        choice.new_series()
+        assert choice.current == "5"
+    assert pauses == [600.0, 1200.0, 2400.0]
+    choice.refused()
+    assert choice.recheck_seconds is None
+
+
 def test_a_version_that_is_set_stays() -> None:
     choice = ProtocolChoice("3.1.1")
     assert not choice.refused()
@@ -84,7 +110,7 @@ def test_a_predecessor_is_no_stranger_and_a_later_one_is() -> None:
 
 def test_a_status_that_nobody_stands_behind_is_not_waited_for_for_ever() -> None:
     watch = Watch("me", "status")
-    watch.up(False, "5", ())
+    watch.up(Established(session_present=False, protocol="5"))
     watch._status = Status("other", "online")
     assert [watch.look() for _ in range(SILENT_LOOKS)] == [False] * (SILENT_LOOKS - 1) + [True]
 
@@ -99,7 +125,7 @@ def test_what_is_no_status_document_is_passed_over(payload: bytes) -> None:
 @pytest.mark.parametrize("code", [0x86, 0x87])
 def test_a_wrong_password_names_the_user_and_not_the_password(code: int) -> None:
     mqtt = MqttSettings(username="board", password="secret")
-    fault = connection_faults.connack_refused(ReasonCode(PacketTypes.CONNACK, identifier=code), mqtt)
+    fault = connection_faults.connack_refused(ReasonCode(PacketTypes.CONNACK, identifier=code), None, mqtt)
     assert fault.message == "the broker refused user 'board': bad user name or password"
 
 

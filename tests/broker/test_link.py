@@ -17,7 +17,7 @@ from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
 from edged.mqtt.events import CancelReceived, JobReceived, LinkDown, LinkUp, Published
-from edged.mqtt.session import PIECES, UNACKNOWLEDGED, UNACKNOWLEDGED_BYTES
+from edged.mqtt.flow import MAX_UNACKNOWLEDGED, MAX_UNACKNOWLEDGED_BYTES, MAX_UNSENT
 from edged.mqtt.session_plan import Incoming, Subscription
 from edged.settings.model import MqttSettings
 
@@ -372,7 +372,7 @@ def test_a_flood_waits_in_tcp_while_nothing_is_acknowledged(
     peer: Peer = make_peer(broker.port)
     for number in range(1000):
         peer.send(device.topics.job, str(number))
-    jobs = [device.wait_for(JobReceived).message for _ in range(UNACKNOWLEDGED)]
+    jobs = [device.wait_for(JobReceived).message for _ in range(MAX_UNACKNOWLEDGED)]
     device.none_of(JobReceived)
     for job in jobs:
         device.link.acknowledge(job.receipt)
@@ -418,14 +418,14 @@ def test_messages_of_qos_0_do_not_count_as_acknowledged(make_broker: Make, make_
         for number in range(50):
             peer.send("t", str(number), qos=0)
         assert [hearer.arrived.get(timeout=PATIENCE).receipt.qos for _ in range(50)] == [0] * 50
-        for number in range(UNACKNOWLEDGED + 50):
+        for number in range(MAX_UNACKNOWLEDGED + 50):
             peer.send("t", str(number))
-        messages = [hearer.arrived.get(timeout=PATIENCE) for _ in range(UNACKNOWLEDGED)]
+        messages = [hearer.arrived.get(timeout=PATIENCE) for _ in range(MAX_UNACKNOWLEDGED)]
         with pytest.raises(queue.Empty):
             hearer.arrived.get(timeout=QUIET)
         for message in messages:
             message.receipt.session.acknowledge(message.receipt)
-        assert hearer.arrived.get(timeout=PATIENCE).payload == str(UNACKNOWLEDGED).encode()
+        assert hearer.arrived.get(timeout=PATIENCE).payload == str(MAX_UNACKNOWLEDGED).encode()
     finally:
         connection.stop(0.0)
         connection.join(PATIENCE)
@@ -440,7 +440,7 @@ def test_a_flood_of_large_messages_waits_in_tcp_by_its_bytes(
     large = bytes(1 << 20)
     for _ in range(40):
         peer.send(device.topics.job, large)
-    most = UNACKNOWLEDGED_BYTES // len(large)
+    most = MAX_UNACKNOWLEDGED_BYTES // len(large)
     jobs = [device.wait_for(JobReceived).message for _ in range(most)]
     device.none_of(JobReceived)
     while len(jobs) < 40:
@@ -456,12 +456,12 @@ def test_pieces_for_which_there_is_no_way_are_dropped_and_not_kept(broker: Mosqu
     piece = bytes(1 << 16)
     taken = 0
     until = time.monotonic() + PATIENCE
-    while taken_at_last := [device.link.publish("edged/v1/x", piece, qos=0) for _ in range(PIECES)]:
+    while taken_at_last := [device.link.publish("edged/v1/x", piece, qos=0) for _ in range(MAX_UNSENT)]:
         taken += sum(taken_at_last)
         if not any(taken_at_last):
             break
         assert time.monotonic() < until
-        assert taken < 20 * PIECES
+        assert taken < 20 * MAX_UNSENT
         time.sleep(0.02)  # for what the kernel takes
     broker.process.send_signal(signal.SIGCONT)
     while not device.link.publish("edged/v1/x", b"after", qos=0):

@@ -17,9 +17,10 @@ from conftest import Device, Mosquitto, Peer, free_port
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 from patience import PATIENCE
+from scripted_broker import HANG_UP, Answer, Connect, ScriptedBroker
 
 from edged.demo.broker import DemoBroker
-from edged.mqtt import session
+from edged.mqtt import attempts, session
 from edged.mqtt.events import CancelReceived, JobReceived, LinkUp, Published
 
 Make = Callable[..., Any]
@@ -165,6 +166,47 @@ def test_a_broker_that_hangs_up_twice_is_asked_in_3_1_1(make_device: Make) -> No
     broker = Refusing(b"")
     make_device(broker.port).start()
     assert [broker.versions.get(timeout=PATIENCE) for _ in range(3)] == [5, 5, 4]
+    broker.close()
+
+
+def test_a_broker_that_spoke_5_stays_on_5_when_a_few_connects_fail(make_device: Make) -> None:
+    left = 0
+
+    def hang_up_sometimes(connect: Connect) -> Answer:
+        nonlocal left
+        if connect.client_id == "board-ctl" and left:
+            left -= 1
+            return HANG_UP
+        return Answer()
+
+    broker = ScriptedBroker(on_connect=hang_up_sometimes)
+    device: Device = make_device(broker.port).up()
+    left = 3
+    broker.drop()
+    assert device.wait_for(LinkUp, which="control").protocol == "5"
+    assert left == 0
+    broker.close()
+
+
+def test_a_guess_of_3_1_1_is_checked_and_both_connections_go_back_to_5(
+    make_device: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "RECHECK_SECONDS", 0.5)
+    left = 2
+
+    def hang_up_at_first(connect: Connect) -> Answer:
+        nonlocal left
+        if connect.version == 5 and left:
+            left -= 1
+            return HANG_UP
+        return Answer()
+
+    broker = ScriptedBroker(on_connect=hang_up_at_first)
+    device: Device = make_device(broker.port).start()
+    assert device.wait_for(LinkUp, which="control").protocol == "3.1.1"
+    assert device.wait_for(LinkUp, which="control").protocol == "5"
+    assert device.wait_for(LinkUp, which="jobs", protocol="5")
+    assert device.link.connected("jobs")
     broker.close()
 
 

@@ -18,7 +18,7 @@ from daemon_fixtures import Daemon, Place, job
 from figures import table
 from patience import PATIENCE, eventually
 
-from edged.mqtt.session import WINDOW
+from edged.mqtt.flow import WINDOW
 
 pytest_plugins = ["daemon_fixtures"]
 LIBRARY = next(Path("/usr/lib").glob("**/faketime/libfaketimeMT.so.1"), None)

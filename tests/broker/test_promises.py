@@ -1,0 +1,257 @@
+"""What a broker grants is read and said: limits are kept, and promises that do not hold are warnings."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from conftest import Device, Mosquitto, Proxy
+from patience import PATIENCE
+from scripted_broker import HANG_UP, Answer, Connect, Publish, ScriptedBroker, Subscribe
+from structlog.testing import capture_logs
+
+from edged.mqtt.events import LinkDown, LinkUp, Published, PublishRefused
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[..., ScriptedBroker]]:
+    brokers: list[ScriptedBroker] = []
+
+    def make(**functions: Any) -> ScriptedBroker:
+        brokers.append(ScriptedBroker(**functions))
+        return brokers[-1]
+
+    yield make
+    for broker in brokers:
+        broker.close()
+
+
+Script = Callable[..., ScriptedBroker]
+
+
+def grants(**properties: Any) -> Callable[[Connect], Answer]:
+    return lambda _connect: Answer(properties=properties)
+
+
+def codes(device: Device) -> set[str]:
+    return {warning.code for warning in device.link.warnings}
+
+
+def test_a_broker_that_grants_everything_is_no_warning(broker: Mosquitto, make_device: Make, protocol: str) -> None:
+    device: Device = make_device(broker.port, groups=["north"], protocol=protocol).up()
+    assert device.link.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("properties", "code", "words"),
+    [
+        ({"SessionExpiryInterval": 0}, "mqtt_session_expiry_short", "keeps no sessions"),
+        ({"SessionExpiryInterval": 3600}, "mqtt_session_expiry_short", "keeps sessions for 3600 s only"),
+        ({"MaximumQoS": 0}, "mqtt_qos_0_only", "can be lost on the way"),
+        ({"RetainAvailable": 0}, "mqtt_retain_unavailable", "retains no messages"),
+        ({"WildcardSubscriptionAvailable": 0}, "mqtt_wildcards_unavailable", "no wildcard subscriptions"),
+        ({"MaximumPacketSize": 10_000}, "mqtt_packet_size_small", "10000 bytes at most"),
+        ({"AssignedClientIdentifier": "other"}, "mqtt_client_id_replaced", "by 'other'"),
+    ],
+)
+def test_each_limit_is_a_warning_with_code_and_hint(
+    script: Script, make_device: Make, properties: dict[str, Any], code: str, words: str
+) -> None:
+    broker = script(on_connect=grants(**properties))
+    with capture_logs() as entries:
+        device: Device = make_device(broker.port).up()
+    assert codes(device) == {code}
+    warning = device.link.warnings[0]
+    assert words in warning.message
+    assert warning.hint
+    logged = [entry for entry in entries if entry["event"] == code]
+    assert [(entry["log_level"], entry["connection"]) for entry in logged] == [
+        ("warning", "control"),
+        ("warning", "jobs"),
+    ]
+    assert logged[0]["hint"] == warning.hint
+
+
+def test_a_warning_is_not_logged_again_at_each_reconnect(script: Script, make_device: Make) -> None:
+    broker = script(on_connect=grants(RetainAvailable=0))
+    device: Device = make_device(broker.port).up()
+    with capture_logs() as entries:
+        broker.drop()
+        device.until_up()
+    assert [entry for entry in entries if entry["event"] == "mqtt_retain_unavailable"] == []
+    assert "mqtt_retain_unavailable" in codes(device)
+
+
+def test_limits_that_break_no_promise_are_none(script: Script, make_device: Make) -> None:
+    limits = {"ReceiveMaximum": 5, "ServerKeepAlive": 20, "SessionExpiryInterval": 7 * 24 * 3600, "MaximumQoS": 1}
+    device: Device = make_device(script(on_connect=grants(**limits)).port).up()
+    assert device.link.warnings == ()
+    assert device.link.window == 5
+
+
+def test_the_brokers_keep_alive_is_kept(script: Script, make_device: Make) -> None:
+    broker = script(on_connect=grants(ServerKeepAlive=2))
+    device: Device = make_device(broker.port, keep_alive=60).up()
+    last = dict.fromkeys(("board", "board-ctl"), time.monotonic())
+    for _ in range(8):
+        client, at = broker.pings.get(timeout=PATIENCE)
+        # On time is within 2 s; a broker waits 3 s (MQTT 5 §3.1.2.10), and a busy machine may delay the loop.
+        assert at - last[client] < 3.0
+        last[client] = at
+    assert not any(isinstance(event, LinkDown) for event in device.seen)
+
+
+def test_without_retain_and_qos_1_the_broker_gets_neither(script: Script, make_device: Make) -> None:
+    broker = script(on_connect=grants(RetainAvailable=0, MaximumQoS=0))
+    device: Device = make_device(broker.port).up()
+    assert device.link.publish("t", b"x", qos=1, retain=True, token="status")
+    device.wait_for(Published, token="status")
+    published = broker.publishes.get(timeout=PATIENCE)
+    assert (published.qos, published.retain) == (0, False)
+
+
+@pytest.mark.parametrize(("code", "allowed"), [(0x9A, (1, False)), (0x9B, (0, True))])
+def test_a_will_that_the_broker_refuses_is_lowered(
+    script: Script, make_device: Make, code: int, allowed: tuple[int, bool]
+) -> None:
+    def judge(connect: Connect) -> Answer:
+        refused = connect.has_will and (connect.will_qos, connect.will_retain) != allowed
+        return Answer(code if refused else 0)
+
+    broker = script(on_connect=judge)
+    make_device(broker.port, retry_seconds=(3600.0, 3600.0)).up()
+    first, second = (broker.connects.get(timeout=PATIENCE) for _ in range(2))
+    assert (first.will_qos, first.will_retain) == (1, True)
+    assert (second.will_qos, second.will_retain) == allowed
+
+
+def test_groups_without_shared_subscriptions_are_refused_and_named(script: Script, make_device: Make) -> None:
+    broker = script(on_connect=grants(SharedSubscriptionAvailable=0))
+    device: Device = make_device(broker.port, groups=["north"]).start()
+    assert device.wait_for(LinkUp, which="jobs").refused == (device.topics.group_job("north"),)
+    assert codes(device) == {"mqtt_subscription_refused"}
+    assert "shared subscriptions not supported" in device.link.warnings[0].message
+
+
+def test_a_lower_qos_in_suback_is_named(script: Script, make_device: Make, protocol: str) -> None:
+    broker = script(on_subscribe=lambda packet: [0] * len(packet.filters))
+    device: Device = make_device(broker.port, protocol=protocol).up()
+    assert codes(device) == {"mqtt_subscription_qos_lowered"}
+    assert {warning.message.split()[3] for warning in device.link.warnings} == {device.topics.job, device.topics.cancel}
+
+
+def test_the_brokers_words_in_suback_and_puback_are_passed_on(script: Script, make_device: Make) -> None:
+    words = {"ReasonString": "only on weekdays"}
+    broker = script(
+        on_subscribe=lambda packet: Answer(0x87 if "cancel" in packet.filters[0][0] else 0x01, properties=words),
+        on_publish=lambda _publish: Answer(0x97, properties=words),
+    )
+    device: Device = make_device(broker.port).up()
+    (warning,) = [warning for warning in device.link.warnings if device.topics.cancel in warning.message]
+    assert "not authorized" in warning.message
+    assert "only on weekdays" in warning.message
+    device.link.publish(device.topics.result("1"), b"x", qos=1, token="result")
+    refused = device.wait_for(PublishRefused)
+    assert "quota exceeded ('only on weekdays')" in refused.reason
+
+
+def test_a_refused_status_is_a_warning(script: Script, make_device: Make) -> None:
+    broker = script(on_publish=lambda _publish: Answer(0x87))
+    device: Device = make_device(broker.port).up()
+    with capture_logs() as entries:
+        for _ in range(2):
+            device.link.publish(device.topics.status, b"{}", qos=1, retain=True)
+        device.link.publish(device.topics.result("1"), b"x", qos=1, token="after")
+        device.wait_for(PublishRefused, token="after")
+    (warning,) = device.link.warnings
+    assert (warning.code, device.topics.status in warning.message) == ("mqtt_document_refused", True)
+    assert len([entry for entry in entries if entry["event"] == "mqtt_document_refused"]) == 1
+
+
+def test_the_brokers_words_at_a_refused_connect_and_the_other_server_are_named(
+    script: Script, make_device: Make
+) -> None:
+    words = {"ReasonString": "moved \x1b[31m", "ServerReference": "two.example:1883"}
+    broker = script(on_connect=lambda _connect: Answer(0x9D, properties=words))
+    fault = make_device(broker.port).start().down().fault
+    assert fault.message == (
+        "the broker refused the connection: server moved ('moved \\x1b[31m'; it refers to the server "
+        "'two.example:1883')"
+    )
+    assert "mqtt.host" in fault.hint
+
+
+def test_the_brokers_words_at_a_disconnect_are_named(script: Script, make_device: Make) -> None:
+    broker = script()
+    device: Device = make_device(broker.port).up()
+    broker.disconnect(0x8B, ReasonString="back at noon")
+    assert device.down().reason == "the broker closed the connection: server shutting down ('back at noon')"
+
+
+def test_a_hang_up_at_a_subscription_names_its_topics(script: Script, make_device: Make, protocol: str) -> None:
+    broker = script(on_subscribe=lambda packet: HANG_UP if "/cancel" in packet.filters[0][0] else [0])
+    device: Device = make_device(broker.port, protocol=protocol).start()
+    fault = device.down().fault
+    assert (fault.code, device.topics.cancel in fault.message) == ("mqtt_lost_at_subscribe", True)
+
+
+def test_a_hang_up_at_a_publication_names_its_topic(script: Script, make_device: Make, protocol: str) -> None:
+    def judge(publish: Publish) -> Answer:
+        return HANG_UP if "result" in publish.topic else Answer()
+
+    device: Device = make_device(script(on_publish=judge).port, protocol=protocol).up()
+    device.link.publish(device.topics.result("7"), b"x", qos=1, token="result")
+    fault = device.down().fault
+    assert (fault.code, device.topics.result("7") in fault.message) == ("mqtt_lost_at_publish", True)
+
+
+def test_a_broker_that_forgot_the_session_is_named(make_broker: Make, make_device: Make, protocol: str) -> None:
+    broker: Mosquitto = make_broker(persistence=False).start()
+    device: Device = make_device(broker.port, protocol=protocol).up()
+    assert device.link.warnings == ()
+    broker.kill()
+    device.down()
+    broker.start()
+    device.until_up()
+    assert codes(device) == {"mqtt_session_lost"}
+
+
+def test_a_reconnect_to_the_same_session_is_no_warning(
+    broker: Mosquitto, make_device: Make, make_proxy: Make, protocol: str
+) -> None:
+    proxy: Proxy = make_proxy(broker.port)
+    device: Device = make_device(proxy.port, protocol=protocol).up()
+    proxy.cut()
+    device.until_up()
+    assert device.link.warnings == ()
+
+
+def test_no_subscribe_holds_more_than_eight_filters(script: Script, make_device: Make, protocol: str) -> None:
+    groups = [f"group-{number}" for number in range(20)]
+    broker = script()
+    device: Device = make_device(broker.port, groups=groups, protocol=protocol).up()
+    sent: list[Subscribe] = []
+    while True:
+        try:
+            sent.append(broker.subscribes.get_nowait())
+        except queue.Empty:
+            break
+    jobs = [topic for packet in sent if packet.client_id == "board" for topic, _ in packet.filters]
+    assert jobs == [device.topics.job, *(device.topics.group_job(group) for group in groups)]
+    assert max(len(packet.filters) for packet in sent) == 8
+
+
+def test_a_topic_that_a_role_refuses_and_that_carries_no_jobs_is_a_warning(script: Script, make_device: Make) -> None:
+    def judge(packet: Subscribe) -> list[int]:
+        return [0x87 if "/group/" in topic and topic.endswith("/cancel") else qos & 3 for topic, qos in packet.filters]
+
+    device: Device = make_device(script(on_subscribe=judge).port, groups=["north"]).up()
+    assert device.link.connected("control")
+    assert device.link.connected("jobs")
+    (warning,) = device.link.warnings
+    assert device.topics.group_cancel("north") in warning.message
