@@ -93,6 +93,7 @@ class Observer:
                 verified=loaded.verified is not None,
                 lone_rows_padded=loaded.bits.lone_row_differs,
                 same_ids_in_any_company=not (loaded.bits.batches_differ or loaded.bits.chunks_differ),
+                chat=loaded.tokenizer.chat,
                 load_seconds=loaded.load_seconds,
                 rows=loaded.rows,
                 context=loaded.context,

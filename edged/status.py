@@ -39,6 +39,8 @@ class ModelFacts:
     verified: bool
     lone_rows_padded: bool
     same_ids_in_any_company: bool
+    chat: dict[str, str] | None
+    """How the chat template treats messages, as Tokenizer.chat; None without a template."""
     load_seconds: float
     rows: int
     context: int

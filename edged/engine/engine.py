@@ -234,8 +234,8 @@ class Engine:
             try:
                 row = Sequence(
                     request=request,
-                    text=model.tokenizer.stream(request.stop),
-                    eos=model.package.eos,
+                    text=model.tokenizer.stream(request.stop, request.prompt if request.continued else ()),
+                    eos=model.tokenizer.eos,
                     ragged=model.package.batches_ragged_rows,
                     signature=model.signature,
                     started=time.monotonic(),

@@ -177,6 +177,10 @@ def load_model(
     )
     _log_verification(loaded)
     _tell_bits(loaded)
+    for fault in loaded.tokenizer.faults:
+        log.warning("package_fault", model=package.name, fault=fault)
+    if package.search.unheeded:
+        log.warning("search_entries_unheeded", model=package.name, entries=list(package.search.unheeded))
     return loaded
 
 

@@ -6,39 +6,43 @@ Everything in a package is data: nothing in it is executed, and no path in it ma
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edged.engine.graph import Graph, GraphError, read_graph
+from edged.engine.package_files import PackageError, check_size, inside, read_json, short
+from edged.engine.package_texts import TextFiles, read_texts
 from edged.engine.providers import MadeFor, made_for
 
-_MAX_TEXT_BYTES = {
-    "genai_config.json": 1 << 20,
-    "tokenizer_config.json": 8 << 20,
-    "tokenizer.json": 128 << 20,
-    "chat_template.jinja": 1 << 20,
-    "known_answers.json": 64 << 10,
-}
+__all__ = ["Package", "PackageError", "SearchDefaults", "open_package", "read_json", "signature"]
+
 _BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 _HASHED_BYTES = 64 << 20
 _SAMPLES, _SAMPLE_BYTES = 256, 4096
+_UNHEEDED: dict[str, object] = {
+    "diversity_penalty": 0.0,
+    "min_length": 0,
+    "min_p": 0.0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "random_seed": -1,
+}
+"""Entries of `search` that edged does not heed, and the value of each that asks for nothing."""
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
-
-
-class PackageError(ValueError):
-    """The package cannot be served; the message is one line that says what is wrong and what would be right."""
 
 
 @dataclass(frozen=True)
 class SearchDefaults:
-    """What `search` in genai_config.json sets for jobs that sample and for the repetition penalty of all jobs."""
+    """What `search` in genai_config.json sets: top_k and top_p for jobs that sample, the penalty for all jobs."""
 
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    unheeded: tuple[str, ...] = ()
+    """Entries that ask for something edged does not do, such as "num_beams = 4"."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Package:
     sliding_window: int
     """Tokens the widest sliding-window layer looks back, 0 without one. Its cache must be at least as long."""
     eos: frozenset[int]
+    """Of genai_config.json and generation_config.json; the tokenizer knows the id of tokenizer_config.json's too."""
     input_names: dict[str, str]
     logits_name: str
     past_names: tuple[str, str]
@@ -66,8 +71,7 @@ class Package:
     search: SearchDefaults
     weight_bytes: int
     tokenizer_file: Path
-    chat_template: str | None
-    special_tokens: dict[str, str] = field(default_factory=dict)
+    texts: TextFiles
 
     @property
     def kv_dtype(self) -> str:
@@ -113,7 +117,7 @@ class Package:
 
 
 def signature(folder: Path) -> str:
-    """Changes whenever a file of the folder does: names, sizes and times, not contents (fit for polling).
+    """Changes whenever a file of the package does: from names, sizes and times, not contents, so that it can be polled.
 
     The folder may be broken or absent.
     """
@@ -126,7 +130,7 @@ def signature(folder: Path) -> str:
         try:
             status = path.stat()
             state = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
-        except OSError as error:  # a link to nowhere must not hide what happens to the other files
+        except OSError as error:  # a dangling link must not hide changes of the other files
             state = type(error).__name__
         digest.update(os.fsencode(path.name) + f"\0{state}\n".encode())
     return digest.hexdigest()
@@ -142,7 +146,7 @@ def open_package(folder: Path, name: str | None = None) -> Package:
     config = read_json(folder, "genai_config.json")
     model = _section(config, "model")
     if "decoder" not in model:
-        raise PackageError(f"genai_config.json has no model.decoder: {_short(model.get('type'))} is not a text decoder")
+        raise PackageError(f"genai_config.json has no model.decoder: {short(model.get('type'))} is not a text decoder")
     decoder = _section(model, "decoder")
     for other in ("encoder", "joiner", "vision", "speech", "embedding"):
         if other in model:
@@ -161,7 +165,7 @@ def open_package(folder: Path, name: str | None = None) -> Package:
     for pattern in (*past, *present):
         if pattern.count("%d") != 1 or pattern.count("%") != 1:
             raise PackageError(
-                f"genai_config.json: {_short(pattern)} must hold %d once, the place of the layer's number"
+                f"genai_config.json: {short(pattern)} must hold %d once, the place of the layer's number"
             )
     input_names = {kind: _name(inputs, kind, kind) for kind in _TOKEN_INPUTS}
     if len({*past, *input_names.values()}) < 5 or len(set(present)) < 2:
@@ -178,10 +182,8 @@ def open_package(folder: Path, name: str | None = None) -> Package:
     except PackageError as error:
         raise PackageError(f"{model_file.name}: {error}") from None
     vocabulary = _number(model, "vocab_size", 1, 1 << 24)
-    template, special_tokens = _read_template(folder)
-    tokenizer_file = inside(folder, "tokenizer.json")
-    _check_size(tokenizer_file, tokenizer_file.name)
-    search = _section(config, "search", {})
+    texts = read_texts(folder)
+    tokenizer_file = _tokenizer_file(folder)
     window = _section(decoder, "sliding_window", {})
     return Package(
         folder=folder,
@@ -195,66 +197,17 @@ def open_package(folder: Path, name: str | None = None) -> Package:
         vocabulary=vocabulary,
         context_length=_number(model, "context_length", 16, 1 << 24),
         sliding_window=_number(window, "window_size", 1, 1 << 24) if window.get("layers") else 0,
-        eos=_eos(model, vocabulary),
+        eos=_eos(model, vocabulary) | {token for token in texts.eos if token < vocabulary},
         input_names={kind: name for kind, name in input_names.items() if name in graph.inputs},
         logits_name=logits,
         past_names=past,
         present_names=present,
         made_for=_made_for(decoder),
-        search=SearchDefaults(
-            top_k=_number(search, "top_k", 0, 1 << 24, default=0),
-            top_p=_real(search, "top_p", 0.0, 1.0) or 1.0,  # 0 is how some write "off"
-            repetition_penalty=_real(search, "repetition_penalty", 0.0, 100.0) or 1.0,
-        ),
+        search=_search(_section(config, "search", {})),
         weight_bytes=_weight_bytes(model_file, graph),
         tokenizer_file=tokenizer_file,
-        chat_template=template,
-        special_tokens=special_tokens,
+        texts=texts,
     )
-
-
-def inside(folder: Path, relative: object, told_by: str = "") -> Path:
-    """The file `relative` of the package, which `told_by` names. Raises PackageError when absent or outside."""
-    if not isinstance(relative, str) or not relative or not relative.isprintable():
-        raise PackageError(f"{told_by}{_short(relative)} is not a file name")
-    path = folder / relative
-    try:
-        within = not PurePosixPath(relative).is_absolute() and path.resolve().is_relative_to(folder.resolve())
-        found = within and path.is_file()
-    except (OSError, RuntimeError, ValueError):  # too long, links in a circle, not in the file system's encoding
-        raise PackageError(f"{told_by}{_short(relative)} is not a file name that can be opened") from None
-    if not within:
-        raise PackageError(
-            f"{told_by}{_short(relative)} leaves the package folder: every file must lie inside it "
-            "(copy links with cp -rL)"
-        )
-    if not found:
-        raise PackageError(f"{relative} is missing from the package {folder}: copy the package again")
-    return path
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The object in a package's file `name`. Raises PackageError: absent, outside, too large or no JSON object."""
-    path = inside(folder, name)
-    _check_size(path, name)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise PackageError(f"{name} is not readable JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise PackageError(f"{name} is not a JSON object")
-    return value
-
-
-def _check_size(path: Path, name: str) -> None:
-    if path.stat().st_size > _MAX_TEXT_BYTES[name]:
-        raise PackageError(f"{name} is larger than {_MAX_TEXT_BYTES[name] >> 10} KiB: that is not a package's file")
-
-
-def _short(value: object) -> str:
-    """A value from a package, fit for a message of one line."""
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _section(parent: dict[str, Any], key: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -262,14 +215,14 @@ def _section(parent: dict[str, Any], key: str, default: dict[str, Any] | None = 
     if value is None and default is not None:
         return default
     if not isinstance(value, dict):
-        raise PackageError(f"genai_config.json: {key} must be a section, an object in braces, is {_short(value)}")
+        raise PackageError(f"genai_config.json: {key} must be a section, an object in braces, is {short(value)}")
     return value
 
 
 def _name(section: dict[str, Any], key: str, default: str) -> str:
     value = section.get(key, default)
     if not isinstance(value, str) or not value:
-        raise PackageError(f"genai_config.json: {key} must be a name, is {_short(value)}")
+        raise PackageError(f"genai_config.json: {key} must be a name, is {short(value)}")
     return value
 
 
@@ -278,7 +231,7 @@ def _number(section: dict[str, Any], key: str, low: int, high: int, default: int
     if value is None and default is not None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise PackageError(f"genai_config.json: {key} must be a whole number from {low} to {high}, is {_short(value)}")
+        raise PackageError(f"genai_config.json: {key} must be a whole number from {low} to {high}, is {short(value)}")
     return value
 
 
@@ -287,22 +240,49 @@ def _real(section: dict[str, Any], key: str, low: float, high: float) -> float:
     if value is None:
         return 0.0
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-        raise PackageError(f"genai_config.json: {key} must be a number from {low:g} to {high:g}, is {_short(value)}")
+        raise PackageError(f"genai_config.json: {key} must be a number from {low:g} to {high:g}, is {short(value)}")
     return float(value)
+
+
+def _search(search: dict[str, Any]) -> SearchDefaults:
+    top_k = _number(search, "top_k", 0, 1 << 24, default=0)
+    top_p = _real(search, "top_p", 0.0, 1.0) or 1.0  # 0 is how some write "off"
+    unheeded = [name for name, off in _UNHEEDED.items() if search.get(name, off) not in (off, None)]
+    if search.get("do_sample") is False:  # written beside a temperature and a top_k that it switches off
+        top_k, top_p = 0, 1.0
+    elif search.get("temperature", 1.0) not in (1.0, None):
+        unheeded.append("temperature")
+    return SearchDefaults(
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=_real(search, "repetition_penalty", 0.0, 100.0) or 1.0,
+        unheeded=tuple(f"{name} = {short(search[name])}" for name in unheeded),
+    )
+
+
+def _tokenizer_file(folder: Path) -> Path:
+    if not (folder / "tokenizer.json").exists() and (folder / "tokenizer.model").exists():
+        raise PackageError(
+            f"tokenizer.json is missing from the package {folder}, which has a tokenizer.model alone: transformers "
+            "makes one of it, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    path = inside(folder, "tokenizer.json")
+    check_size(path, path.name)
+    return path
 
 
 def _eos(model: dict[str, Any], vocabulary: int) -> frozenset[int]:
     value = model.get("eos_token_id", [])
     tokens = value if isinstance(value, list) else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocabulary for token in tokens):
-        raise PackageError(f"genai_config.json: eos_token_id must name tokens below {vocabulary}, is {_short(value)}")
+        raise PackageError(f"genai_config.json: eos_token_id must name tokens below {vocabulary}, is {short(value)}")
     return frozenset(tokens)
 
 
 def _made_for(decoder: dict[str, Any]) -> MadeFor:
     options = _section(decoder, "session_options", {}).get("provider_options") or []
     if not isinstance(options, list):
-        raise PackageError(f"genai_config.json: provider_options must be a list, is {_short(options)}")
+        raise PackageError(f"genai_config.json: provider_options must be a list, is {short(options)}")
     return made_for(entry for entry in options if isinstance(entry, dict))
 
 
@@ -318,17 +298,17 @@ def _check_graph(
     unknown = sorted(set(graph.inputs) - known)
     if unknown:
         raise PackageError(
-            f"the graph has an input that edged does not know: {_short(unknown[0])} (it knows input_ids, "
+            f"the graph has an input that edged does not know: {short(unknown[0])} (it knows input_ids, "
             "attention_mask, position_ids and the KV cache's names in genai_config.json)"
         )
     needed = {input_names["input_ids"], input_names["attention_mask"]} | (known - set(input_names.values()))
     absent = sorted(needed - set(graph.inputs))
     if absent:
-        raise PackageError(f"the graph has no input {_short(absent[0])}: it is not a text decoder with a KV cache")
+        raise PackageError(f"the graph has no input {short(absent[0])}: it is not a text decoder with a KV cache")
     outputs = {logits} | {pattern % layer for pattern in present for layer in range(layers)}
     absent = sorted(outputs - set(graph.outputs))
     if absent:
-        raise PackageError(f"the graph has no output {_short(absent[0])}: it is not a text decoder with a KV cache")
+        raise PackageError(f"the graph has no output {short(absent[0])}: it is not a text decoder with a KV cache")
     dtypes = {graph.inputs[pattern % layer] for pattern in past for layer in range(layers)}
     if len(dtypes) != 1 or not dtypes <= _BYTES_PER_ELEMENT.keys():
         raise PackageError(f"the KV cache's dtype must be one of {', '.join(_BYTES_PER_ELEMENT)}, is {sorted(dtypes)}")
@@ -348,30 +328,7 @@ def _weight_bytes(model_file: Path, graph: Graph) -> int:
             sizes[path] = path.stat().st_size
         if tensor.offset + (tensor.length or 0) > sizes[path]:
             raise PackageError(
-                f"{path.name} is cut: it has {sizes[path]} bytes and weight {_short(tensor.name)} needs "
+                f"{path.name} is cut: it has {sizes[path]} bytes and weight {short(tensor.name)} needs "
                 f"{tensor.offset + (tensor.length or 0)}; copy the package again"
             )
     return model_file.stat().st_size + sum(sizes.values())
-
-
-def _read_template(folder: Path) -> tuple[str | None, dict[str, str]]:
-    """The chat template and the special tokens it may name, from chat_template.jinja and tokenizer_config.json."""
-    config = read_json(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    special: dict[str, str] = {}
-    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        value = config.get(key)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            special[key] = text
-    template: object = config.get("chat_template")
-    if (folder / "chat_template.jinja").exists():
-        path = inside(folder, "chat_template.jinja")
-        _check_size(path, path.name)
-        try:
-            template = path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError) as error:
-            raise PackageError(f"chat_template.jinja is not readable text: {error}") from None
-    if isinstance(template, list):  # several named templates: the default one is the chat's
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return (template if isinstance(template, str) else None), special

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
-from edged.engine.sequence import Request, Sequence, rank
-
-__all__ = ["LEAST_CHUNK", "ChunkBudget", "Request", "StepPlan", "chunk_of", "rank", "schedule", "token_steps"]
+from edged.engine.sequence import Sequence
 
 LEAST_CHUNK = 2
 """Tokens of a chunk. Attention runs other code for a single token, with other last bits, so a prompt is never read

@@ -30,6 +30,8 @@ class Request:
     received: float = 0.0
     stream: bool = False
     ignore_eos: bool = False
+    continued: bool = False
+    """The answer continues the prompt's text, so that a space between them is kept."""
     store: bool = True
     """False: nothing of the prompt may be written to disk."""
     pin: bool = False

@@ -1,17 +1,22 @@
-"""Between text and token ids: prompts in, and whole characters out while the answer is still being made."""
+"""Between text and token ids: encodes prompts, and decodes an answer to whole characters while it is being made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
+from edged.engine.chat import Chat, ChatError
 from edged.engine.package import Package, PackageError
 from edged.engine.template import ChatTemplate, TemplateFaultError
 
 _REPLACEMENT = "\ufffd"
 _LONGEST_HALF = 3
 """Most tokens that an unfinished character can have: UTF-8 takes four bytes, a token has at least one."""
+_CONTEXT = 8
+"""Tokens of a prompt that the decoder is given before those of its continuation."""
 
 
 class PromptError(ValueError):
@@ -22,7 +27,7 @@ class Tokenizer:
     """A package's tokenizer and chat template. Thread-safe."""
 
     def __init__(self, package: Package) -> None:
-        """Raises PackageError when tokenizer.json or the chat template is broken."""
+        """Raises PackageError when tokenizer.json is broken, or the chat template does not compile or end."""
         try:
             self._tokenizer = HuggingFaceTokenizer.from_file(str(package.tokenizer_file))
         except Exception as error:  # the library raises plain Exception for anything wrong in the file
@@ -31,39 +36,84 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._vocabulary = package.vocabulary
+        self._add(package)
         added = self._tokenizer.get_added_tokens_decoder()
-        self._silent = frozenset(
-            [token for token, entry in added.items() if entry.special]
-            + [
-                token
-                for token in range(self._tokenizer.get_vocab_size(), package.vocabulary)
-                if self._tokenizer.id_to_token(token) is None  # the model's vocabulary is often padded
-            ]
-        )
-        if self._tokenizer.get_vocab_size() > package.vocabulary:
-            raise PackageError(
-                f"tokenizer.json has {self._tokenizer.get_vocab_size()} tokens, the model only {package.vocabulary}: "
-                "they are not of the same package"
+        self._special = {entry.content: token for token, entry in added.items() if entry.special}
+        self._silent = frozenset(self._special.values()) | {
+            token
+            for token in range(self._tokenizer.get_vocab_size(), package.vocabulary)
+            if self._tokenizer.id_to_token(token) is None  # the model's vocabulary is often padded
+        }
+        self.eos = package.eos | self._eos(package.texts.eos_text)
+        """Token ids that end an answer: of genai_config.json, generation_config.json and tokenizer_config.json."""
+        self._chat = self._open_chat(package, {entry.content: entry.special for entry in added.values()})
+        control = frozenset[str]() if self._chat is None else self._chat.control
+        self._control = frozenset(token for token, entry in added.items() if entry.content in control)
+
+    @property
+    def chat(self) -> dict[str, str] | None:
+        """How the chat template treats a job's messages, None without a template.
+
+        `system`: "template", or "first_user_message" where the template has no place for system text. `turns`:
+        "control_tokens", which a job's text cannot hold, or "plain_text", which it can imitate. `refuses`: the reason
+        of a template that does not render a plain question.
+        """
+        if self._chat is None:
+            return None
+        facts: dict[str, str] = {"system": self._chat.system, "turns": self._chat.turns}
+        return facts if self._chat.refusal is None else {**facts, "refuses": self._chat.refusal}
+
+    @property
+    def faults(self) -> list[str]:
+        """What an operator should know of the package's text files, one line each."""
+        faults = []
+        if not self.eos:
+            faults.append(
+                "no end-of-sequence token in genai_config.json, generation_config.json or tokenizer_config.json: every "
+                "answer goes on to max_tokens"
             )
-        self._template: ChatTemplate | None = None
-        if package.chat_template is not None:
-            try:
-                self._template = ChatTemplate(package.chat_template, package.special_tokens)
-            except TemplateFaultError as error:
-                raise PackageError(str(error)) from None
+        if self._chat is not None and self._chat.refusal is not None:
+            faults.append(f"the chat template refuses a plain question ({self._chat.refusal}): use prompt")
+        return faults
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of `text` with the tokenizer's own special tokens and no template."""
-        return self._encode(text, add_special_tokens=True)
+        """Token ids of `text` with the tokenizer's own special tokens and no template.
 
-    def encode_messages(self, messages: list[dict[str, str]]) -> list[int]:
+        Special tokens at the beginning of `text` itself are not added a second time.
+        """
+        encoding = self._encoding(text, add_special_tokens=True)
+        ids: list[int] = encoding.ids
+        count = 0
+        while count < len(ids) and encoding.special_tokens_mask[count]:
+            count += 1
+        return self._checked(ids[count:] if count and ids[count : 2 * count] == ids[:count] else ids)
+
+    def encode_messages(self, messages: Sequence[Mapping[str, Any]], **variables: object) -> list[int]:
         """Token ids of the rendered chat; the template writes the special tokens, none are added.
 
-        Raises PromptError without a template, TemplateRefusalError or TemplateFaultError as ChatTemplate.render.
+        Control tokens in a job's strings are encoded as text. `variables`: what else the template may use.
+
+        Raises PromptError without a template, or where it would drop a message or make a control token out of a job's
+        text; TemplateRefusalError or TemplateFaultError as ChatTemplate.render.
         """
-        if self._template is None:
+        if self._chat is None:
             raise PromptError("this package has no chat template: send prompt in place of messages")
-        return self._encode(self._template.render(messages), add_special_tokens=False)
+        try:
+            rendered = self._chat.render(messages, variables)
+        except ChatError as error:
+            raise PromptError(str(error)) from None
+        encoding = self._encoding(rendered.text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        if rendered.separator is not None:
+            ids = self._without(rendered.separator, rendered.text, encoding)
+        if rendered.masked is not None:
+            masked = self._encoding(rendered.masked, add_special_tokens=False)
+            if self._controls(ids) != self._controls(masked.ids):
+                raise PromptError(
+                    "the model's chat template makes a control token out of the text of these messages: leave out what "
+                    "looks like one, or send prompt"
+                )
+        return self._checked(ids)
 
     def check_ids(self, ids: Sequence[int]) -> list[int]:
         """`ids` as they are. Raises PromptError when one is not a token of this model."""
@@ -74,21 +124,83 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def stream(self, stop: Sequence[str] = ()) -> TextStream:
-        """Turns the tokens of one answer into text as they come."""
-        return TextStream(self.decode, stop, self._silent)
+    def stream(self, stop: Sequence[str] = (), continued: Sequence[int] = ()) -> TextStream:
+        """Turns the tokens of one answer into text as they come.
+
+        `continued`: the token ids that the answer is a continuation of, so that a space between them is kept. A stop
+        string that is a special token's text ends the answer at that token.
+        """
+        ends = frozenset(self._special[text] for text in stop if text in self._special)
+        return TextStream(self.decode, stop, self._silent, ends, continued[-_CONTEXT:])
 
     def close(self) -> None:
         """End the template's process."""
-        if self._template is not None:
-            self._template.close()
+        if self._chat is not None:
+            self._chat.close()
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def _add(self, package: Package) -> None:
+        """Add the tokens that only tokenizer_config.json has."""
+        known = {entry.content for entry in self._tokenizer.get_added_tokens_decoder().values()}
+        for added in package.texts.added_tokens:
+            if added.content in known:
+                continue
+            self._tokenizer.add_tokens(
+                [
+                    AddedToken(
+                        added.content,
+                        single_word=added.single_word,
+                        lstrip=added.lstrip,
+                        rstrip=added.rstrip,
+                        normalized=added.normalized,
+                        special=added.special,
+                    )
+                ]
+            )
+            came = self._tokenizer.token_to_id(added.content)
+            if came != added.id:
+                raise PackageError(
+                    f"tokenizer_config.json: added_tokens_decoder gives {added.content!a} the id {added.id}, with "
+                    f"tokenizer.json it is {came}: they are not of the same package"
+                )
+
+    def _eos(self, text: str | None) -> set[int]:
+        token = None if text is None else self._tokenizer.token_to_id(text)
+        return set() if token is None or token >= self._vocabulary else {token}
+
+    def _open_chat(self, package: Package, added: Mapping[str, bool]) -> Chat | None:
+        if package.texts.chat_template is None:
+            return None
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            template = ChatTemplate(package.texts.chat_template, package.texts.special_tokens)
+        except TemplateFaultError as error:
+            raise PackageError(str(error)) from None
+        try:
+            return Chat(template, package.texts.chat_template, added, package.texts.eos_text)
+        except TemplateFaultError as error:
+            template.close()
+            raise PackageError(str(error)) from None
+
+    def _encoding(self, text: str, add_special_tokens: bool) -> Any:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError):  # the library's answer to a str that UTF-8 cannot hold
             raise PromptError("the prompt has half of a surrogate pair: send whole characters") from None
-        return self._checked(ids)
+
+    def _without(self, separator: str, text: str, encoding: Any) -> list[int]:
+        """The ids of `encoding`, which is of `text`, without those of the separator."""
+        ids = []
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            covered = text[start:end]
+            if separator not in covered:
+                ids.append(token)
+            elif covered.strip(separator):
+                raise PromptError("this model's tokenizer cannot take control tokens as text: leave them out")
+        if separator in self._tokenizer.decode(ids, skip_special_tokens=False):
+            raise PromptError("this model's tokenizer cannot take control tokens as text: leave them out")
+        return ids
+
+    def _controls(self, ids: Sequence[int]) -> list[int]:
+        return [token for token in ids if token in self._control]
 
     def _checked(self, ids: list[int]) -> list[int]:
         if not ids:
@@ -113,19 +225,29 @@ class TextStream:
         decode: Callable[[Sequence[int]], str],
         stop: Sequence[str] = (),
         silent: frozenset[int] = frozenset(),
+        ends: frozenset[int] = frozenset(),
+        continued: Sequence[int] = (),
     ) -> None:
-        """`decode` turns ids into text, `silent` are ids that it leaves out anyway."""
+        """`decode` turns ids into text, `silent` are ids that it leaves out anyway, `ends` those of them that stop.
+
+        `continued`: ids before the answer's first, which give the decoder the context to space it.
+        """
         self._decode = decode
         self._stop = tuple(text for text in stop if text)
         self._silent = silent
-        self._tokens: list[int] = []
-        self._context = 0  # tokens from here give the decoder what it needs to space the next ones rightly
-        self._read = 0  # tokens before here are already text
+        self._ends = ends
+        self._tokens: list[int] = list(continued)
+        self._context = 0  # tokens from here to _read give the decoder the context to space the next ones
+        self._read = len(continued)  # tokens before here are already text
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """The text that can be shown now that `token` has come, perhaps none. Sets `stopped` at a stop string."""
+        if token in self._ends:
+            text = self.finish()
+            self.stopped = True
+            return text
         if token in self._silent:
             return ""
         self._tokens.append(token)
@@ -138,7 +260,7 @@ class TextStream:
         return self._release(new)
 
     def finish(self) -> str:
-        """What was held back, once no more tokens come."""
+        """The text held back, once no more tokens come."""
         if self.stopped:
             return ""
         new = self._unread()
@@ -153,7 +275,7 @@ class TextStream:
         after = self._decode(self._tokens[self._context :])
         if after.startswith(before):
             return after[len(before) :]
-        # A byte-fallback decoder has given up a run of byte tokens for the one that came last.
+        # The token that came last made a byte-fallback decoder drop a run of byte tokens.
         self._context = self._read
         return self._decode(self._tokens[self._read :])
 

@@ -148,6 +148,7 @@ def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float
         received=received,
         stream=job.stream,
         ignore_eos=job.ignore_eos,
+        continued=job.prompt is not None,
         store=job.store,
         pin=job.cache is not None and job.cache.pin,
         signature=loaded.signature,
@@ -157,9 +158,8 @@ def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float
 def pinned(text: str, place: int, number: int, loaded: LoadedModel) -> Request | None:
     """A request, one token long, that reads the tokens with which jobs begin that use this instruction.
 
-    These are the tokens that two chats with the same system message and other questions share; where the template
-    knows no system messages, with the same beginning of the user's message. `place` in the settings' list, from 1, is
-    what a warning names where the instruction is refused; then None is returned.
+    These are the tokens that two chats with the same system message and different questions share. `place` in the
+    settings' list, from 1, is what a warning names if the instruction is refused; then None is returned.
     """
     try:
         tokens = _shared(text, loaded)
@@ -180,16 +180,13 @@ def pinned_number(text: str, model: str) -> int:
 
 
 def _shared(text: str, loaded: LoadedModel) -> list[int]:
-    def ask(question: str, system: bool) -> list[int]:
-        first = [{"role": "system", "content": text}] if system else []
-        content = question if system else f"{text}{question}"
-        return loaded.tokenizer.encode_messages([*first, {"role": "user", "content": content}])
+    def ask(question: str) -> list[int]:
+        return loaded.tokenizer.encode_messages(
+            [{"role": "system", "content": text}, {"role": "user", "content": question}]
+        )
 
-    try:
-        one, other = ask("a", True), ask("0", True)
-    except TemplateRefusalError:
-        one, other = ask("a", False), ask("0", False)
-    return [token for token, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))]
+    pairs = zip(ask("a"), ask("0"), strict=False)
+    return [token for token, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
 def derived_seed(id: str) -> int:

@@ -16,9 +16,12 @@ from engine_rig import MODELS, copy_package, load
 from family_rig import PACKAGES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from edged.engine.graph import read_graph
-from edged.engine.package import PackageError, open_package, signature
+from edged.engine.package import PackageError, SearchDefaults, open_package, signature
+from edged.engine.template import TemplateRefusalError
+from edged.engine.tokenizer import PromptError, Tokenizer
 
 CONFIG = json.loads((MODELS / "phi3" / "genai_config.json").read_text())
 
@@ -46,6 +49,10 @@ def configure(package: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     return package
 
 
+def write(package: Path, name: str, content: object) -> None:
+    (package / name).write_text(json.dumps(content))
+
+
 def patch(file: Path, old: bytes, new: bytes) -> None:
     """Replace bytes by as many others, so that every length in the file stays right."""
     assert len(old) == len(new)
@@ -62,8 +69,8 @@ class TestGood:
         assert (package.name, package.vocabulary, package.layers, package.eos) == (name, 1000, 2, {2})
         assert package.weight_bytes == sum(file.stat().st_size for file in files)
         assert package.kv_bytes_per_token == 2 * 2 * package.kv_heads * package.head_size * 4
-        assert package.chat_template is not None
-        assert (package.made_for, package.search.top_k) == ("cpu", 50)
+        assert package.texts.chat_template is not None
+        assert (package.made_for, package.search.top_k) == ("cpu", 0)  # do_sample is false
         assert ("position_ids" in package.input_names) == (name == "llama-position-ids")
         assert package.sliding_window == (128 if name == "gemma2" else 0)
 
@@ -86,8 +93,104 @@ class TestGood:
             (package / "tokenizer_config.json").write_text(
                 json.dumps({"chat_template": template, "bos_token": {"content": "<s>"}, "eos_token": "</s>"})
             )
-            opened = open_package(package)
-            assert (opened.chat_template, opened.special_tokens["bos_token"]) == (expected, "<s>")
+            texts = open_package(package).texts
+            assert (texts.chat_template, texts.special_tokens["bos_token"]) == (expected, "<s>")
+
+    def test_a_template_alone_in_chat_template_json_is_read(self, package: Path) -> None:
+        (package / "chat_template.jinja").unlink()
+        write(package, "chat_template.json", {"chat_template": "processor's"})
+        assert open_package(package).texts.chat_template == "processor's"
+        write(package, "tokenizer_config.json", {"chat_template": {"default": "named", "tool_use": "x"}})
+        assert open_package(package).texts.chat_template == "named"
+
+    def test_special_tokens_are_those_that_transformers_gives_a_template(self, package: Path) -> None:
+        write(package, "special_tokens_map.json", {"bos_token": "<map>", "cls_token": {"content": "<cls>"}})
+        write(
+            package,
+            "tokenizer_config.json",
+            {
+                "bos_token": "<s>",
+                "add_bos_token": True,
+                "mask_token": None,
+                "boi_token": "<image>",
+                "additional_special_tokens": ["<a>", {"content": "<b>"}],
+                "extra_special_tokens": {"video_token": "<video>"},
+            },
+        )
+        assert open_package(package).texts.special_tokens == {
+            "bos_token": "<s>",
+            "cls_token": "<cls>",
+            "boi_token": "<image>",
+            "video_token": "<video>",
+            "additional_special_tokens": ["<a>", "<b>"],
+        }
+
+    def test_eos_comes_from_all_files_that_name_one(self, package: Path) -> None:
+        configure(package, lambda config: config["model"].update(eos_token_id=5))
+        write(package, "generation_config.json", {"eos_token_id": [7, 8, 5000]})
+        tokenizer = Tokenizer(open_package(package))
+        assert tokenizer.eos == {2, 5, 7, 8}  # 2 is </s> of tokenizer_config.json
+        assert tokenizer.faults == []
+        tokenizer.close()
+
+    def test_without_any_eos_the_fault_is_named(self, package: Path) -> None:
+        configure(package, lambda config: config["model"].pop("eos_token_id"))
+        write(package, "tokenizer_config.json", {"eos_token": "not a token"})
+        tokenizer = Tokenizer(open_package(package))
+        assert tokenizer.eos == frozenset()
+        assert "no end-of-sequence token in genai_config.json" in tokenizer.faults[0]
+        tokenizer.close()
+
+    @pytest.mark.parametrize(
+        ("search", "expected"),
+        [
+            ({"do_sample": False, "top_k": 1, "top_p": 0.5, "temperature": 0.2}, SearchDefaults()),
+            ({"do_sample": True, "top_k": 1, "top_p": 0.5}, SearchDefaults(top_k=1, top_p=0.5)),
+            ({"top_k": 40}, SearchDefaults(top_k=40)),
+            ({"do_sample": False, "repetition_penalty": 1.2}, SearchDefaults(repetition_penalty=1.2)),
+            (
+                {"do_sample": True, "num_beams": 4, "min_length": 0, "temperature": 0.6, "no_repeat_ngram_size": 3},
+                SearchDefaults(unheeded=("no_repeat_ngram_size = 3", "num_beams = 4", "temperature = 0.6")),
+            ),
+        ],
+    )
+    def test_search_settings_are_defaults_where_the_package_samples(
+        self, package: Path, search: dict[str, Any], expected: SearchDefaults
+    ) -> None:
+        configure(package, lambda config: config.update(search=search))
+        assert open_package(package).search == expected
+
+    def test_an_unheeded_search_entry_is_logged_at_the_load(self, package: Path) -> None:
+        configure(package, lambda config: config["search"].update(num_beams=4))
+        with capture_logs() as logs:
+            load(package).close()
+        entries = [entry["entries"] for entry in logs if entry["event"] == "search_entries_unheeded"]
+        assert entries == [["num_beams = 4"]]
+
+    def test_more_tokens_than_the_vocabulary_cost_only_the_prompts_that_use_them(self, package: Path) -> None:
+        content = json.loads((package / "tokenizer.json").read_text())
+        content["added_tokens"].append({**content["added_tokens"][0], "id": 1000, "content": "<image>"})
+        (package / "tokenizer.json").write_text(json.dumps(content))
+        serving = load(package)
+        assert serving.tokenizer.encode_text("x") == [94]
+        with pytest.raises(PromptError, match=r"token id 1000 is not in the model's vocabulary of 1000"):
+            serving.tokenizer.encode_text("x<image>")
+        assert serving.tokenizer.encode_messages([{"role": "user", "content": "<image>"}])  # as text
+        serving.close()
+
+    def test_tokens_that_only_tokenizer_config_has_are_added(self, package: Path) -> None:
+        config = json.loads((package / "tokenizer_config.json").read_text())
+        config["added_tokens_decoder"] = {"1000": {"content": "<|more|>", "special": True}}
+        write(package, "tokenizer_config.json", config)
+        configure(package, lambda config: config["model"].update(vocab_size=1024))
+        tokenizer = Tokenizer(open_package(package))
+        assert tokenizer.encode_text("<|more|>") == [1000]
+        assert tokenizer.decode([1000]) == ""
+        tokenizer.close()
+        config["added_tokens_decoder"] = {"7000": {"content": "<|more|>", "special": True}}
+        write(package, "tokenizer_config.json", config)
+        with pytest.raises(PackageError, match=r"added_tokens_decoder gives '<\|more\|>' the id 7000"):
+            Tokenizer(open_package(package))
 
     def test_a_folder_reached_through_a_link_is_opened(self, package: Path, tmp_path: Path) -> None:
         (tmp_path / "current").symlink_to(package)
@@ -134,6 +237,16 @@ class TestFiles:
     def test_a_text_file_of_gigabytes_is_not_read(self, package: Path, name: str) -> None:
         os.truncate(package / name, 1 << 32)
         assert refusal(package).startswith(f"{name} is larger than")
+
+    @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja"])
+    def test_a_git_lfs_pointer_is_named_as_that(self, package: Path, name: str) -> None:
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 85724\n"
+        (package / name).write_text(pointer)
+        assert refusal(package).startswith(f"{name} is a Git LFS pointer in place of the file: run git lfs pull")
+
+    def test_a_tokenizer_model_alone_is_named_with_what_helps(self, package: Path) -> None:
+        (package / "tokenizer.json").rename(package / "tokenizer.model")
+        assert "tokenizer.model alone: transformers makes one of it" in refusal(package)
 
     def test_there_is_no_folder(self, tmp_path: Path) -> None:
         assert "must name the folder that holds genai_config.json" in refusal(tmp_path / "nothing")
@@ -329,12 +442,6 @@ class TestModels:
         configure(package, lambda config: config["model"].update(vocab_size=1024))
         assert "logits have 1000 tokens and genai_config.json says vocab_size 1024" in refusal(package)
 
-    def test_a_tokenizer_larger_than_the_vocabulary_is_refused(self, package: Path) -> None:
-        content = json.loads((package / "tokenizer.json").read_text())
-        content["added_tokens"].append({**content["added_tokens"][0], "id": 1000, "content": "<|more|>"})
-        (package / "tokenizer.json").write_text(json.dumps(content))
-        assert refusal(package).startswith("tokenizer.json has 1001 tokens, the model only 1000")
-
     def test_weights_of_nan_are_found_before_a_job_is(self, package: Path) -> None:
         weights = [one for one in read_graph(package / "model.onnx").external if one.name.endswith("scales")]
         content = bytearray((package / "model.onnx.data").read_bytes())
@@ -345,9 +452,21 @@ class TestModels:
         (package / "model.onnx.data").write_bytes(content)
         assert "gives NaN or infinity where numbers are due" in refusal(package)
 
-    def test_a_template_that_fails_is_told_with_the_package(self, package: Path) -> None:
-        (package / "chat_template.jinja").write_text("{{ 1 // 0 }}")
-        assert "the chat template fails: ZeroDivisionError" in refusal(package)
+    @pytest.mark.parametrize("template", ["{% if %}", "{{ 'a' * 10**10 }}"])
+    def test_a_template_that_does_not_compile_or_takes_too_much_is_told_with_the_package(
+        self, package: Path, template: str
+    ) -> None:
+        (package / "chat_template.jinja").write_text(template)
+        assert "the chat template fails: " in refusal(package)
+
+    @pytest.mark.parametrize("template", ["{{ 1 // 0 }}", "{{ raise_exception('only with tools') }}"])
+    def test_a_template_that_refuses_a_plain_question_leaves_prompt(self, package: Path, template: str) -> None:
+        (package / "chat_template.jinja").write_text(template)
+        serving = load(package)
+        with pytest.raises(TemplateRefusalError, match=r"ZeroDivisionError|only with tools"):
+            serving.tokenizer.encode_messages([{"role": "user", "content": "x"}])
+        assert serving.tokenizer.encode_text("x") == [94]
+        serving.close()
 
     def test_a_context_beyond_the_packages_is_refused(self, package: Path) -> None:
         with pytest.raises(PackageError, match=r"model\.context = 513 is more than the package's context of 512"):
