@@ -18,7 +18,7 @@ PYTHON_trixie := python3.13
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker families test-cuda test-pull test-system test-runtimes test-templates bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve test-arm clean
+.PHONY: help demo test check unit broker families test-cuda test-pull test-system test-runtimes test-templates bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve test-arm clean test-loaded
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ demo: $(VENV)/.demo ## broker, daemon and model in one: asks and answers
 	@$(BIN)/edged demo
 
 test: check unit broker ## everything quick: lint, types, unit tests, tests over a real broker
+
+test-loaded: $(VENV)/.dev | mosquitto ## make test beside stress-ng, which keeps processors and disk busy: N=5 times (an hour or more)
+	@command -v stress-ng >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends stress-ng >/dev/null; }
+	@N=$(or $(N),5) tests/loaded.sh
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pull_rig import PATIENCE, Board, eventually, publish, refusal, same_files, write_sums
+from patience import PATIENCE, eventually
+from pull_rig import Board, publish, refusal, same_files, write_sums
 
 WEIGHTS = "model.onnx.data"
 PAD = 6 << 20

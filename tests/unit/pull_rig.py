@@ -8,22 +8,19 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
 from engine_rig import copy_package
+from patience import PATIENCE
 from structlog.testing import capture_logs
 
 from edged.cli import main
-
-PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Board:
         """The same as a process of its own."""
         done = subprocess.run(
             self.command(*arguments), env={**self.environment, **environment},
-            capture_output=True, text=True, check=False, timeout=PATIENCE * 2,
+            capture_output=True, text=True, check=False, timeout=PATIENCE,
         )  # fmt: skip
         return Done(done.returncode, done.stdout, done.stderr)
 
@@ -122,14 +119,6 @@ def same_files(one: Path, other: Path) -> bool:
     """Whether `other` holds each file of `one` that a package may hold."""
     names = [path.relative_to(one) for path in one.rglob("*") if path.is_file() and path.name != "SHA256SUMS"]
     return bool(names) and all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
-
-
-def eventually(check: Callable[[], Any], what: str) -> Any:
-    until = time.monotonic() + PATIENCE
-    while not (found := check()):
-        assert time.monotonic() < until, what
-        time.sleep(0.01)
-    return found
 
 
 class Server(ThreadingHTTPServer):

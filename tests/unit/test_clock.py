@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from edged.machine import clock
 from edged.machine.clock import Clock
@@ -20,7 +21,7 @@ def kernel(result: int, maxerror: int, status: int = 0) -> Callable[[Any], int]:
     """An adjtimex(2) that answers so, at the offsets of the C structure."""
 
     def answer(pointer: Any) -> int:
-        address = ctypes.addressof(pointer._obj)
+        address = ctypes.cast(pointer, ctypes.c_void_p).value or 0
         word = ctypes.sizeof(ctypes.c_long)
         assert ctypes.c_uint.from_address(address).value == 0, "modes: it would set the clock"
         ctypes.c_long.from_address(address + 3 * word).value = maxerror
@@ -68,6 +69,6 @@ def test_the_boot_id_is_the_kernels() -> None:
 def test_time_since_boot_goes_on_and_wall_time_is_seconds_since_1970() -> None:
     first = Clock().boottime()
     assert Clock().boottime() >= first > 0
-    assert abs(Clock().wall() - time.time()) < 5
+    assert abs(Clock().wall() - time.time()) < PATIENCE
     uptime = float(Path("/proc/uptime").read_text().split()[0])
-    assert abs(uptime - first) < 5
+    assert abs(uptime - first) < PATIENCE

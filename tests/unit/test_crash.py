@@ -97,9 +97,10 @@ def test_the_files_are_the_daemons_own(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_takes_no_writes_does_not_stop_the_engine(tmp_path: Path) -> None:
-    ledger = CrashLedger(tmp_path, "boot-1")
+    ledger, running = CrashLedger(tmp_path, "boot-1"), os.path.realpath(tmp_path / "running")
+    (descriptor,) = (n for n in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{n}") == running)
     full = os.open("/dev/full", os.O_RDWR)
-    os.dup2(full, ledger._running)
+    os.dup2(full, int(descriptor))
     os.close(full)
     ledger.write_running([7])
     ledger.close()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from edged.cli.common import BadUseError, job_document
 from edged.jobs.document import Code, Job, JobError, State, parse_time, result_document
@@ -89,7 +90,7 @@ def test_schema_bombs_are_refused_in_bounded_time_and_memory(bomb: str, code: Co
     payload = schema(bomb)
     began = time.process_time()
     refused = attempt(payload, MEBIBYTE)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < PATIENCE
     assert isinstance(refused, JobError)
     assert refused.code is code
     tracemalloc.start()

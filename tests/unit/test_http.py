@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from patience import PATIENCE
 
 from edged.faults import Fault
 from edged.report.http import HttpServer
@@ -33,7 +34,7 @@ def server(latest: LatestStatus) -> Iterator[HttpServer]:
 
 
 def ask(server: HttpServer, method: str, path: str) -> tuple[int, bytes, dict[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
     connection.request(method, path)
     answer = connection.getresponse()
     return answer.status, answer.read(), dict(answer.getheaders())
@@ -48,7 +49,7 @@ def test_metrics_are_served_as_prometheus_wants_them(server: HttpServer) -> None
 def test_an_address_of_ipv6_is_listened_on() -> None:
     server = HttpServer("::1", 0, lambda: b"edged_x 1\n", LatestStatus())
     server.start()
-    with urllib.request.urlopen(f"http://[::1]:{server.port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://[::1]:{server.port}/metrics", timeout=PATIENCE) as answer:
         assert answer.read() == b"edged_x 1\n"
     server.stop()
 
@@ -88,7 +89,7 @@ def test_a_server_whose_thread_has_ended_says_so() -> None:
 
 
 def test_head_has_no_body(server: HttpServer) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
         connection.sendall(b"HEAD /metrics HTTP/1.0\r\n\r\n")
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.0 200")
@@ -107,7 +108,7 @@ def test_noise_neither_stops_it_nor_fills_the_log(
     server: HttpServer, capfd: pytest.CaptureFixture[str], noise: bytes
 ) -> None:
     for _ in range(3):
-        connection = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
         connection.sendall(noise)
         # A reset in place of an orderly end.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
 
@@ -33,17 +34,21 @@ def test_it_knows_what_a_dictionary_knows(monkeypatch: pytest.MonkeyPatch, seed:
 
 def test_a_job_takes_sixteen_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ARRAYS", 2)
-    ids = IdIndex((n, f"id-{n}") for n in range(1, 10_001))
-    for n in range(10_001, 100_001):
-        ids.add(n, f"id-{n}")
-    assert sum(hashes.nbytes + seqs.nbytes for hashes, seqs in ids._arrays) <= 16 * 100_000
-    assert len(ids._recent) <= 5000
-    assert all(ids.get(f"id-{n}") == n for n in range(1, 100_001, 997))
-    for n in range(1, 90_001):
-        ids.discard(n, f"id-{n}")
-    for n in range(100_001, 110_001):
-        ids.add(n, f"id-{n}")
-    assert sum(len(hashes) for hashes, _ in ids._arrays) <= 20_000
+    few = 1 << 20  # bytes, for what waits in the dictionary; all in one would take 3 MB
+    tracemalloc.start()
+    try:
+        ids = IdIndex((n, f"id-{n}") for n in range(1, 3_001))
+        for n in range(3_001, 30_001):
+            ids.add(n, f"id-{n}")
+        assert tracemalloc.get_traced_memory()[0] < 16 * 30_000 + few
+        assert all(ids.get(f"id-{n}") == n for n in range(1, 30_001, 97))
+        for n in range(1, 25_001):
+            ids.discard(n, f"id-{n}")
+        for n in range(30_001, 40_001):
+            ids.add(n, f"id-{n}")
+        assert tracemalloc.get_traced_memory()[0] < 16 * 15_000 + few
+    finally:
+        tracemalloc.stop()
 
 
 def test_without_jobs_it_knows_none() -> None:

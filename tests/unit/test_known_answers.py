@@ -98,7 +98,7 @@ class TestRight:
             load(MODELS / "phi3").close()
         (event,) = [entry for entry in logs if entry["event"] == "model_verified"]
         assert (event["model"], event["tokens"], event["compared"]) == ("phi3", 32, 8)
-        assert 0 < event["seconds"] < 10
+        assert event["seconds"] > 0
         assert not [entry for entry in logs if entry["event"] == "model_not_verified"]
 
     def test_a_package_without_known_answers_is_served_and_told_how_to_get_them(self, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from engine_rig import MODELS, copy_package
+from patience import PATIENCE
 from test_known_answers import flip_block
 
 from edged.engine.known_answers import FILE
@@ -19,7 +20,7 @@ from edged.engine.known_answers import FILE
 def verify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edged", "model", "verify", "--config", "/dev/null", *map(str, arguments)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EDGED_")}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=PATIENCE)
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int = 1) -> str:

@@ -64,6 +64,6 @@ def test_a_megabyte_of_user_properties_takes_no_time() -> None:
     many = b"\x26\0\1a\0\1b" * 150_000
     size = len(many)
     length = bytes([size % 128 | 128, size // 128 % 128 | 128, size // 16384])
-    began = time.perf_counter()
+    began = time.process_time()
     assert with_needed_properties(QOS_1, publish(length + many)) == publish(b"\0")
-    assert time.perf_counter() - began < 5.0
+    assert time.process_time() - began < 30

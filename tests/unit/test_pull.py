@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from engine_rig import copy_package
 from folders import open_to_all
-from pull_rig import PATIENCE, Board, Server, publish, refusal, same_files, serving, write_sums
+from patience import PATIENCE
+from pull_rig import Board, Server, publish, refusal, same_files, serving, write_sums
 from test_known_answers import flip_block
 
 from edged.machine.memory import Available

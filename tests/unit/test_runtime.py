@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 from wheel_rig import MACHINE, NAME, PYTHON, SAME, VERSION, WRONG, make
 
 from edged.engine import runtime
@@ -32,7 +33,7 @@ def edged(state_dir: Path, folder: Path, *arguments: str, **environment: str) ->
     }
     return subprocess.run(
         [sys.executable, "-m", "edged", *arguments],
-        env={**keep, **settings, **environment}, capture_output=True, text=True, check=False, timeout=120,
+        env={**keep, **settings, **environment}, capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from spool_rig import pragma
 
 from edged.jobs import schema
 from edged.jobs.database import PAGE_BYTES, WAL_BYTES
@@ -273,7 +274,7 @@ def test_scrubbing_beside_a_reader_says_that_it_must_be_tried_again(spool: Spool
     other = sqlite3.connect(spool.path, isolation_level=None)
     other.execute("BEGIN")
     other.execute("SELECT * FROM job").fetchall()
-    spool._db.execute("PRAGMA busy_timeout=0")
+    pragma(spool, "busy_timeout=0")
     add(spool, "b")
     assert not spool.scrub()
     other.close()
@@ -289,9 +290,7 @@ def test_the_latest_moment_of_a_boot(spool: Spool) -> None:
 
 
 def test_commits_are_durable_and_freed_space_is_zeroed(spool: Spool) -> None:
-    settings = [
-        spool._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "secure_delete")
-    ]
+    settings = [pragma(spool, name) for name in ("journal_mode", "synchronous", "secure_delete")]
     assert settings == ["wal", 2, 1]
     assert spool.path.stat().st_mode & 0o777 == 0o600
     assert spool.bytes > 0
@@ -308,7 +307,7 @@ def test_damage_that_is_met_later_is_told_from_other_faults(spool: Spool) -> Non
     for n in range(50):
         add(spool, f"job-{n}", b"{}" * 100)
     spool = reopened(spool)
-    spool._db.execute("PRAGMA shrink_memory")  # with nothing in SQLite's own
+    pragma(spool, "shrink_memory")  # with nothing in SQLite's own
     for start, length in ((PAGE_BYTES * 14, spool.path.stat().st_size - PAGE_BYTES * 14),):
         with spool.path.open("r+b") as file:
             file.seek(start)
@@ -375,7 +374,7 @@ def test_a_spool_of_every_earlier_version_is_opened(tmp_path: Path) -> None:
         assert json.loads(spool.result(2) or b"")["text"] == "That."
         end(spool, add(spool, "new"), finished=0.0)
         assert [delivery.id for delivery in spool.due() if delivery.topic is None] == ["answered", "new"]
-        limit = [spool._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("wal_autocheckpoint", "page_size")]
+        limit = [pragma(spool, name) for name in ("wal_autocheckpoint", "page_size")]
         assert limit[0] * limit[1] == WAL_BYTES
         spool.close()
 
@@ -497,7 +496,7 @@ def test_a_place_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_writer_beside_it_is_waited_for_and_then_an_error(spool: Spool) -> None:
-    spool._db.execute("PRAGMA busy_timeout=10")
+    pragma(spool, "busy_timeout=10")
     other = sqlite3.connect(spool.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(SpoolError, match="locked"):

@@ -67,7 +67,7 @@ def overwrite(path: Path, start: int, length: int, seed: int = 1) -> None:
 
 def check(spool: Spool) -> tuple[int, int]:
     """Whatever was taken over is as it was; how many jobs and results these are."""
-    assert spool._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert outside(spool.path, "PRAGMA integrity_check") == [("ok",)]
     jobs = results = 0
     due = {delivery.id for delivery in spool.due()}
     queued = {job.id: job for job in spool.queued()}
@@ -132,9 +132,8 @@ def test_a_damaged_spool_of_a_newer_edged_is_taken_over_without_what_is_unknown_
 def test_results_stay_in_their_order(path: Path) -> None:
     spool = Spool(path)
     before = list(spool.due())
-    with spool.transaction():
-        spool._db.execute("UPDATE result SET finished = -finished")
     spool.close()
+    outside(path, "UPDATE result SET finished = -finished")
     mark_damaged(path, "seen while it ran")
     assert list(open_spool(path).due()) == before
 
@@ -142,20 +141,14 @@ def test_results_stay_in_their_order(path: Path) -> None:
 @pytest.mark.parametrize("change", ["document = document || ' '", "document = 5", "made = 'x'", "crc = 5"])
 def test_a_result_that_is_not_what_was_written_down_is_not_taken_over(path: Path, change: str) -> None:
     """What came is still JSON, and still of this job."""
-    spool = Spool(path)
-    with spool.transaction():
-        spool._db.execute(f"UPDATE result SET {change} WHERE seq = 8")
-        spool._db.execute("UPDATE result SET document = CAST(document AS BLOB) WHERE typeof(document) = 'text'")
-    spool.close()
+    outside(path, f"UPDATE result SET {change} WHERE seq = 8")
+    outside(path, "UPDATE result SET document = CAST(document AS BLOB) WHERE typeof(document) = 'text'")
     mark_damaged(path, "seen while it ran")
     assert check(open_spool(path)) == (JOBS, RESULTS - 1)
 
 
 def test_of_two_jobs_with_one_id_the_first_is_taken_over(path: Path) -> None:
-    spool = Spool(path)
-    with spool.transaction():
-        spool._db.execute("UPDATE job SET id = 'job-50' WHERE id = 'job-51'")
-    spool.close()
+    outside(path, "UPDATE job SET id = 'job-50' WHERE id = 'job-51'")
     mark_damaged(path, "seen while it ran")
     spool = open_spool(path)
     assert len(spool.ids()) == len(set(spool.ids())) == JOBS - 1
@@ -207,7 +200,7 @@ def killed(tmp_path: Path) -> Path:
     folder.mkdir()
     spool = fill(tmp_path / "spool.db", jobs=20)
     assert spool.scrub()
-    spool._db.execute("PRAGMA wal_autocheckpoint=0")
+    pragma(spool, "wal_autocheckpoint=0")
     with spool.transaction():
         spool.remove(20)
     for suffix in ("", "-wal"):
@@ -266,8 +259,8 @@ def test_an_erased_job_whose_result_is_lost_is_not_taken_over(path: Path) -> Non
     spool = Spool(path)
     with spool.transaction():
         spool.erase(1)
-        spool._db.execute("DELETE FROM result WHERE seq = 1")
     spool.close()
+    outside(path, "DELETE FROM result WHERE seq = 1")
     mark_damaged(path, "seen while it ran")
     assert open_spool(path).find("job-0") is None
 
@@ -330,9 +323,7 @@ def test_few_damaged_files_are_kept_and_pruning_removes_old_ones(path: Path) -> 
 def test_what_is_no_damage_is_left_alone(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SpoolError, match="no such file or directory"):
         open_spool(tmp_path / "nowhere/spool.db")
-    spool = Spool(path)
-    spool._db.execute(f"PRAGMA user_version={9 << 16 | 9}")
-    spool.close()
+    outside(path, f"PRAGMA user_version={9 << 16 | 9}")
     with pytest.raises(SpoolError, match="newer edged"):
         open_spool(path)
     assert set_aside(path) == []
