@@ -10,6 +10,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARCH = $(shell dpkg --print-architecture)
 DEB_PYTHON = $(if $(filter python3,$(PYTHON)),$(shell /usr/bin/python3 -c 'import sys; print("3.%d" % sys.version_info[1])'),$(PYTHON))
 
+# Complete once its known answers are there.
+REAL_MODEL := .real-model/SmolLM2-135M-Instruct/known_answers.json
+
 # The Debian that `make test-system` boots, and its python3.
 RELEASE ?= bookworm
 PYTHON_bookworm := python3.11
@@ -124,14 +127,29 @@ power: $(VENV)/.dev | mosquitto ## cut the power at every fsync and at 1,000 ins
 eval-demo: $(VENV)/.dev ## score the demo model on what it has not seen
 	@$(BIN)/python deploy/demo-model/evaluate.py
 
-demo-model: ## train the demo model anew (three quarters of an hour on two cores)
+demo-model: $(VENV)-demo-model/.done ## train the demo model anew (three quarters of an hour on two cores)
+	@$(VENV)-demo-model/bin/python deploy/demo-model/train.py
+
+.PHONY: real-model test-real bench-real
+real-model: $(REAL_MODEL) ## build a package of SmolLM2-135M-Instruct in .real-model (minutes; gigabytes the first time)
+
+test-real: $(VENV)/.dev $(REAL_MODEL) | mosquitto ## a real model's ids beside onnxruntime-genai's: alone, in company, over MQTT, from disk (minutes)
+	@$(BIN)/pytest -q tests/real
+
+bench-real: $(REAL_MODEL) $(VENV)-peers/.done ## the real model beside llama.cpp with the same weights (minutes)
+	@$(VENV)-peers/bin/python tests/benchmarks/real.py
+
+$(REAL_MODEL): deploy/real-model/build.py | $(VENV)-demo-model/.done
+	@$(VENV)-demo-model/bin/python deploy/real-model/build.py
+
+$(VENV)-demo-model/.done: deploy/demo-model/requirements.txt
 	@[ -x $(VENV)-demo-model/bin/python ] || $(PYTHON) -m venv $(VENV)-demo-model
 	@echo "installing torch, transformers and onnxruntime-genai (minutes, gigabytes) …"
 	@$(VENV)-demo-model/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/demo-model/requirements.txt
-	@$(VENV)-demo-model/bin/python deploy/demo-model/train.py
+	@touch $@
 
 clean: ## remove what was installed and built here
-	@rm -rf $(VENV) $(VENV)-* .system-root .chaos .arm-root build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-* .system-root .chaos .arm-root .real-model build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Debian leaves ensurepip out of python3; its package python3-venv brings it.
 $(BIN)/python:

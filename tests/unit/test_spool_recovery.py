@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from spool_rig import outside, pragma
 from test_spool import ANY
 
 from edged.jobs import schema
