@@ -110,10 +110,9 @@ def load_model(
     known = read_known_answers(package) if verify else None
     try:
         choice = choose_provider(wanted.execution_provider, board, ort.get_available_providers(), package.made_for)
+        host = available()
     except ProviderError as error:
         raise PackageError("; ".join(filter(None, (str(error), runtime.selected.refused)))) from None
-    try:
-        host = available()
     except MemoryPlanError as error:
         raise TooLargeError(str(error)) from None
     planned = plan_package(settings, package, choice, available_for(choice, board, host))
@@ -124,12 +123,9 @@ def load_model(
         if known is not None:
             check_tokenizer(known, tokenizer)
         session = ModelSession(package, choice.providers, threads)
-        confirmed = confirm_providers(choice, wanted.execution_provider, session.providers)
+        confirmed = _confirm(settings, choice, session)
         if choice.on_device and not confirmed.on_device:  # the GPU did not start: the host's memory and rows apply
             planned = plan_package(settings, package, confirmed, host)
-        choice = confirmed
-        if runtime.selected.refused is not None:
-            choice = replace(choice, reason=f"{choice.reason}; {runtime.selected.refused}", fell_back=True)
         if session.device != "cpu" and planned.rows > 1:
             raise PackageError(f"model.rows = {planned.rows} is served on the CPU only: set model.rows = 1 for a GPU")
         if known is None:
@@ -140,10 +136,8 @@ def load_model(
         # so it takes a page of memory per head and layer.
         cache = KVCache(package, planned.rows + bits.lone_row_differs, context, session.device)
         session.use(cache)
-    except BaseException as error:
+    except BaseException:
         tokenizer.close()
-        if isinstance(error, ProviderError):
-            raise PackageError(str(error)) from None
         raise
     loaded = LoadedModel(
         package=package,
@@ -156,31 +150,14 @@ def load_model(
         chunk=chunk,
         max_stall=wanted.max_stall,
         threads=threads,
-        choice=choice,
+        choice=confirmed,
         plan=planned,
         bits=bits,
         verified=verified,
         load_seconds=time.monotonic() - started,
         signature=signature,
     )
-    log.info(
-        "model_serving",
-        model=package.name,
-        architecture=package.architecture,
-        execution_provider=session.providers[0],
-        reason=choice.reason,
-        threads=threads,
-        rows=planned.rows,
-        context=context,
-        load_seconds=round(loaded.load_seconds, 2),
-        planned_bytes=planned.peak,
-    )
-    _log_verification(loaded)
-    _tell_bits(loaded)
-    for fault in loaded.tokenizer.faults:
-        log.warning("package_fault", model=package.name, fault=fault)
-    if package.search.unheeded:
-        log.warning("search_entries_unheeded", model=package.name, entries=list(package.search.unheeded))
+    _log_loaded(loaded)
     return loaded
 
 
@@ -212,6 +189,17 @@ def plan_package(settings: Settings, package: Package, choice: ProviderChoice, a
         )
     except MemoryPlanError as error:
         raise TooLargeError(str(error)) from None
+
+
+def _confirm(settings: Settings, choice: ProviderChoice, session: ModelSession) -> ProviderChoice:
+    """The choice with the providers that the session uses. Raises PackageError if a configured one did not start."""
+    try:
+        choice = confirm_providers(choice, settings.model.execution_provider, session.providers)
+    except ProviderError as error:
+        raise PackageError(str(error)) from None
+    if runtime.selected.refused is not None:
+        choice = replace(choice, reason=f"{choice.reason}; {runtime.selected.refused}", fell_back=True)
+    return choice
 
 
 def available_for(
@@ -261,6 +249,27 @@ def thread_count(settings: Settings, board: Board) -> int:
     return settings.model.threads or len(board.performance_cores(os.sched_getaffinity(0)))
 
 
+def _log_loaded(loaded: LoadedModel) -> None:
+    log.info(
+        "model_serving",
+        model=loaded.package.name,
+        architecture=loaded.package.architecture,
+        execution_provider=loaded.session.providers[0],
+        reason=loaded.choice.reason,
+        threads=loaded.threads,
+        rows=loaded.rows,
+        context=loaded.context,
+        load_seconds=round(loaded.load_seconds, 2),
+        planned_bytes=loaded.plan.peak,
+    )
+    _log_verification(loaded)
+    _log_bits(loaded)
+    for fault in loaded.tokenizer.faults:
+        log.warning("package_fault", model=loaded.package.name, fault=fault)
+    if loaded.package.search.unheeded:
+        log.warning("search_entries_unheeded", model=loaded.package.name, entries=list(loaded.package.search.unheeded))
+
+
 def _log_verification(loaded: LoadedModel) -> None:
     package, verified = loaded.package, loaded.verified
     if verified is not None:
@@ -276,7 +285,7 @@ def _log_verification(loaded: LoadedModel) -> None:
         log.warning("model_not_verified", model=package.name, hint=suspect_runtime(package) or hint)
 
 
-def _tell_bits(loaded: LoadedModel) -> None:
+def _log_bits(loaded: LoadedModel) -> None:
     model, bits = loaded.package.name, loaded.bits
     if bits.lone_row_differs:
         log.info("lone_rows_padded", model=model, reason="this processor rounds one row otherwise than several")

@@ -26,13 +26,6 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 """From the lowest to the highest. A unit is a package under edged or a module beside them."""
 
-NOT_YET = frozenset(
-    {
-        ("edged.mqtt.events", "edged.mqtt.session"),
-    }
-)
-"""Imports that break these rules today. Remove an entry as soon as a test says that it is not needed."""
-
 
 def imported(module: str, tree: ast.Module, modules: Iterable[str]) -> Iterator[str]:
     """Modules of edged that `module` imports anywhere, within functions and for the type checker too."""
@@ -103,11 +96,6 @@ def upward(graph: Graph) -> set[tuple[str, str]]:
     return {pair for pair in pairs if rank(unit(pair[1])) >= rank(unit(pair[0]))}
 
 
-def without(graph: Graph, edges: frozenset[tuple[str, str]]) -> Graph:
-    """The graph without these edges."""
-    return {node: frozenset(t for t in targets if (node, t) not in edges) for node, targets in graph.items()}
-
-
 @pytest.fixture(scope="module")
 def graph() -> Graph:
     return import_graph()
@@ -131,19 +119,12 @@ def test_every_module_has_a_layer(graph: Graph) -> None:
 
 
 def test_no_circle_between_files(graph: Graph) -> None:
-    assert not circle(without(graph, NOT_YET))
+    assert not circle(graph)
 
 
 def test_no_circle_between_packages(graph: Graph) -> None:
-    assert not circle(between_units(without(graph, NOT_YET)))
+    assert not circle(between_units(graph))
 
 
 def test_imports_point_to_lower_layers(graph: Graph) -> None:
-    assert not upward(without(graph, NOT_YET))
-
-
-@pytest.mark.parametrize("edge", sorted(NOT_YET))
-def test_each_exception_is_still_needed(graph: Graph, edge: tuple[str, str]) -> None:
-    assert edge[1] in graph.get(edge[0], ())
-    rest = without(graph, NOT_YET - {edge})
-    assert upward(rest) or circle(rest)
+    assert not upward(graph)
