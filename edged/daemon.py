@@ -17,7 +17,8 @@ import structlog
 
 import edged
 from edged.announcer import Announcer, warn_about_storage
-from edged.engine.engine import Engine, EngineEvent, ModelChanged
+from edged.engine.engine import Engine
+from edged.engine.events import EngineEvent, ModelChanged
 from edged.faults import Fault
 from edged.jobs.crash import CrashLedger
 from edged.jobs.manager import JobManager

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from edged import liveness
 from edged.engine import ort
-from edged.engine.engine import Engine, ModelChanged
+from edged.engine.engine import Engine
+from edged.engine.events import ModelChanged
 from edged.faults import Fault
 from edged.jobs.manager import JobManager
 from edged.jobs.preparer import Preparer

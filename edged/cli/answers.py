@@ -26,7 +26,8 @@ from edged.cli.common import (
     job_document,
     settings_or_exit,
 )
-from edged.engine import engine as events
+from edged.engine import events
+from edged.engine.engine import Engine
 from edged.engine.loaded_model import load_model
 from edged.engine.package import PackageError
 from edged.jobs.document import JobError
@@ -68,7 +69,7 @@ def generate(
         end(FAILED, f"model_unavailable: {error}")
     request = request if json_ else replace(request, stream=True)
     inbox: queue.SimpleQueue[events.EngineEvent] = queue.SimpleQueue()
-    engine = events.Engine(lambda: loaded, lambda: "", inbox.put, lambda _keys: None)
+    engine = Engine(lambda: loaded, lambda: "", inbox.put, lambda _keys: None)
     engine.start()
     engine.submit(request)
     started = time.monotonic()

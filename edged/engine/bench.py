@@ -16,7 +16,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.engine.engine import Ended, Engine, EngineEvent, Finished
+from edged.engine.engine import Engine
+from edged.engine.events import Ended, EngineEvent, Finished
 from edged.engine.loaded_model import LoadedModel
 from edged.engine.package import Package
 from edged.engine.sampler import Sampling

@@ -28,8 +28,6 @@ from edged.engine.session import one_line
 from edged.engine.slots import Slots
 from edged.engine.status import EngineStatus
 
-__all__ = ["Ended", "Engine", "EngineEvent", "Finished", "ModelChanged", "Piece", "Started"]
-
 log = structlog.get_logger(__name__)
 
 
@@ -145,6 +143,8 @@ class Engine:
         if model is not None:
             model.prefixes.start(self._commands.put)
             self._serving = _Serving(model, Slots(model.cache, model.rows), ChunkBudget(model.max_stall))
+            self._publish_use(self._serving)
+            self._deliver(ModelChanged("serving", loaded=model))
 
     def _step(self) -> None:
         """Schedule, run, advance."""

@@ -47,7 +47,7 @@ class ModelLifecycle:
         return self._seen is None or self._watch() != self._seen
 
     def bring_up(self) -> LoadedModel | None:
-        """Release a lost model, then try to load, and report it. None: not now.
+        """Release a lost model, then try to load; None: not now. Reports the load and its failure.
 
         When a load that was refused for memory is refused again, nothing is reported.
         """
@@ -72,7 +72,6 @@ class ModelLifecycle:
             log.exception("model_load_failed", reason=one_line(error))
             reason = f"loading failed unexpectedly: {one_line(error)}"
         else:
-            self._deliver(ModelChanged("serving", loaded=self.loaded))
             return self.loaded
         log.error("model_unavailable", reason=reason)
         self._deliver(ModelChanged("unavailable", reason))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from edged.engine.engine import ModelChanged
+from edged.engine.events import ModelChanged
 from edged.jobs.document import Code, JobError, State, invalid_id, result_document
 from edged.jobs.outbox import Notice, Outbox
 from edged.jobs.reading import Submission, read_submission

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from edged.engine import engine as engine_events
+from edged.engine import events as engine_events
 from edged.engine.loaded_model import LoadedModel
 from edged.engine.sequence import Request, rank
 from edged.jobs.document import Code, JobError, State

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from edged.engine.engine import Finished
+from edged.engine.events import Finished
 from edged.jobs.document import Job, State
 from edged.jobs.expiry import JobTimes
 from edged.jobs.records import Queued

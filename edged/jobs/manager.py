@@ -11,7 +11,7 @@ from typing import Protocol
 
 import structlog
 
-from edged.engine import engine as engine_events
+from edged.engine import events as engine_events
 from edged.engine.loaded_model import LoadedModel
 from edged.faults import Fault
 from edged.jobs.admission import Admission

@@ -169,7 +169,7 @@ def pinned(text: str, place: int, number: int, loaded: LoadedModel) -> Request |
     if len(tokens) >= loaded.context:
         log.warning("pinned_instruction_refused", number=place, reason="it is longer than the context")
         return None
-    return Request(key=number, prompt=tuple(tokens), max_tokens=1, priority=9, pin=True)
+    return Request(key=number, prompt=tuple(tokens), max_tokens=1, priority=9, pin=True, signature=loaded.signature)
 
 
 def pinned_number(text: str, model: str) -> int:

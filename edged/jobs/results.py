@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edged.engine.engine import Finished
+from edged.engine.events import Finished
 from edged.jobs.document import Code, Job, State, result_document
 from edged.jobs.records import Queued
 from edged.machine.clock import format_time

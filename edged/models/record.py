@@ -12,7 +12,8 @@ import numpy as np
 
 import edged
 from edged.engine import ort
-from edged.engine.engine import Ended, Engine, EngineEvent, Finished
+from edged.engine.engine import Engine
+from edged.engine.events import Ended, EngineEvent, Finished
 from edged.engine.known_answers import (
     BUDGET,
     NEAR_TIE,

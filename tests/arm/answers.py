@@ -10,7 +10,8 @@ from pathlib import Path
 import onnxruntime
 
 from edged import logs
-from edged.engine.engine import Ended, Engine, EngineEvent, Finished
+from edged.engine.engine import Engine
+from edged.engine.events import Ended, EngineEvent, Finished
 from edged.engine.loaded_model import load_model
 from edged.jobs.preparer import prepare
 from edged.jobs.reading import read_submission

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from figures import Figure
 
 from edged.engine.bench import Bench
-from edged.engine.engine import Finished
+from edged.engine.events import Finished
 from edged.engine.sampler import Sampling
 
 JOBS = 16

@@ -25,7 +25,7 @@ from engine_rig import (
     wait_until_written,
 )
 
-from edged.engine.engine import Ended, Finished
+from edged.engine.events import Ended, Finished
 from edged.engine.kv_cache import KVCache
 from edged.engine.package import open_package
 from edged.engine.prefix_cache import BLOCK_TOKENS, usable_blocks

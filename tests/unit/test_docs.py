@@ -10,7 +10,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from edged.cli.app import app
-from edged.engine.engine import ModelChanged
+from edged.engine.events import ModelChanged
 from edged.engine.known_answers import BUDGET, NEAR_TIE, KnownAnswers, Question, RecordedWith, Sample
 from edged.engine.loaded_model import LOADED_RATIO, LOGITS_BYTES, RUNTIME_BYTES
 from edged.jobs.document import Code, Job, State

@@ -106,6 +106,20 @@ class TestStatus:
         assert max(status.rows for status in seen) == 3
         assert all(status.busy_since is None for status in seen)  # between steps
 
+    def test_it_knows_the_blocks_on_disk_by_the_time_the_model_serves(self, tmp_path: Path) -> None:
+        with running(load(MODELS / "phi3", 64 << 20, tmp_path)) as rig:
+            rig.run(request(0, random_prompt(5, 150), 1, pin=True))
+            wait_until_written(rig, 4)
+        seen = []
+        rig = Rig(lambda: load(MODELS / "phi3", 64 << 20, tmp_path))
+        rig.hook = lambda event: seen.append((event, rig.engine.status.prefixes.disk_bytes))
+        rig.engine.start()
+        try:
+            rig.wait_for_state("serving")
+        finally:
+            rig.engine.stop(timeout=30)
+        assert [size > 0 for event, size in seen] == [False, True]
+
     def test_a_step_and_a_load_tell_since_when_they_run(self) -> None:
         one = load(MODELS / "phi3")
         rig: Rig

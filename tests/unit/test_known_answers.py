@@ -15,7 +15,7 @@ from engine_rig import MODELS, copy_package, ids, load, reference, request, runn
 from structlog.testing import capture_logs
 
 from edged.engine import lifecycle
-from edged.engine.engine import Ended, ModelChanged
+from edged.engine.events import Ended, ModelChanged
 from edged.engine.known_answers import (
     BUDGET,
     FILE,

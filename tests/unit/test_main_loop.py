@@ -11,7 +11,7 @@ import pytest
 
 from edged import announcer, app
 from edged.daemon import EVENTS, Daemon, Parts
-from edged.engine.engine import ModelChanged
+from edged.engine.events import ModelChanged
 from edged.faults import Fault
 from edged.jobs.manager import JobManager
 from edged.jobs.schema import SpoolError

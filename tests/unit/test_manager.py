@@ -17,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 from test_spool import ANY, MOMENT
 
-from edged.engine.engine import Ended, Finished, ModelChanged, Piece, Started
+from edged.engine.events import Ended, Finished, ModelChanged, Piece, Started
 from edged.engine.sequence import Request
 from edged.jobs import admission as admission_module
 from edged.jobs import committer as committer_module

@@ -34,6 +34,7 @@ SERVING: Any = SimpleNamespace(
     package=SimpleNamespace(name="m", search=SimpleNamespace(top_p=1.0, top_k=0, repetition_penalty=1.0)),
     tokenizer=Tokens(),
     context=16,
+    signature="m",
 )
 
 
