@@ -126,3 +126,32 @@ def test_a_prompt_that_is_never_prepared_ends_the_process_and_itself(place: Plac
     error = client.result("hangs")["error"]
     assert error["code"] == "crash_loop"
     assert "preparing a prompt hung for" in error["message"]
+
+
+def test_a_pinned_instruction_that_aborts_the_process_is_given_up_and_no_job_is_to_blame(place: Place) -> None:
+    daemon, client = place.daemon(paced=True, MODEL__ROWS="2").start(), place.client()
+    daemon.pace("hold")
+    client.send(job("waits"))
+    client.event("waits", "started")
+    daemon.end(signal.SIGKILL)
+    daemon.pace("")
+    daemon.env |= {"EDGED_CACHE__PINNED": json.dumps(["You watch pumps."]), "TEST_PINNED_ABORTS": "1"}
+    daemon.start(ready=False)
+    ends: list[int] = []
+
+    def given_up() -> list[dict[str, Any]]:
+        assert daemon.process is not None
+        if daemon.process.poll() is not None:
+            ends.append(daemon.process.returncode)
+            assert len(ends) < 6
+            daemon.start(ready=False)
+        return logged(daemon, "pinned_instruction_given_up")
+
+    [line] = eventually(given_up, f"ends: {ends}")
+    assert line["number"] == 1
+    assert set(ends) == {-signal.SIGABRT}
+    assert len(ends) in (3, 4)  # three alone; in the first the job may have had a row too
+    assert [crash["pinned"] for crash in logged(daemon, "crashed_before")] == [1] * len(ends)
+    assert client.result("waits")["state"] == "succeeded"
+    daemon.until_ready()
+    assert client.ask(job("healthy"))["state"] == "succeeded"
