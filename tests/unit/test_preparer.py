@@ -34,7 +34,7 @@ SERVING: Any = SimpleNamespace(
     package=SimpleNamespace(name="m", search=SimpleNamespace(top_p=1.0, top_k=0, repetition_penalty=1.0)),
     tokenizer=Tokens(),
     context=16,
-    signature="m",
+    signature="files of m",
 )
 
 
@@ -60,7 +60,7 @@ def test_a_job_comes_out_as_a_request_or_as_the_reason_why_not(done: tuple[Prepa
     assert all(each.loaded is SERVING for each in came)
     good, broken, long, again, bomb = (each.outcome for each in came)
     assert isinstance(good, Request)
-    assert (good.prompt, good.received) == ((1,) * 4, 7.0)
+    assert (good.prompt, good.received, good.signature) == ((1,) * 4, 7.0, "files of m")
     assert isinstance(again, Request)
     codes = [error.code for error in (broken, long, bomb) if isinstance(error, JobError)]
     assert codes == [Code.INTERNAL, Code.CONTEXT_EXCEEDED, Code.INTERNAL]
@@ -86,6 +86,18 @@ def test_a_pinned_instruction_has_a_number_below_zero_that_goes_with_its_text_an
     numbers = [pinned_number(text, model) for text, model in (("one", "m"), ("two", "m"), ("one", "other"))]
     assert len({*numbers, pinned_number("one", "m")}) == 3
     assert all(number < 0 for number in numbers)
+
+
+def test_a_pinned_instruction_is_read_up_to_where_chats_differ_by_the_model_it_was_prepared_for(
+    done: tuple[Preparer, queue.Queue[Prepared]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preparer, prepared = done
+    monkeypatch.setattr(Tokens, "encode_messages", lambda _self, messages: [1, 2, 3, ord(messages[1]["content"]), 4])
+    preparer.pin(["one"], SERVING, ())
+    came = prepared.get(timeout=10)
+    assert came.number == pinned_number("one", "m")
+    assert isinstance(came.outcome, Request)
+    assert (came.outcome.key, came.outcome.prompt, came.outcome.signature) == (came.number, (1, 2, 3), "files of m")
 
 
 def test_what_is_being_prepared_is_told() -> None:
