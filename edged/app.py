@@ -82,7 +82,7 @@ def build(
         note_running=ledger.write_running,
     )
     preparer = Preparer(inbox.put)
-    desk = JobManager(
+    jobs = JobManager(
         device=device,
         topics=link.topics,
         spool=spool,
@@ -99,7 +99,7 @@ def build(
         pinned=settings.cache.pinned,
     )
     observer = Observer(
-        Observed(engine, preparer, desk, spool, link, http),
+        Observed(engine, preparer, jobs, spool, link, http),
         settings,
         clock,
         device=device,
@@ -123,7 +123,7 @@ def build(
             link=link,
             engine=engine,
             preparer=preparer,
-            desk=desk,
+            jobs=jobs,
             metrics=metrics,
             http=http,
             observer=observer,

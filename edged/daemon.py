@@ -93,7 +93,7 @@ class Parts:
     link: Link
     engine: Engine
     preparer: Preparer
-    desk: JobManager
+    jobs: JobManager
     metrics: Metrics
     http: HttpServer
     observer: Observer
@@ -107,7 +107,7 @@ class Daemon:
         """Nothing listens or connects before run()."""
         self._parts = parts
         self._settings = parts.settings
-        self._supervisor, self._link, self._desk = parts.supervisor, parts.link, parts.desk
+        self._supervisor, self._link, self._jobs = parts.supervisor, parts.link, parts.jobs
         self._observer, self._announcer, self._inbox = parts.observer, parts.announcer, parts.inbox
         self._reloading = self._stop_asked = False
         self._stops = 0
@@ -148,7 +148,7 @@ class Daemon:
         next_heartbeat, longest = time.monotonic(), min(IDLE_SECONDS, self._supervisor.interval)
         while not self._stops:
             until_heartbeat = max(0.05, next_heartbeat - time.monotonic())
-            self.turn(min(TICK_SECONDS if self._desk.busy else until_heartbeat, longest))
+            self.turn(min(TICK_SECONDS if self._jobs.busy else until_heartbeat, longest))
             if (now := time.monotonic()) >= next_heartbeat:
                 next_heartbeat = max(next_heartbeat + settings.heartbeat_seconds, now)  # one late delays no other
                 self._announcer.heartbeat(self.status)
@@ -172,7 +172,7 @@ class Daemon:
 
     def turn(self, timeout: float) -> None:
         """One turn of the main loop: take the events of up to `timeout` seconds in one commit, then report."""
-        wait = max(0.0, min(timeout, self._desk.due_in))
+        wait = max(0.0, min(timeout, self._jobs.due_in))
         for _ in range(EVENTS):
             try:
                 event = self._inbox.get(timeout=wait)
@@ -184,13 +184,13 @@ class Daemon:
             except SpoolError as error:
                 log.error("spool_fault", reason=str(error))
         try:
-            self._desk.flush()
+            self._jobs.flush()
             if time.monotonic() - self._ticked_at >= TICK_SECONDS:
                 self._ticked_at = time.monotonic()
                 self._observer.read_disk()
                 self._take_snapshot()
                 self._announcer.publish_changes(self.status)
-                self._desk.tick()
+                self._jobs.tick()
         except SpoolError as error:
             log.error("spool_fault", reason=str(error))
         spool = self._parts.spool
@@ -210,21 +210,21 @@ class Daemon:
         elif isinstance(event, Reload):
             self._handle_reload()
         elif isinstance(event, JobReceived):
-            self._desk.job_received(event)
+            self._jobs.job_received(event)
         elif isinstance(event, CancelReceived):
-            self._desk.cancel_received(event)
+            self._jobs.cancel_received(event)
         elif isinstance(event, (Published, PublishRefused)):
-            self._desk.published(event)
+            self._jobs.published(event)
         elif isinstance(event, (LinkUp, LinkDown)):
             self._link_changed(event)
         elif isinstance(event, Prepared):
-            self._desk.prepared(event)
+            self._jobs.prepared(event)
         elif isinstance(event, (DeviceIdTaken, DeviceIdFree)):
             self._observer.device_id_changed(event)
         else:
             if isinstance(event, ModelChanged):
                 self._model_changed(event)
-            self._desk.engine_event(event)
+            self._jobs.engine_event(event)
 
     def _handle_stop(self, event: Stop) -> None:
         if self._reloading and not event.now:  # the drain of the reload goes on as the drain of the stop
@@ -253,12 +253,12 @@ class Daemon:
                 self._parts.metrics.reconnects.labels(event.which).inc()
             self._connected_before.add(event.which)
             if event.which == "control":
-                self._desk.outbox.connected()
+                self._jobs.outbox.connected()
                 self._announcer.reconnected()
         elif event.which == "control":
-            self._desk.outbox.disconnected()
+            self._jobs.outbox.disconnected()
         else:
-            self._desk.jobs_disconnected()
+            self._jobs.jobs_disconnected()
         self._take_snapshot()
         self._announcer.publish_changes(self.status)
 
@@ -280,7 +280,7 @@ class Daemon:
 
         systemd or a container's restart policy starts it again, also without a watchdog.
         """
-        log.error("engine_stuck", reason=failure.reason, jobs=self._desk.running, then="the process ends itself")
+        log.error("engine_stuck", reason=failure.reason, jobs=self._jobs.running, then="the process ends itself")
         if failure.jobs is not None:
             self._parts.ledger.write_running(failure.jobs)
         self._parts.ledger.note_crash(failure.reason)
@@ -293,15 +293,15 @@ class Daemon:
         parts = self._parts
         if not self._reloading:
             self._supervisor.stopping()
-        log.info("draining", running=self._desk.running, queued=self._desk.queued)
+        log.info("draining", running=self._jobs.running, queued=self._jobs.queued)
         self._link.close_jobs()
-        self._desk.drain()
+        self._jobs.drain()
         self._take_snapshot()
         self._announcer.publish_changes(self.status)
         until = time.monotonic() + self._settings.drain_seconds
-        while self._stops < 2 and not self._desk.settled and time.monotonic() < until:
+        while self._stops < 2 and not self._jobs.settled and time.monotonic() < until:
             self.turn(0.1)
-        left = self._desk.abandon()
+        left = self._jobs.abandon()
         if left:
             log.warning("drain_cut_short", jobs=left, hint="they run again after the next start")
         self.turn(0.01)
@@ -313,13 +313,13 @@ class Daemon:
         parts.ledger.close()
         parts.spool.close()
         os.close(parts.lock)
-        log.info("stopped", outbox=len(self._desk.outbox), queued=self._desk.queued)
+        log.info("stopped", outbox=len(self._jobs.outbox), queued=self._jobs.queued)
 
     def _publish_last(self) -> None:
         """Publish the results that wait, then the status `offline`, for LINK_STOP_SECONDS at most."""
         until = time.monotonic() + LINK_STOP_SECONDS
         connected = self._link.connected
-        while self._stops < 2 and connected("control") and len(self._desk.outbox) and time.monotonic() < until:
+        while self._stops < 2 and connected("control") and len(self._jobs.outbox) and time.monotonic() < until:
             self.turn(0.1)
         reason = "reloading" if self._reloading else "stopped"
         while not self._announcer.publish_offline(self.status, reason):

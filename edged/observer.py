@@ -32,7 +32,7 @@ class Observed:
 
     engine: Engine
     preparer: Preparer
-    desk: JobManager
+    jobs: JobManager
     spool: Spool
     link: Link
     http: HttpServer
@@ -145,15 +145,15 @@ class Observer:
             onnxruntime=self._onnxruntime,
             last_load_seconds=self._last_load,
             connected=dict(self._connected),
-            queued=parts.desk.queued,
-            running=parts.desk.running,
-            outbox=len(parts.desk.outbox),
+            queued=parts.jobs.queued,
+            running=parts.jobs.running,
+            outbox=len(parts.jobs.outbox),
             spool_bytes=self._spool_bytes,
             damaged_spools=self._damaged_spools,
             batch_rows=engine.batch_rows,
             kv_used_ratio=engine.kv_used_ratio,
             prefixes=engine.prefixes if self._model.state == "serving" else PrefixStatus(),
-            tokens_per_second=parts.desk.speed,
+            tokens_per_second=parts.jobs.speed,
         )
 
     def _unready(self) -> tuple[Fault, ...]:
@@ -169,15 +169,15 @@ class Observer:
             # The job connection waits for the other one, so the other one's reason comes first.
             told = self._link_faults.get("control") or self._link_faults.get("jobs")
             faults.append(told or Fault("broker_not_connected", f"broker {self._broker} not connected"))
-        if parts.desk.fault is not None:
-            faults.append(parts.desk.fault)
-        elif parts.desk.full:
+        if parts.jobs.fault is not None:
+            faults.append(parts.jobs.fault)
+        elif parts.jobs.full:
             message = f"spool full: {self._settings.jobs.max_queued} jobs wait (jobs.max_queued)"
             faults.append(Fault("spool_full", message))
         return tuple(faults)
 
     def _tasks(self) -> tuple[Task, ...]:
-        engine, preparer, preparing = self._parts.engine.status, self._parts.preparer, self._parts.desk.preparing
+        engine, preparer, preparing = self._parts.engine.status, self._parts.preparer, self._parts.jobs.preparing
         stuck = liveness.STUCK_SECONDS
         return (
             Task("load_hung", "loading the model", engine.loading_since, self._load_limit),
@@ -190,7 +190,7 @@ class Observer:
         if parts.engine.ended:
             ended.append(EndedThread("engine", parts.engine.status.failed or "", jobs=None))
         if parts.preparer.ended:
-            ended.append(EndedThread("preparer", jobs=_numbers(parts.desk.preparing)))
+            ended.append(EndedThread("preparer", jobs=_numbers(parts.jobs.preparing)))
         if parts.http.ended:
             ended.append(EndedThread("http"))
         return ended

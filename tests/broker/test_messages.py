@@ -13,7 +13,7 @@ from edged.mqtt.events import JobReceived, LinkDown, Published, PublishRefused
 Make = Callable[..., Any]
 
 
-def test_the_properties_of_a_job_reach_the_desk(broker: Mosquitto, make_device: Make, make_peer: Make) -> None:
+def test_the_properties_of_a_job_reach_the_daemon(broker: Mosquitto, make_device: Make, make_peer: Make) -> None:
     device: Device = make_device(broker.port).up()
     make_peer(broker.port).send(
         device.topics.job,
