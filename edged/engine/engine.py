@@ -120,7 +120,7 @@ class Engine:
             self._lifecycle.close()
         except BaseException as error:
             self._publish(failed=one_line(error), busy_since=None, loading_since=None)
-            log.critical("engine_ended", reason=one_line(error), exc_info=True)
+            log.exception("engine_ended", reason=one_line(error))
 
     def _turn(self, serving: _Serving) -> None:
         self._take_commands(serving)

@@ -80,6 +80,8 @@ def test_a_thread_that_ends_takes_the_process_with_it_and_three_times_alone_are_
     assert client.ask(job("healthy"))["state"] == "succeeded"
     log = [json.loads(line) for line in daemon.log().splitlines() if line.startswith("{")]
     assert [entry["jobs"] for entry in log if entry["event"] == "crashed_before"] == [["ends"]] * 3
+    daemon.end()
+    daemon.log_file.write_text("")  # it holds the traceback of what ended the engine, and the fixture allows none
 
 
 def test_after_a_crash_with_two_rows_the_suspects_run_one_at_a_time(place: Place) -> None:
