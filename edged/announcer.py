@@ -47,15 +47,17 @@ class Announcer:
         if status.model.state != "loading" and not self._ready_sent:
             self._ready_sent = True
             self._supervisor.ready()
-        news = (status.state, status.faults)
+        news = (status.state, status.faults, status.warnings)
         if news != self._published_status and self._link.publish(
-            topics.status, status_document(status), qos=1, retain=True
+            topics.status, status_document(self._device, status), qos=1, retain=True
         ):
             self._published_status = news
 
     def publish_offline(self, status: Status, reason: str) -> bool:
         """Publish the status `offline`; False where the link does not take it now."""
-        return self._link.publish(self._link.topics.status, offline_document(status, reason), qos=1, retain=True)
+        return self._link.publish(
+            self._link.topics.status, offline_document(self._device, status, reason), qos=1, retain=True
+        )
 
     def heartbeat(self, status: Status) -> None:
         """Publish the health document, and log when the board starts to be throttled."""
@@ -63,7 +65,7 @@ class Announcer:
         if throttled - self._throttled:
             log.warning("board_throttled", reasons=sorted(throttled))
         self._throttled = throttled
-        self._link.publish(self._link.topics.health, health_document(self._board, status), qos=0)
+        self._link.publish(self._link.topics.health, health_document(self._device, self._board, status), qos=0)
 
 
 def warn_about_storage(state_dir: Path, root: Path) -> None:

@@ -154,7 +154,7 @@ def _link(settings: Settings, device: str, instance: str, inbox: Inbox, latest: 
         settings.device.groups,
         instance=instance,
         deliver=inbox.put,
-        will_payload=lambda: offline_document(latest.current, "the connection was lost"),
+        will_payload=lambda: offline_document(device, latest.current, "the connection was lost"),
     )
 
 

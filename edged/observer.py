@@ -141,6 +141,7 @@ class Observer:
             monotonic_time=now,
             stalled=tuple(stalled),
             unready=tuple([] if stopping is None else [stopping]) + self._unready(),
+            warnings=parts.link.warnings,
             model=self._model,
             onnxruntime=self._onnxruntime,
             last_load_seconds=self._last_load,

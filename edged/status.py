@@ -85,6 +85,8 @@ class Status:
     """Threads and connections that make no progress."""
     unready: tuple[Fault, ...] = (Fault("starting", "edged is starting"),)
     """Other reasons why a job sent now would not be answered."""
+    warnings: tuple[Fault, ...] = ()
+    """Promises of the contract that the broker does not let the daemon keep; jobs are answered all the same."""
     model: ModelStatus = ModelStatus()
     onnxruntime: str | None = None
     """Its version; None while it is not known, or where onnxruntime cannot be imported."""

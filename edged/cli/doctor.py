@@ -11,6 +11,7 @@ import stat
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -233,7 +234,7 @@ def _model(settings: Settings, board: Board) -> Iterator[Finding]:
 def _ask_daemon(settings: Settings) -> Finding:
     """The status of the running daemon, instead of loading the model: a small board cannot hold it twice."""
     try:
-        faults = ask_ready(settings)
+        faults = ask_ready(settings).faults
     except (OSError, ValueError) as error:
         message = f"edged is running and was not asked over HTTP: {error}; the model was not loaded a second time"
         return Finding("model", "warn", message, "systemctl status edged says what is missing")
@@ -251,11 +252,17 @@ def _broker(settings: Settings, board: Board) -> Iterator[Finding]:
     except DeviceIdError:
         return  # the board check reports it
     broker = settings.mqtt.address
-    fault = reach(settings.mqtt, device, 10.0)
-    if fault is None:
-        yield Finding("broker", "ok", f"{broker} answers")
-    else:
-        yield Finding("broker", "fail", f"{broker}: {fault.message}", fault.hint)
+    answer = reach(settings.mqtt, device, 10.0)
+    if answer.fault is not None:
+        yield Finding("broker", "fail", f"{broker}: {answer.fault.message}", answer.fault.hint)
+        return
+    yield Finding("broker", "ok", f"{broker} answers")
+    warnings = answer.warnings
+    if is_running(settings):
+        with suppress(OSError, ValueError):  # reported for the model
+            warnings = tuple(ask_ready(settings).warnings)  # of all its subscriptions and publications
+    for warning in warnings:
+        yield Finding("broker", "warn", f"{broker}: {warning.message}", warning.hint)
 
 
 def _http(settings: Settings, board: Board) -> Iterator[Finding]:

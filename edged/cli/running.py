@@ -8,6 +8,7 @@ import os
 import ssl
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 
 from edged.faults import Fault
 from edged.settings import Settings, address
@@ -31,8 +32,16 @@ def is_running(settings: Settings) -> bool:
     return False
 
 
-def ask_ready(settings: Settings) -> list[Fault]:
-    """The faults at the daemon's /readyz; empty: it is ready.
+@dataclass(frozen=True)
+class Answer:
+    """What /readyz says: without `faults` the daemon is ready; `warnings` are promises that the broker breaks."""
+
+    faults: list[Fault]
+    warnings: list[Fault]
+
+
+def ask_ready(settings: Settings) -> Answer:
+    """What the daemon says at /readyz.
 
     Raises OSError or ValueError, one line, where the daemon cannot be asked or does not answer with faults.
     """
@@ -56,6 +65,7 @@ def ask_ready(settings: Settings) -> list[Fault]:
     except urllib.error.HTTPError as error:  # 503 with its faults
         body = error.read(1 << 16)
     try:
-        return [Fault(fault["code"], fault["message"], fault["hint"]) for fault in json.loads(body)["faults"]]
+        document = json.loads(body)
+        return Answer(*([Fault(**fault) for fault in document[name]] for name in ("faults", "warnings")))
     except (KeyError, TypeError):
         raise ValueError(f"the answer of {url} is not that of this version of edged") from None

@@ -19,8 +19,10 @@ from edged.mqtt.connection_faults import (
     PROTOCOL_UNSUPPORTED,
     SESSION_LOST,
     SESSION_TAKEN_OVER,
+    SUBSCRIPTION_REFUSED,
     WILL_QOS_REFUSED,
     WILL_RETAIN_REFUSED,
+    document_refused,
 )
 from edged.mqtt.events import ProtocolVersion
 from edged.mqtt.grants import Grants
@@ -87,6 +89,7 @@ class Connection:
         self._will_limits = WillLimits()
         self._warnings: tuple[Fault, ...] = ()
         self._logged_warnings: frozenset[Fault] = frozenset()
+        self._refused_documents: set[str] = set()
         self._failures: Counter[Fault] = Counter()
         # A name server can hold the thread for minutes: it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{role.name}", daemon=True)
@@ -217,7 +220,7 @@ class Connection:
                 _log.warning("mqtt_protocol_fallback", connection=self._role.name, protocol=self._choice.current)
             elif self._lower_will(fault):
                 at_once = True
-                _log.warning(fault.code, connection=self._role.name, reason=fault.message, hint=fault.hint)
+                _log.warning("mqtt_will_refused", connection=self._role.name, reason=fault.message, hint=fault.hint)
             elif wanted:
                 self._log_failure(plan, fault)
         if was_up or fault.code == SESSION_TAKEN_OVER or (wanted and not at_once and fault != self._told):
@@ -282,6 +285,7 @@ class Connection:
             # What the broker announced other than asked for.
             **{name: value for name, value in asdict(grants).items() if value != getattr(Grants(), name)},
         )
+        self._refused_documents.clear()
         self._set_warnings(warnings)
         self._owner.up(replace(established, warnings=warnings))
 
@@ -289,15 +293,19 @@ class Connection:
         """Keep the warnings of this connection, and log those that were not logged at the connection before."""
         self._warnings = warnings
         for warning in warnings:
-            if warning not in self._logged_warnings:
-                _log.warning(
-                    warning.code, connection=self._role.name, reason=warning.message, hint=warning.hint or None
-                )
+            if warning in self._logged_warnings:
+                continue
+            told = {"connection": self._role.name, "reason": warning.message, "hint": warning.hint}
+            if warning.code == SUBSCRIPTION_REFUSED:
+                _log.error("mqtt_subscription_refused", **told)
+            else:
+                _log.warning("mqtt_promise_broken", code=warning.code, **told)
         self._logged_warnings = frozenset(warnings)
 
-    def _warned(self, warning: Fault) -> None:
-        if warning not in self._warnings:
-            self._set_warnings((*self._warnings, warning))
+    def _document_refused(self, topic: str, reason: str) -> None:
+        if topic not in self._refused_documents:  # one warning for each topic: the reason may hold a size
+            self._refused_documents.add(topic)
+            self._set_warnings((*self._warnings, document_refused(topic, reason)))
 
 
 class _SessionListener:
@@ -305,7 +313,7 @@ class _SessionListener:
 
     def __init__(self, connection: Connection, owner: Owner) -> None:
         self.ready = connection._ready
-        self.warned = connection._warned
+        self.document_refused = connection._document_refused
         self.published = owner.published
         self.publish_refused = owner.publish_refused
         self.received: Callable[[Incoming], None] = owner.received

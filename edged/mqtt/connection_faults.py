@@ -30,6 +30,7 @@ NO_CONNACK = "mqtt_no_connack"
 CONNACK_TIMEOUT = "mqtt_connack_timeout"
 SESSION_TAKEN_OVER = "mqtt_session_taken_over"
 CONNECTION_LOST = "mqtt_connection_lost"
+SUBSCRIPTION_REFUSED = "mqtt_subscription_refused"
 WILL_RETAIN_REFUSED = "mqtt_will_retain_refused"
 WILL_QOS_REFUSED = "mqtt_will_qos_refused"
 

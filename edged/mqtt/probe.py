@@ -1,25 +1,35 @@
-"""One look whether the broker takes this device, without touching what a running edged has there."""
+"""Tries the broker once for `edged doctor`, under a client id of its own: a running edged stays connected."""
 
 from __future__ import annotations
 
 import queue
 import uuid
 from collections.abc import Hashable
+from dataclasses import dataclass
 
 from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
+from edged.mqtt.connection_faults import SUBSCRIPTION_REFUSED
 from edged.mqtt.session_plan import Established, Incoming, Subscription
 from edged.mqtt.topics import Topics
 from edged.settings.model import MqttSettings
 
 
-def reach(mqtt: MqttSettings, device: str, timeout: float) -> Fault | None:
-    """Connect and subscribe to the device's own status, which a broker that is locked down allows too.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer of the broker. `fault`: why it does not take this device; `warnings`: promises that do not hold."""
 
-    None once that is done; else, at the first failure or after `timeout` seconds, why not.
+    fault: Fault | None = None
+    warnings: tuple[Fault, ...] = ()
+
+
+def reach(mqtt: MqttSettings, device: str, timeout: float) -> Answer:
+    """Connect and subscribe to the device's own status, which provision.py's roles allow.
+
+    Returns at the first success or failure, or after `timeout` seconds.
     """
-    answer: queue.SimpleQueue[Fault | None] = queue.SimpleQueue()
+    answer: queue.SimpleQueue[Answer] = queue.SimpleQueue()
     subscriptions = [[Subscription(Topics(mqtt.root, device).status, qos=0, purpose="status documents")]]
     role = Role("probe", f"{device}-doctor-{uuid.uuid4().hex[:8]}", subscriptions, keep_session=False)
     connection = Connection(role, mqtt, _Owner(answer), Backoff(0.5, 10.0))
@@ -28,24 +38,26 @@ def reach(mqtt: MqttSettings, device: str, timeout: float) -> Fault | None:
     try:
         return answer.get(timeout=timeout)
     except queue.Empty:
-        return Fault("mqtt_no_answer", f"no answer within {timeout:g} s", "check mqtt.host, mqtt.port and the network")
+        hint = "check mqtt.host, mqtt.port and the network"
+        return Answer(Fault("mqtt_no_answer", f"no answer within {timeout:g} s", hint))
     finally:
         connection.stop(0.0)
         connection.join(3.0)
 
 
 class _Owner:
-    """Hands over the first thing that is known."""
+    """Puts each outcome into the queue."""
 
-    def __init__(self, answer: queue.SimpleQueue[Fault | None]) -> None:
+    def __init__(self, answer: queue.SimpleQueue[Answer]) -> None:
         self._answer = answer
 
     def up(self, established: Established) -> None:
-        refusal = (warning for warning in established.warnings if warning.code == "mqtt_subscription_refused")
-        self._answer.put(next(refusal, None))
+        warnings = established.warnings
+        refusal = next((warning for warning in warnings if warning.code == SUBSCRIPTION_REFUSED), None)
+        self._answer.put(Answer(refusal, warnings))
 
     def down(self, fault: Fault) -> None:
-        self._answer.put(fault)
+        self._answer.put(Answer(fault))
 
     def received(self, message: Incoming) -> None:
         message.receipt.session.acknowledge(message.receipt)

@@ -262,7 +262,7 @@ class Session:
         if publication.token is not None:
             self._listener.publish_refused(publication.token, reason, code)
         else:
-            self._listener.warned(connection_faults.document_refused(publication.topic, reason))
+            self._listener.document_refused(publication.topic, reason)
 
     def _end_with(self, fault: Fault) -> None:
         """Keep the first fault: the others follow from it."""

@@ -11,6 +11,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edged.faults import Fault
+from edged.mqtt.connection_faults import SUBSCRIPTION_REFUSED
 from edged.mqtt.grants import Grants
 from edged.mqtt.session_plan import Subscription
 
@@ -73,7 +74,7 @@ class Subscriber:
             self.refused.append(wanted.topic)
         self.warnings.append(
             Fault(
-                "mqtt_subscription_refused",
+                SUBSCRIPTION_REFUSED,
                 f"the broker refuses to subscribe {wanted.topic}: {reason}; {wanted.purpose} do not arrive",
                 "the broker's access control list must let this device read the topic; provision.py makes such roles",
             )

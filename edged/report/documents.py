@@ -14,14 +14,14 @@ from edged.settings import Settings
 from edged.status import DaemonState, Status, sentence
 
 
-def status_document(status: Status) -> bytes:
+def status_document(device: str, status: Status) -> bytes:
     """Whether jobs are answered now, and if not, why."""
-    return _status(status, status.state, sentence(status.faults), [fault.code for fault in status.faults])
+    return _status(device, status, status.state, sentence(status.faults), [fault.code for fault in status.faults])
 
 
-def offline_document(status: Status, reason: str) -> bytes:
+def offline_document(device: str, status: Status, reason: str) -> bytes:
     """The status of a daemon that is gone; also the last will, which the broker publishes."""
-    return _status(status, DaemonState.OFFLINE, reason, [])
+    return _status(device, status, DaemonState.OFFLINE, reason, [])
 
 
 def info_document(device: str, settings: Settings, board: Board, status: Status) -> bytes:
@@ -57,9 +57,10 @@ def info_document(device: str, settings: Settings, board: Board, status: Status)
     return _json(document)
 
 
-def health_document(board: Board, status: Status) -> bytes:
+def health_document(device: str, board: Board, status: Status) -> bytes:
     """Load of the device and state of the board."""
     document = {
+        "device": device,
         "time": format_time(status.wall_time),
         "uptime_seconds": round(status.wall_time - status.started, 1),
         "ready": not status.faults,
@@ -76,13 +77,15 @@ def health_document(board: Board, status: Status) -> bytes:
     return _json(document)
 
 
-def _status(status: Status, state: DaemonState, reason: str, codes: list[str]) -> bytes:
+def _status(device: str, status: Status, state: DaemonState, reason: str, codes: list[str]) -> bytes:
     model = status.model.state
     document = {
+        "device": device,
         "state": state.value,
         "ready": state is DaemonState.ONLINE and not reason,
         "reason": reason or None,
         "faults": codes,
+        "warnings": [warning.code for warning in status.warnings],
         "model": model if model != "unavailable" else "model_unavailable",
         "instance": status.instance,
         "time": format_time(status.wall_time),
@@ -110,4 +113,5 @@ def _model_facts(status: Status) -> dict[str, Any]:
 
 
 def _json(document: dict[str, Any]) -> bytes:
-    return json.dumps({k: v for k, v in document.items() if v is not None}, ensure_ascii=False).encode()
+    # Fields without a value are null: templates of clients break on missing ones.
+    return json.dumps(document, ensure_ascii=False).encode()

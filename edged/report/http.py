@@ -93,7 +93,8 @@ class HttpServer:
         elif path == "/healthz":
             status, body, kind = _probe(self._latest.current.alive_faults(time.monotonic()))
         elif path == "/readyz":
-            status, body, kind = _probe(self._latest.current.ready_faults(time.monotonic()))
+            current = self._latest.current
+            status, body, kind = _probe(current.ready_faults(time.monotonic()), warnings=current.warnings)
         else:
             status, body = "404 Not Found", b"here are /metrics, /healthz and /readyz\n"
         # Server: otherwise wsgiref names itself and Python's exact version.
@@ -101,8 +102,9 @@ class HttpServer:
         return [] if environment.get("REQUEST_METHOD") == "HEAD" else [body]
 
 
-def _probe(faults: Sequence[Fault]) -> tuple[str, bytes, str]:
-    """Status, body and content type of an answer to a health check."""
-    document = {"ok": not faults, "faults": [asdict(fault) for fault in faults]}
+def _probe(faults: Sequence[Fault], **more: Sequence[Fault]) -> tuple[str, bytes, str]:
+    """Status, body and content type of an answer to a health check; only `faults` decide about the status."""
+    lists = {name: [asdict(fault) for fault in listed] for name, listed in {"faults": faults, **more}.items()}
+    document = {"ok": not faults, **lists}
     status = "503 Service Unavailable" if faults else "200 OK"
     return status, json.dumps(document, ensure_ascii=False).encode() + b"\n", "application/json"

@@ -51,7 +51,7 @@ def run(lines: list[str], words: str) -> str:
 
 
 def test_the_lines_that_it_prints_can_be_done(printed: list[str]) -> None:
-    assert json.loads(run(printed, "/readyz")) == {"ok": True, "faults": []}
+    assert json.loads(run(printed, "/readyz")) == {"ok": True, "faults": [], "warnings": []}
     assert f":{HTTP_PORT}/" not in "".join(printed)
     run(printed, "/job -m")
     assert 'edged_jobs_total{state="succeeded"}' in run(printed, "/metrics")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import queue
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Device, Mosquitto, Proxy
+from daemon_fixtures import Daemon
 from patience import PATIENCE
 from scripted_broker import HANG_UP, Answer, Connect, Publish, ScriptedBroker, Subscribe
 from structlog.testing import capture_logs
@@ -69,7 +73,8 @@ def test_each_limit_is_a_warning_with_code_and_hint(
     warning = device.link.warnings[0]
     assert words in warning.message
     assert warning.hint
-    logged = [entry for entry in entries if entry["event"] == code]
+    logged = [entry for entry in entries if entry["event"] == "mqtt_promise_broken"]
+    assert {entry["code"] for entry in logged} == {code}
     assert [(entry["log_level"], entry["connection"]) for entry in logged] == [
         ("warning", "control"),
         ("warning", "jobs"),
@@ -83,7 +88,8 @@ def test_a_warning_is_not_logged_again_at_each_reconnect(script: Script, make_de
     with capture_logs() as entries:
         broker.drop()
         device.until_up()
-    assert [entry for entry in entries if entry["event"] == "mqtt_retain_unavailable"] == []
+    told = [entry["code"] for entry in entries if entry["event"] == "mqtt_promise_broken"]
+    assert told == ["mqtt_session_lost", "mqtt_session_lost"]  # of both connections: the scripted broker keeps none
     assert "mqtt_retain_unavailable" in codes(device)
 
 
@@ -170,7 +176,7 @@ def test_a_refused_status_is_a_warning(script: Script, make_device: Make) -> Non
         device.wait_for(PublishRefused, token="after")
     (warning,) = device.link.warnings
     assert (warning.code, device.topics.status in warning.message) == ("mqtt_document_refused", True)
-    assert len([entry for entry in entries if entry["event"] == "mqtt_document_refused"]) == 1
+    assert len([entry for entry in entries if entry["event"] == "mqtt_promise_broken"]) == 1
 
 
 def test_the_brokers_words_at_a_refused_connect_and_the_other_server_are_named(
@@ -255,3 +261,25 @@ def test_a_topic_that_a_role_refuses_and_that_carries_no_jobs_is_a_warning(scrip
     assert device.link.connected("jobs")
     (warning,) = device.link.warnings
     assert device.topics.group_cancel("north") in warning.message
+
+
+def test_status_readyz_and_doctor_name_a_broken_promise_and_the_device_is_ready(script: Script, tmp_path: Path) -> None:
+    broker = script(on_connect=grants(RetainAvailable=0))
+    with contextlib.closing(Daemon(tmp_path, broker.port, heartbeat_seconds="1").start()) as daemon:
+        documents: dict[str, Any] = {}
+        while "health" not in documents or not documents.get("status", {}).get("ready"):
+            published = broker.publishes.get(timeout=PATIENCE)
+            documents[published.topic.rpartition("/")[2]] = json.loads(published.payload)
+        status, health = documents["status"], documents["health"]
+        assert (status["device"], health["device"]) == ("board", "board")
+        assert (status["reason"], status["faults"], status["warnings"]) == (None, [], ["mqtt_retain_unavailable"])
+        # A field that has no value is null, not missing.
+        assert {"temperature_celsius", "power_watts", "tokens_per_second"} <= health.keys()
+        assert health["tokens_per_second"] is None
+        code, body = daemon.get("/readyz")
+        assert code == 200
+        (warning,) = json.loads(body)["warnings"]
+        assert warning["code"] == "mqtt_retain_unavailable"
+        found = json.loads(daemon.command("doctor", "--json").stdout)
+        told = [finding for finding in found if finding["check"] == "broker" and finding["state"] == "warn"]
+        assert [warning["message"] in finding["message"] for finding in told] == [True]
