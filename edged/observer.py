@@ -19,7 +19,7 @@ from edged.jobs.preparer import Preparer
 from edged.jobs.spool import Spool
 from edged.liveness import EndedThread, Failure, Task, find_failure, load_limit
 from edged.machine.clock import Clock
-from edged.mqtt.events import DeviceIdFree, DeviceIdTaken, LinkDown, LinkUp, Which
+from edged.mqtt.events import ConnectionName, DeviceIdFree, DeviceIdTaken, LinkDown, LinkUp
 from edged.mqtt.link import Link
 from edged.report.http import HttpServer
 from edged.settings import Settings
@@ -69,7 +69,7 @@ class Observer:
         self._last_load = 0.0
         self._onnxruntime: str | None = None
         self._device_id_taken = False
-        self._link_faults: dict[Which, Fault] = {}
+        self._link_faults: dict[ConnectionName, Fault] = {}
         self._connected = {"jobs": False, "control": False}
         self._spool_bytes = self._damaged_spools = 0
         self.failure: Failure | None = None
@@ -130,7 +130,7 @@ class Observer:
         self.failure = find_failure(self._tasks(), self._ended_threads(), now)
         stalled = [self.failure.fault] if self.failure is not None else []
         still = max(liveness.STUCK_SECONDS, self._settings.mqtt.keep_alive)
-        if parts.link.stood_still() > still:
+        if parts.link.stalled_seconds() > still:
             message = f"the connection to the broker has stood still for more than {still:.0f} s"
             stalled.append(Fault("link_stalled", message))
         return Status(

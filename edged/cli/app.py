@@ -1,4 +1,4 @@
-"""The commands, each thin: it reads its arguments, calls the room that does the work, and prints."""
+"""Assembles the commands; each one reads its arguments, calls the package that does the work, and prints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = typer.Typer(
 
 
 def versions() -> str:
-    """edged's version and those of what it runs on; onnxruntime is not imported for it."""
+    """The versions of edged, Python and onnxruntime, without importing onnxruntime."""
     runtime = "no onnxruntime"
     for name in ("onnxruntime", "onnxruntime-gpu"):
         with suppress(PackageNotFoundError):

@@ -14,7 +14,7 @@ from edged.engine.prefix_files import PREFIXES, erase
 from edged.jobs.spool import Spool, discard
 
 SCRUB_SECONDS = 15.0
-"""How long to try while the daemon is busy with the spool."""
+"""Time limit while the daemon keeps the spool busy."""
 
 
 def forget(
@@ -22,7 +22,7 @@ def forget(
     everything: Annotated[bool, typer.Option("--all", help="Every job and result.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Erase what was asked and answered: from the spool and its write-ahead log. Works beside a running daemon."""
+    """Erase jobs and results from the spool and its write-ahead log. Works beside a running daemon."""
     if (id is None) == (not everything):
         raise BadUseError("give the id of a job, or --all")
     settings = settings_or_exit(config)

@@ -1,4 +1,4 @@
-"""How far something has come, on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""Progress on standard error: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.text import Text
 from edged.machine.memory import size
 
 _QUIET_SECONDS = 30.0
-"""Without a terminal: the longest time without a line."""
+"""Longest time without a line where there is no terminal."""
 
 
 @contextmanager
 def progress(total: int, silent: bool) -> Iterator[Callable[[str, int], None]]:
-    """What is to be called with the name of a part and how many more of its bytes are done, of `total` in all."""
+    """A function to call with the name of a file and the number of its bytes just done; `total`: bytes of all files."""
     console = Console(stderr=True, highlight=False)
     if silent:
         yield lambda _name, _count: None

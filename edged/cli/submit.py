@@ -89,10 +89,10 @@ def submit(
 
 
 class _Terminal:
-    """Shows an answer as it comes. Pieces may be missing (QoS 0), or come anew when the job is run again."""
+    """Prints an answer as it arrives. Pieces may be missing (QoS 0), or repeat when the job runs again."""
 
     def __init__(self, quiet: bool, device: str | None, group: str | None, place: str) -> None:
-        """Who shall answer, at the broker `place`."""
+        """`device` or `group` is to answer; `place` is the broker's address."""
         self.quiet = quiet
         self._device = device
         self._asked = device or f"no device of group {group}"
@@ -116,13 +116,13 @@ class _Terminal:
             self._print(str(update.document.get("text", "")))
 
     def complete(self, text: str) -> None:
-        """Show what of the whole answer is not there yet."""
+        """Print the rest of the answer."""
         if not text.startswith(self._shown):
             self._begin_anew()
         self._print(text[len(self._shown) :] + "\n")
 
     def _why(self) -> str:
-        """What is known of why nobody has accepted the job."""
+        """Why no device may have accepted the job, by the last status."""
         state, reason = self._status.get("state"), self._status.get("reason")
         if self._device is None:
             return "has accepted the job yet"

@@ -17,7 +17,7 @@ from edged.jobs.reading import Submission, read_submission
 from edged.jobs.records import Known, Moment, Queued
 from edged.jobs.spool import Spool
 from edged.machine.clock import Clock, format_time
-from edged.mqtt.events import Incoming
+from edged.mqtt.events import ReceivedMessage
 from edged.mqtt.topics import Topics
 from edged.report.metrics import Metrics
 
@@ -32,7 +32,7 @@ MAX_WAITERS = 65
 class Batch:
     """What came of the arrivals of one commit; `effects` are to be called after it, in order."""
 
-    arrivals: list[Incoming] = field(default_factory=list)
+    arrivals: list[ReceivedMessage] = field(default_factory=list)
     accepted: list[Queued] = field(default_factory=list)
     effects: list[Callable[[], None]] = field(default_factory=list)
 
@@ -64,7 +64,7 @@ class Admission:
         self.model = ModelChanged("loading")
         """The model's state now; set by the manager."""
 
-    def admit(self, arrival: Incoming, batch: Batch, now: Moment) -> None:
+    def admit(self, arrival: ReceivedMessage, batch: Batch, now: Moment) -> None:
         """Write one arrival down. Raises SpoolError."""
         batch.arrivals.append(arrival)
         topic = arrival.topic
@@ -122,7 +122,7 @@ class Admission:
                 submission.id,
             )
 
-    def _add(self, submission: Submission, arrival: Incoming, batch: Batch, now: Moment) -> None:
+    def _add(self, submission: Submission, arrival: ReceivedMessage, batch: Batch, now: Moment) -> None:
         job = submission.job
         limits = [limit for limit in (job.ttl, arrival.expiry_seconds) if limit is not None]
         queued = self._spool.add_job(

@@ -15,7 +15,7 @@ from edged.jobs.document import Code, State, invalid_id, result_document
 from edged.jobs.outbox import Notice, Outbox
 from edged.jobs.records import Moment
 from edged.jobs.spool import Spool
-from edged.mqtt.events import Incoming, Receipt
+from edged.mqtt.events import Receipt, ReceivedMessage
 from edged.mqtt.topics import Topics, is_id
 
 log = structlog.get_logger(__name__)
@@ -61,7 +61,7 @@ class Intake:
         self._topics = topics
         self._device = device
         self._max_queued = max_queued
-        self._arrivals: deque[Incoming] = deque()
+        self._arrivals: deque[ReceivedMessage] = deque()
         self._held_back = False
         self._cancelled: OrderedDict[str, float] = OrderedDict()
         self.held_bytes = 0
@@ -81,7 +81,7 @@ class Intake:
         """Whether further jobs are left at the broker. In a flood each job that ends makes room for one that waited."""
         return self._held_back or not self.room
 
-    def job_received(self, arrival: Incoming) -> None:
+    def job_received(self, arrival: ReceivedMessage) -> None:
         """Hold a job message until the next commit."""
         if arrival.receipt.qos == 0:
             size = arrival.receipt.size + ARRIVAL_BYTES
@@ -91,7 +91,7 @@ class Intake:
             self.held_bytes += size
         self._arrivals.append(arrival)
 
-    def cancel_received(self, arrival: Incoming) -> None:
+    def cancel_received(self, arrival: ReceivedMessage) -> None:
         """Obey a cancel message."""
         if arrival.retained:
             log.warning("retained_cancel_ignored", topic=arrival.topic)

@@ -1,4 +1,4 @@
-"""paho's client, made to tell why it failed and to survive a message that it cannot decode."""
+"""paho's client, extended: it keeps the error that broke the connection, and accepts properties that paho rejects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
 
-from edged.mqtt.session_plan import SessionPlan
+from edged.mqtt.session_types import SessionOptions
 from edged.tls import client_context
 
 CONNECT_SECONDS = 10.0
@@ -29,13 +29,13 @@ _log = structlog.get_logger(__name__)
 
 
 class PahoClient(Client):
-    """The overridden methods are inner ones of paho; tests/broker shows that they still take effect."""
+    """Overrides private methods of paho; tests/broker fails when a new version of paho no longer calls them."""
 
     socket_error: OSError | None = None
-    """What the operating system or OpenSSL said when the connection broke; paho itself only logs it."""
+    """The error of the operating system or OpenSSL that broke the connection; paho only logs it."""
 
     def ping_within(self, seconds: float) -> None:
-        """Let the broker hear from us at least every `seconds`, on a loop that turns every quarter of that.
+        """Ping the broker at least every `seconds`, in a loop that turns every quarter of that time.
 
         paho 2.1 ignores the broker's Server Keep Alive, and 2.2 checks only when the loop turns.
         """
@@ -63,7 +63,7 @@ class PahoClient(Client):
             raise
 
     def _handle_publish(self) -> MQTTErrorCode:
-        """Deliver a message with those of its properties that are read here, or without any where they are broken.
+        """Deliver a message with only the properties that edged reads, or without any if they are malformed.
 
         paho's time to decode them grows with the square of their size: one message with a megabyte of user properties
         would hold the connection's thread for a minute. And it takes a string with U+FEFF (a byte order mark), which
@@ -132,7 +132,7 @@ def without_properties(header: int, packet: bytes) -> bytes | None:
 
 
 def _properties_at(header: int, packet: bytes) -> tuple[int, int, int] | None:
-    """Where the properties' length, the properties, and what follows them begin."""
+    """Offsets of the properties' length, of the properties, and of the payload after them."""
     try:
         (topic_size,) = struct.unpack_from("!H", packet)
         start = 2 + topic_size + (2 if header & 0x06 else 0)
@@ -143,8 +143,8 @@ def _properties_at(header: int, packet: bytes) -> tuple[int, int, int] | None:
     return (start, start + size_bytes, end) if end <= len(packet) else None
 
 
-def make_client(plan: SessionPlan, window: int) -> PahoClient:
-    """A client for one connection, with the credentials as they are in their files now.
+def make_client(plan: SessionOptions, window: int) -> PahoClient:
+    """A client for one connection, with the present content of the credentials' files.
 
     Raises CredentialsError or SettingsError where a file cannot be used.
     """
@@ -171,7 +171,7 @@ def make_client(plan: SessionPlan, window: int) -> PahoClient:
     return client
 
 
-def connect(client: PahoClient, plan: SessionPlan) -> None:
+def connect(client: PahoClient, plan: SessionOptions) -> None:
     """Make the TCP and TLS connection and queue CONNECT. Raises OSError or ValueError."""
     host, port, keep_alive = plan.mqtt.host, plan.mqtt.effective_port, plan.mqtt.keep_alive
     if plan.protocol != "5":

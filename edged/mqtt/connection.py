@@ -27,12 +27,12 @@ from edged.mqtt.connection_faults import (
 from edged.mqtt.events import ProtocolVersion
 from edged.mqtt.grants import Grants
 from edged.mqtt.session import Session
-from edged.mqtt.session_plan import (
-    Ending,
+from edged.mqtt.session_types import (
     Established,
-    Incoming,
     Publication,
-    SessionPlan,
+    ReceivedMessage,
+    SessionEnd,
+    SessionOptions,
     Subscription,
     Will,
     WillLimits,
@@ -40,9 +40,9 @@ from edged.mqtt.session_plan import (
 from edged.settings.model import MqttSettings
 
 LASTED_SECONDS = 30.0
-"""A connection that stood so long counts as good: the back-off begins anew."""
+"""A connection that was up for so long resets the back-off."""
 LOG_EVERY = 10
-"""Failures for one and the same reason: the first is logged, then every so many."""
+"""Of failures with the same fault, the first and then every tenth is logged."""
 
 _log = structlog.get_logger(__name__)
 
@@ -50,7 +50,7 @@ _log = structlog.get_logger(__name__)
 class Owner(Protocol):
     """Called by the connection's thread; must neither block nor raise."""
 
-    def received(self, message: Incoming) -> None: ...
+    def received(self, message: ReceivedMessage) -> None: ...
     def published(self, token: Hashable) -> None: ...
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None: ...
     def up(self, established: Established) -> None: ...
@@ -59,7 +59,7 @@ class Owner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What does not change from attempt to attempt. `will` is asked for the last will at each."""
+    """The constant part of every attempt. `will` is called for the last will at each."""
 
     name: str
     client_id: str
@@ -69,7 +69,7 @@ class Role:
 
 
 class Connection:
-    """One thread; while opened it holds a Session or waits for the next attempt."""
+    """One thread; while open it runs a Session or waits for the next attempt."""
 
     def __init__(self, role: Role, mqtt: MqttSettings, owner: Owner, backoff: Backoff) -> None:
         self.reconnects = 0
@@ -84,8 +84,8 @@ class Connection:
         self._session: Session | None = None
         self._is_up = False
         self._usable = False
-        self._ups = 0
-        self._told: Fault | None = None
+        self._times_up = 0
+        self._reported: Fault | None = None
         self._will_limits = WillLimits()
         self._warnings: tuple[Fault, ...] = ()
         self._logged_warnings: frozenset[Fault] = frozenset()
@@ -94,11 +94,11 @@ class Connection:
         # A name server can hold the thread for minutes: it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{role.name}", daemon=True)
 
-    # What any thread may call.
+    # Methods for any thread.
 
     @property
     def usable(self) -> bool:
-        """The connection stands and no subscription was refused."""
+        """Whether the connection is up with all subscriptions that jobs need."""
         return self._usable
 
     @property
@@ -108,14 +108,14 @@ class Connection:
 
     @property
     def session(self) -> Session | None:
-        """The network connection of now."""
+        """The present network connection."""
         return self._session
 
     def start(self) -> None:
         self._thread.start()
 
     def open(self, protocol: ProtocolVersion | None = None) -> None:
-        """Connect, and connect again when lost, until `close`. `protocol`: the version found to work."""
+        """Connect, and reconnect when lost, until `close`. `protocol`: the only version to use."""
         with self._condition:
             if protocol is not None:
                 if self._session is not None and self._choice.current != protocol:
@@ -125,7 +125,7 @@ class Connection:
             self._condition.notify_all()
 
     def hold(self) -> None:
-        """Leave a standing connection alone, but make no new one until `open`."""
+        """Keep the present connection, but make no new one until `open`."""
         with self._condition:
             self._open = False
 
@@ -155,7 +155,7 @@ class Connection:
         session = self._session
         return session is not None and session.publish(publication)
 
-    # What the connection's own thread does.
+    # Methods for the connection's own thread.
 
     def _run(self) -> None:
         while True:
@@ -171,14 +171,14 @@ class Connection:
                     session.close(0.0)
             try:
                 ending = session.run()
-            except Exception as error:  # a bug: say so, and let the device live on with the next connection
+            except Exception as error:  # a bug: log it, and go on with the next connection
                 _log.exception("mqtt_connection_crashed", connection=self._role.name)
-                ending = Ending(Fault("internal_error", f"internal error: {type(error).__name__}"))
+                ending = SessionEnd(Fault("internal_error", f"internal error: {type(error).__name__}"))
             self._wait(self._after(plan, ending))
 
-    def _plan(self) -> SessionPlan:
+    def _plan(self) -> SessionOptions:
         role = self._role
-        return SessionPlan(
+        return SessionOptions(
             mqtt=self._mqtt,
             client_id=role.client_id,
             protocol=self._choice.current,
@@ -189,8 +189,8 @@ class Connection:
             recheck_seconds=self._choice.recheck_seconds,
         )
 
-    def _after(self, plan: SessionPlan, ending: Ending) -> float:
-        """Take note of how it ended; the seconds to wait before the next attempt."""
+    def _after(self, plan: SessionOptions, ending: SessionEnd) -> float:
+        """Record how the session ended; returns the seconds to wait before the next attempt."""
         with self._condition:
             self._session = None
             wanted = self._open and not self._stopped
@@ -223,13 +223,13 @@ class Connection:
                 _log.warning("mqtt_will_refused", connection=self._role.name, reason=fault.message, hint=fault.hint)
             elif wanted:
                 self._log_failure(plan, fault)
-        if was_up or fault.code == SESSION_TAKEN_OVER or (wanted and not at_once and fault != self._told):
-            self._told = fault
+        if was_up or fault.code == SESSION_TAKEN_OVER or (wanted and not at_once and fault != self._reported):
+            self._reported = fault
             self._owner.down(fault)
         return 0.0 if at_once else self._backoff.next()
 
     def _lower_will(self, fault: Fault) -> bool:
-        """Give up what the broker refuses of the last will. False where it was given up before, or nothing was."""
+        """Lower the QoS or retain flag that the broker refuses for the last will. False where nothing changed."""
         before = self._will_limits
         if fault.code == WILL_QOS_REFUSED:
             self._will_limits = replace(before, qos=0)
@@ -237,7 +237,7 @@ class Connection:
             self._will_limits = replace(before, retain=False)
         return self._will_limits != before
 
-    def _log_failure(self, plan: SessionPlan, fault: Fault) -> None:
+    def _log_failure(self, plan: SessionOptions, fault: Fault) -> None:
         self._failures[fault] += 1
         if self._failures[fault] % LOG_EVERY == 1:
             _log.warning(
@@ -253,7 +253,7 @@ class Connection:
             )
 
     def _wait(self, seconds: float) -> None:
-        """The back-off; cut short by stop, and by close followed by open."""
+        """Wait for the back-off; stop, and close followed by open, end it early."""
         until = time.monotonic() + seconds
         with self._condition:
             while self._open and not self._stopped:
@@ -264,13 +264,13 @@ class Connection:
 
     def _ready(self, established: Established) -> None:
         warnings = established.warnings
-        if self._ups:
+        if self._times_up:
             self.reconnects += 1
             if self._role.keep_session and not established.session_present:
                 warnings += (SESSION_LOST,)
-        self._ups += 1
+        self._times_up += 1
         self._is_up, self._usable = True, not established.refused
-        self._told = None
+        self._reported = None
         self._failures.clear()
         self._choice.connected()
         grants = established.grants
@@ -316,4 +316,4 @@ class _SessionListener:
         self.document_refused = connection._document_refused
         self.published = owner.published
         self.publish_refused = owner.publish_refused
-        self.received: Callable[[Incoming], None] = owner.received
+        self.received: Callable[[ReceivedMessage], None] = owner.received

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from edged.faults import Fault
 
-Which = Literal["jobs", "control"]
+ConnectionName = Literal["jobs", "control"]
 ProtocolVersion = Literal["5", "3.1.1"]
 
 
@@ -33,7 +33,7 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
+class ReceivedMessage:
     """A message as it came; the properties are None on MQTT 3.1.1.
 
     `expiry_seconds` is the rest of the Message Expiry Interval on arrival (MQTT 5 §3.3.2.3.3).
@@ -53,14 +53,14 @@ class Incoming:
 class JobReceived:
     """A job message."""
 
-    message: Incoming
+    message: ReceivedMessage
 
 
 @dataclass(frozen=True, slots=True)
 class CancelReceived:
     """A cancel message; like a job it is to be acknowledged."""
 
-    message: Incoming
+    message: ReceivedMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class LinkUp:
     contract that do not hold on this connection.
     """
 
-    which: Which
+    which: ConnectionName
     session_present: bool
     protocol: ProtocolVersion
     refused: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class LinkDown:
     What was handed to `Link.publish` before a `LinkDown("control")` and not answered by then never will be.
     """
 
-    which: Which
+    which: ConnectionName
     fault: Fault
 
     @property

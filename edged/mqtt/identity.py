@@ -1,4 +1,4 @@
-"""Notices another edged that speaks under one's own device id."""
+"""Detects another edged that uses this device's id."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from edged.faults import Fault
-from edged.mqtt.session_plan import Established, Incoming
+from edged.mqtt.session_types import Established, ReceivedMessage
 
 STATUS_INSTANCE = "instance"
 """The field of the status document that tells one run of edged from another."""
 STATUS_STATE = "state"
 """The field of the status document that says `online`, `draining` or `offline`."""
-SILENT_LOOKS = 20
-"""Looks without a sign of life after which a status that claims `online` is held to be left over."""
+MAX_SILENT_CHECKS = 20
+"""Checks without any message from the other device after which its status `online` counts as stale."""
 _LARGEST_STATUS = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class InstanceStatus:
+    """The fields of a status document that matter here."""
+
     instance: str
     state: str
 
 
-def read_status(payload: bytes) -> Status | None:
-    """What matters here of a status document; None if it is none (an empty one says: removed)."""
+def read_status(payload: bytes) -> InstanceStatus | None:
+    """Read a status document; None if it is not one. An empty payload means that the status was removed."""
     if not payload or len(payload) > _LARGEST_STATUS:
         return None
     try:
@@ -38,21 +40,21 @@ def read_status(payload: bytes) -> Status | None:
     instance, state = document.get(STATUS_INSTANCE), document.get(STATUS_STATE)
     if not isinstance(instance, str) or not isinstance(state, str):
         return None
-    return Status(instance, state)
+    return InstanceStatus(instance, state)
 
 
-class Acquaintances:
-    """Which instances may rightly show up in one's own status topic.
+class KnownInstances:
+    """Instance ids that we expect on our own status topic.
 
-    That is oneself, and whoever was there before one's first connection came up: its last will may come late.
-    Any other has connected after us.
+    Our own, and those seen before our first connection was up: the last will of a predecessor may come late. Any other
+    instance connected after us.
     """
 
     def __init__(self, instance: str) -> None:
         self._known = {instance}
         self._learning = True
 
-    def is_stranger(self, status: Status) -> bool:
+    def is_unexpected(self, status: InstanceStatus) -> bool:
         if status.instance in self._known:
             return False
         if self._learning:
@@ -60,19 +62,19 @@ class Acquaintances:
             return False
         return True
 
-    def settled(self) -> None:
-        """The first connection is up."""
+    def stop_learning(self) -> None:
+        """Call when the first connection is up."""
         self._learning = False
 
-    def begin_anew(self) -> None:
-        """The other has left; what it left behind is a predecessor's."""
+    def start_learning(self) -> None:
+        """Call when the other device has left: what it left behind is expected."""
         self._learning = True
 
 
-class Watch:
-    """Listens to the device's own status and health under a third client id, until the other one has left.
+class DeviceIdWatch:
+    """Listens to the device's own status and health until the other device has left.
 
-    It never connects under the device's own ids: that would throw the other out.
+    It has a client id of its own: to connect under the device's ids would disconnect the other device.
     """
 
     def __init__(self, instance: str, status_topic: str) -> None:
@@ -80,12 +82,12 @@ class Watch:
         self._status_topic = status_topic
         self._lock = threading.Lock()
         self._up = False
-        self._status: Status | None = None
+        self._status: InstanceStatus | None = None
         self._alive = False
-        self._silent_looks = 0
+        self._silent_checks = 0
 
-    def look(self) -> bool:
-        """Whether the id is free. Called at intervals: what counts is what was heard since the last look."""
+    def is_free(self) -> bool:
+        """Whether the id is free. Call at intervals: it judges the messages since the last call."""
         with self._lock:
             if not self._up:
                 return False
@@ -93,10 +95,10 @@ class Watch:
             self._alive = False
             if status is not None and (status.state == "offline" or status.instance == self._instance):
                 return True
-            self._silent_looks = 0 if alive else self._silent_looks + 1
-            return (status is None and not alive) or self._silent_looks >= SILENT_LOOKS
+            self._silent_checks = 0 if alive else self._silent_checks + 1
+            return (status is None and not alive) or self._silent_checks >= MAX_SILENT_CHECKS
 
-    # Called by the probe's connection.
+    # Called by the connection of the watch.
 
     def up(self, _established: Established) -> None:
         with self._lock:
@@ -107,7 +109,7 @@ class Watch:
             self._up = False
             self._status = None
 
-    def received(self, message: Incoming) -> None:
+    def received(self, message: ReceivedMessage) -> None:
         with self._lock:
             if not message.retained:
                 self._alive = True
@@ -115,7 +117,7 @@ class Watch:
                 self._status = read_status(message.payload)
 
     def published(self, _token: Hashable) -> None:
-        """The probe publishes nothing."""
+        """Never called: the watch publishes nothing."""
 
     def publish_refused(self, _token: Hashable, _reason: str, _code: int | None) -> None:
-        """The probe publishes nothing."""
+        """Never called: the watch publishes nothing."""

@@ -15,6 +15,7 @@ from edged.mqtt.connection import Connection, Role
 from edged.mqtt.connection_faults import SESSION_TAKEN_OVER
 from edged.mqtt.events import (
     CancelReceived,
+    ConnectionName,
     DeviceIdFree,
     DeviceIdTaken,
     Event,
@@ -25,15 +26,14 @@ from edged.mqtt.events import (
     Published,
     PublishRefused,
     Receipt,
-    Which,
 )
-from edged.mqtt.identity import Acquaintances, Watch, read_status
-from edged.mqtt.session_plan import Established, Incoming, Publication, Subscription, Will
+from edged.mqtt.identity import DeviceIdWatch, KnownInstances, read_status
+from edged.mqtt.session_types import Established, Publication, ReceivedMessage, Subscription, Will
 from edged.mqtt.topics import Topics
 from edged.settings.model import MqttSettings
 
 PROBE_SECONDS = 30.0
-"""Between two looks whether another instance under our device id has left."""
+"""Interval of the checks whether another instance under our device id has left."""
 
 _log = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class Link:
         retry_seconds: tuple[float, float] = (1.0, 60.0),
         probe_seconds: float = PROBE_SECONDS,
     ) -> None:
-        """`instance` stands for one run of edged; the will and every status document carry it."""
+        """`instance`: random id of this run of edged, which the will and every status document carry."""
         self.topics = Topics(mqtt.root, device)
         self._mqtt = mqtt
         self._groups = frozenset(groups)
@@ -67,7 +67,7 @@ class Link:
         self._deliver = deliver
         self._retry_seconds = retry_seconds
         self._probe_seconds = probe_seconds
-        self._acquaintances = Acquaintances(instance)
+        self._known_instances = KnownInstances(instance)
         self._protocol: ProtocolVersion = "5"
         self._lock = threading.Lock()
         self._control_up = False
@@ -80,7 +80,7 @@ class Link:
         self._jobs = Connection(
             Role("jobs", device, [[Subscription(topic, qos=1, purpose="jobs", required=True) for topic in job_topics]]),
             mqtt,
-            _Side(self, "jobs"),
+            _ConnectionOwner(self, "jobs"),
             Backoff(*retry_seconds),
         )
         self._control = Connection(
@@ -96,7 +96,7 @@ class Link:
                 will=lambda: Will(topics.status, will_payload()),
             ),
             mqtt,
-            _Side(self, "control"),
+            _ConnectionOwner(self, "control"),
             Backoff(*retry_seconds),
         )
 
@@ -120,7 +120,7 @@ class Link:
             connection.join(max(0.0, until - time.monotonic()) + 3.0)
 
     def close_jobs(self) -> None:
-        """Take no more jobs for now: disconnect cleanly; the session stays with the broker."""
+        """Stop taking jobs: disconnect cleanly; the broker keeps the session."""
         with self._lock:
             self._jobs_wanted = False
         self._jobs.close()
@@ -155,8 +155,8 @@ class Link:
         """
         return self._control.publish(Publication(topic, payload, qos, retain, token, correlation))
 
-    def connected(self, which: Which) -> bool:
-        """Whether the connection stands with all its subscriptions."""
+    def connected(self, which: ConnectionName) -> bool:
+        """Whether the connection is up with all subscriptions that jobs need."""
         return (self._jobs if which == "jobs" else self._control).usable
 
     @property
@@ -164,56 +164,56 @@ class Link:
         """Promises of the contract that do not hold on the present or latest connections."""
         return tuple(dict.fromkeys((*self._control.warnings, *self._jobs.warnings)))
 
-    def stood_still(self) -> float:
-        """Seconds since the slower of the two connections' loops last turned, as it does several times a keep-alive."""
+    def stalled_seconds(self) -> float:
+        """Seconds since the slower of the two loops last turned; each turns at least four times per keep-alive."""
         sessions = (self._jobs.session, self._control.session)
-        turned = [at for session in sessions if session is not None and (at := session.turned_at) is not None]
+        turned = [at for session in sessions if session is not None and (at := session.loop_turned_at) is not None]
         return time.monotonic() - min(turned) if turned else 0.0
 
     @property
-    def reconnects(self) -> dict[Which, int]:
-        """How often each connection came up again after its first time."""
+    def reconnects(self) -> dict[ConnectionName, int]:
+        """Number of reconnects of each connection."""
         return {"jobs": self._jobs.reconnects, "control": self._control.reconnects}
 
     @property
     def window(self) -> int:
-        """How many QoS 1 publications would be taken now."""
+        """Number of QoS 1 publications that would be taken now."""
         session = self._control.session
         return session.window if session is not None else 0
 
     # Called by the connections' threads.
 
     def _let_jobs_connect(self) -> None:
-        # Only once the control connection is up: it tells whether the device id is ours, and which version of
-        # MQTT the broker speaks, and without it no job could be answered anyway.
+        # Only after the control connection is up: it shows whether the device id is free and which version of MQTT
+        # the broker speaks, and without it no job can be answered.
         with self._lock:
             if self._jobs_wanted and self._control_up and not self._taken:
                 self._jobs.open(self._protocol)
 
-    def _up(self, which: Which, established: Established) -> None:
+    def _up(self, which: ConnectionName, established: Established) -> None:
         if which == "control":
             with self._lock:
                 if self._taken:
                     return
                 self._control_up = True
                 self._protocol = established.protocol
-            self._acquaintances.settled()
+            self._known_instances.stop_learning()
         self._deliver(
             LinkUp(which, established.session_present, established.protocol, established.refused, established.warnings)
         )
         if which == "control":
             self._let_jobs_connect()
 
-    def _down(self, which: Which, fault: Fault) -> None:
+    def _down(self, which: ConnectionName, fault: Fault) -> None:
         if which == "control":
             with self._lock:
                 self._control_up = False
             self._jobs.hold()
         self._deliver(LinkDown(which, fault))
         if fault.code == SESSION_TAKEN_OVER:
-            self._give_way("")
+            self._yield_device_id("")
 
-    def _received(self, which: Which, message: Incoming) -> None:
+    def _received(self, which: ConnectionName, message: ReceivedMessage) -> None:
         channel = self.topics.channel(message.topic)
         if channel is None:
             _log.warning("mqtt_unexpected_topic", connection=which, topic=message.topic[:200])
@@ -230,22 +230,22 @@ class Link:
         else:
             self._deliver(CancelReceived(message))
 
-    def _leave_group(self, message: Incoming, kind: str, group: str) -> None:
-        """The broker's session remembers a group that the settings no longer name: take this, and leave."""
+    def _leave_group(self, message: ReceivedMessage, kind: str, group: str) -> None:
+        """Unsubscribe from a group that is in the broker's session and no longer in the settings."""
         topic = self.topics.group_job(group) if kind == "job" else self.topics.group_cancel(group)
         _log.warning("mqtt_group_left", group=group, topic=topic)
         message.receipt.session.unsubscribe(topic)
 
-    def _status_seen(self, message: Incoming) -> None:
+    def _status_seen(self, message: ReceivedMessage) -> None:
         status = read_status(message.payload)
-        if status is None or not self._acquaintances.is_stranger(status):
+        if status is None or not self._known_instances.is_unexpected(status):
             return
         # MQTT 5 has a reason code for the one that is replaced (0x8E), but not every broker sends it: mosquitto
         # 2.0.11 just closes the connection, as on 3.1.1.
-        self._give_way(status.instance)
+        self._yield_device_id(status.instance)
 
-    def _give_way(self, other: str) -> None:
-        """Another instance connected under our id: leave the field to it instead of throwing it out."""
+    def _yield_device_id(self, other: str) -> None:
+        """Another instance connected under our id: disconnect, since to reconnect would disconnect it in turn."""
         with self._lock:
             if self._taken or self._stopping.is_set():
                 return
@@ -258,7 +258,7 @@ class Link:
 
     def _wait_until_free(self) -> None:
         topics = self.topics
-        watch = Watch(self._instance, topics.status)
+        watch = DeviceIdWatch(self._instance, topics.status)
         probe = Connection(
             Role(
                 "probe",
@@ -274,26 +274,26 @@ class Link:
         probe.open()
         try:
             while not self._stopping.wait(self._probe_seconds * random.uniform(0.8, 1.2)):
-                if watch.look():
+                if watch.is_free():
                     break
         finally:
             probe.stop(0.0)
         if self._stopping.is_set():
             return
         _log.info("mqtt_device_id_free", device=self._device)
-        self._acquaintances.begin_anew()
+        self._known_instances.start_learning()
         with self._lock:
             self._taken = False
         self._deliver(DeviceIdFree())
         self._control.open()
 
 
-class _Side:
-    """The owner of one of the two connections: adds which one it was."""
+class _ConnectionOwner:
+    """The owner of one of the two connections: adds its name to each call."""
 
-    def __init__(self, link: Link, which: Which) -> None:
+    def __init__(self, link: Link, which: ConnectionName) -> None:
         self._link = link
-        self._which: Which = which
+        self._which: ConnectionName = which
 
     def up(self, established: Established) -> None:
         self._link._up(self._which, established)
@@ -301,7 +301,7 @@ class _Side:
     def down(self, fault: Fault) -> None:
         self._link._down(self._which, fault)
 
-    def received(self, message: Incoming) -> None:
+    def received(self, message: ReceivedMessage) -> None:
         self._link._received(self._which, message)
 
     def published(self, token: Hashable) -> None:

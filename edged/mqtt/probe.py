@@ -11,7 +11,7 @@ from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
 from edged.mqtt.connection_faults import SUBSCRIPTION_REFUSED
-from edged.mqtt.session_plan import Established, Incoming, Subscription
+from edged.mqtt.session_types import Established, ReceivedMessage, Subscription
 from edged.mqtt.topics import Topics
 from edged.settings.model import MqttSettings
 
@@ -59,7 +59,7 @@ class _Owner:
     def down(self, fault: Fault) -> None:
         self._answer.put(Answer(fault))
 
-    def received(self, message: Incoming) -> None:
+    def received(self, message: ReceivedMessage) -> None:
         message.receipt.session.acknowledge(message.receipt)
 
     def published(self, token: Hashable) -> None:

@@ -14,18 +14,21 @@ from typing import Any
 from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
-from edged.mqtt.session_plan import Established, Incoming, Publication, Subscription
+from edged.mqtt.session_types import Established, Publication, ReceivedMessage, Subscription
 from edged.settings.model import MqttSettings
 
 RESEND_SECONDS = 5.0
 WAITING_SECONDS = 2.0
-"""Connected, and without a sign that the job was accepted, after which that is news."""
+"""Time after connecting without an `accepted` event, after which an Update says so."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """News of a job: `kind` is event, stream, result, link (then `document` has `up` and `reason`), status (of the
-    device that was asked), or waiting (nobody has accepted it yet; `document` is empty)."""
+    """An update about a job.
+
+    `kind` is event, stream, result, link (then `document` has `up` and `reason`), status (of the addressed device), or
+    waiting (no device has accepted the job yet; `document` is empty).
+    """
 
     kind: str
     document: dict[str, Any]
@@ -35,7 +38,7 @@ class Sender:
     """One connection that sends one job after another."""
 
     def __init__(self, mqtt: MqttSettings, device: str | None, group: str | None) -> None:
-        """Exactly one of `device` and `group` is where jobs go."""
+        """Jobs go to `device` or to `group`: exactly one of them is given."""
         self._target = f"{mqtt.root}/device/{device}" if device else f"{mqtt.root}/group/{group}"
         self._answers = f"{mqtt.root}/device/{device or '+'}"
         self._inbox: queue.SimpleQueue[Update] = queue.SimpleQueue()
@@ -64,7 +67,7 @@ class Sender:
         self._connection.join(3.0)
 
     def submit(self, document: dict[str, Any], timeout: float | None = None) -> Iterator[Update]:
-        """Send the job and yield what is heard of it, its result last.
+        """Send the job and yield updates about it, the result last.
 
         Sends the same document again until it is accepted, and after every lost connection until the result is here,
         as the contract asks of senders. Raises TimeoutError after `timeout` seconds.
@@ -72,7 +75,7 @@ class Sender:
         return self._follow("job", document["id"], document, timeout)
 
     def cancel(self, id: str, timeout: float | None = None) -> Iterator[Update]:
-        """Ask for a job's end and yield what is heard of it, its result last; asked again as submit() sends again.
+        """Cancel the job and yield updates about it, the result last. Repeats the request as submit() does.
 
         The job itself is not sent again: one that no device has yet must not start now. Raises TimeoutError.
         """
@@ -118,7 +121,7 @@ class Sender:
 
 
 class _Owner:
-    """Turns what the connection hears into updates."""
+    """Turns messages and connection changes into updates."""
 
     def __init__(self, deliver: Callable[[Update], None], status: str) -> None:
         self._deliver = deliver
@@ -132,7 +135,7 @@ class _Owner:
     def down(self, fault: Fault) -> None:
         self._deliver(Update("link", {"up": False, "reason": fault.message}))
 
-    def received(self, message: Incoming) -> None:
+    def received(self, message: ReceivedMessage) -> None:
         message.receipt.session.acknowledge(message.receipt)
         *_, kind, id = message.topic.split("/")
         named = {"id": id}

@@ -22,7 +22,7 @@ from edged.mqtt.client import CONNECT_SECONDS, SESSION_EXPIRY_SECONDS, PahoClien
 from edged.mqtt.events import Receipt
 from edged.mqtt.flow import WINDOW, PublishSlots, Unacknowledged
 from edged.mqtt.grants import Grants, broken_promises, read_grants
-from edged.mqtt.session_plan import Ending, Established, Incoming, Listener, Publication, SessionPlan
+from edged.mqtt.session_types import Established, Listener, Publication, ReceivedMessage, SessionEnd, SessionOptions
 from edged.mqtt.subscriber import Subscriber
 from edged.settings import SettingsError
 from edged.tls import CredentialsError
@@ -42,7 +42,7 @@ class Session:
     or `ack` (`Client._packet_queue`), beside the loop, and packets are torn or reordered.
     """
 
-    def __init__(self, plan: SessionPlan, listener: Listener) -> None:
+    def __init__(self, plan: SessionOptions, listener: Listener) -> None:
         self._plan = plan
         self._listener = listener
         self._lock = threading.Lock()
@@ -61,7 +61,7 @@ class Session:
         self._keep_alive: float = plan.mqtt.keep_alive
         self._grants = Grants()
         self._subscriber = Subscriber(plan.subscriptions, plan.protocol == "5")
-        self.turned_at: float | None = None
+        self.loop_turned_at: float | None = None
         """Start of the present turn of the loop (CLOCK_MONOTONIC), None before and after. Any thread may read it."""
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
@@ -118,7 +118,7 @@ class Session:
 
     # Methods for the connection's own thread.
 
-    def run(self) -> Ending:
+    def run(self) -> SessionEnd:
         """Connect, carry messages until the end, and return how it ended."""
         try:
             client = make_client(self._plan, WINDOW)
@@ -130,16 +130,16 @@ class Session:
             try:
                 connect(client, self._plan)
             except (OSError, ValueError) as error:
-                return Ending(connection_faults.connect_failed(error, self._plan.mqtt))
+                return SessionEnd(connection_faults.connect_failed(error, self._plan.mqtt))
             if self._close_by is None:
                 self._pump(client)
             else:
                 self._closing = True  # close() came during the handshake; CONNECT would throw another client out
             return self._conclude(client)
         except (CredentialsError, SettingsError) as error:
-            return Ending(connection_faults.credentials_unusable(error))
+            return SessionEnd(connection_faults.credentials_unusable(error))
         finally:
-            self.turned_at = None
+            self.loop_turned_at = None
             with self._lock:
                 self._ended = True
                 self._is_ready = False
@@ -159,7 +159,7 @@ class Session:
             selector.register(self._wake_receiver, selectors.EVENT_READ)
             while client.socket() is not None:
                 self._run_commands(client)
-                self.turned_at = now = time.monotonic()
+                self.loop_turned_at = now = time.monotonic()
                 if self._accepted_at is None and now - started >= CONNECT_SECONDS:
                     self._end_with(connection_faults.UNANSWERED)
                     sock.close()
@@ -269,17 +269,17 @@ class Session:
         if self._fault is None:
             self._fault = fault
 
-    def _conclude(self, client: PahoClient) -> Ending:
+    def _conclude(self, client: PahoClient) -> SessionEnd:
         seconds = None if self._accepted_at is None else time.monotonic() - self._accepted_at
         if self._accepted_at is None and isinstance(client.socket_error, ssl.SSLError):
-            return Ending(connection_faults.tls_read_failed(client.socket_error, self._plan.mqtt))
+            return SessionEnd(connection_faults.tls_read_failed(client.socket_error, self._plan.mqtt))
         if self._closing and self._fault != connection_faults.RECHECK:
-            return Ending(connection_faults.CLOSED, seconds)
+            return SessionEnd(connection_faults.CLOSED, seconds)
         fault = self._fault or connection_faults.LOST
         if seconds is not None and fault == connection_faults.LOST:
             under_way = next(iter(self._under_way.values()), None)
             fault = connection_faults.lost_during(self._subscriber.asked, under_way.topic if under_way else None)
-        return Ending(fault, seconds)
+        return SessionEnd(fault, seconds)
 
     # paho's callbacks, called from within loop_read, loop_write and loop_misc.
 
@@ -356,7 +356,7 @@ class Session:
         except UnicodeDecodeError:
             topic = ""
         self._listener.received(
-            Incoming(
+            ReceivedMessage(
                 receipt=receipt,
                 topic=topic,
                 payload=bytes(message.payload),

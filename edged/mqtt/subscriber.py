@@ -13,7 +13,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edged.faults import Fault
 from edged.mqtt.connection_faults import SUBSCRIPTION_REFUSED
 from edged.mqtt.grants import Grants
-from edged.mqtt.session_plan import Subscription
+from edged.mqtt.session_types import Subscription
 
 MAX_FILTERS = 8
 """Topic filters in one SUBSCRIBE: AWS IoT Core disconnects clients that send more."""

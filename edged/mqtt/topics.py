@@ -1,4 +1,4 @@
-"""The topics of a device, and which names may appear in them."""
+"""The topics of a device, and the names that are allowed in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ID_PATTERN = r"[A-Za-z0-9._-]{1,64}"
-"""What ids of devices, groups and jobs look like."""
+"""Pattern of the ids of devices, groups and jobs."""
 ID_ALLOWED = "1 to 64 characters out of A-Z a-z 0-9 . _ -"
 
 MAX_REPLY_TOPIC_BYTES = 512
@@ -61,11 +61,11 @@ class Topics:
         return self._own(f"stream/{job}")
 
     def group_job(self, group: str) -> str:
-        """The shared filter, with which one device of many gets each job (MQTT 5 §4.8.2)."""
+        """Shared subscription: each job goes to one device of the group (MQTT 5 §4.8.2)."""
         return f"$share/{group}/{self.root}/group/{group}/job"
 
     def group_cancel(self, group: str) -> str:
-        """Not shared: a cancel must reach the device that has the job, whichever it is."""
+        """Not shared: a cancel goes to every device, since any of them may have the job."""
         return f"{self.root}/group/{group}/cancel"
 
     @property
@@ -73,7 +73,7 @@ class Topics:
         return f"{self.root}/reply/"
 
     def channel(self, topic: str) -> tuple[Literal["job", "cancel", "status"], str | None] | None:
-        """What arrives on `topic`, and for which group (None: this device); None if it is none of ours."""
+        """Kind of message that arrives on `topic`, and its group (None: this device); None for an unknown topic."""
         if topic == self.job:
             return "job", None
         if topic == self.cancel:
@@ -113,5 +113,5 @@ class Topics:
 
 
 def _shown(topic: str) -> str:
-    """`topic` for a message: quoted, escaped, cut."""
+    """`topic` for an error message: quoted, escaped, shortened."""
     return ascii(topic if len(topic) <= 120 else topic[:117] + "...")

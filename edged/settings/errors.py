@@ -1,10 +1,10 @@
-"""What a wrong setting raises."""
+"""The exception for wrong settings."""
 
 from __future__ import annotations
 
 
 class SettingsError(Exception):
-    """A setting that only a person can mend; the message is one line and never holds a secret."""
+    """A setting that only a person can correct; the message is one line and never holds a secret."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))

@@ -1,4 +1,4 @@
-"""Every key of the settings by its dotted name: what it means, what it allows, whether it is a secret."""
+"""Every key of the settings by its dotted name: meaning, allowed values, and whether it is a secret."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Key:
         return "--" + self.name.replace(".", "-").replace("_", "-")
 
     def shown(self, value: Any) -> Any:
-        """The value as it may be shown, of types that JSON has: a secret masked, a path as text."""
+        """The value for display, of a JSON type: a secret is masked, a path is text."""
         if value is None:
             return None
         if self.secret or isinstance(value, SecretStr):
@@ -77,7 +77,7 @@ def _keys() -> dict[str, Key]:
 
 
 def allowed(schema: dict[str, Any]) -> str:
-    """What a JSON schema allows, in words; its own `allowed` where it has one."""
+    """The allowed values of a JSON schema, in words; its own `allowed` where it has one."""
     if "allowed" in schema:
         return str(schema["allowed"])
     if "anyOf" in schema:
@@ -103,7 +103,7 @@ KEYS: dict[str, Key] = _keys()
 
 
 def nearest(name: str) -> Key | None:
-    """The key that was probably meant by an unknown one."""
+    """The known key that is most similar to an unknown one; None if none is."""
     # The likeliest slip is EDGED_MQTT_HOST for EDGED_MQTT__HOST: dots count as underscores here.
     plain = {key.replace(".", "_"): key for key in KEYS}
     close = difflib.get_close_matches(name.lower().replace(".", "_"), plain, n=1, cutoff=0.75)

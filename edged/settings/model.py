@@ -1,4 +1,4 @@
-"""The settings themselves: every key with its meaning, its bounds and its default."""
+"""The settings: every key with its meaning, bounds and default."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def address(host: str, port: int) -> str:
 
 
 def _without_port(value: str) -> str:
-    """A colon is for an IPv6 address alone, which has no brackets here."""
+    """Refuse a colon outside an IPv6 address, which has no brackets here."""
     if ":" in value:
         try:
             ipaddress.IPv6Address(value)
@@ -55,7 +55,7 @@ Host = Annotated[
 
 
 def _split_list(value: Any) -> Any:
-    """An environment variable holds a list as ``a,b`` (or as JSON, which the source has decoded by now)."""
+    """Split a list in an environment variable, ``a,b``. One in JSON is decoded by the source already."""
     if not isinstance(value, str) or value == "auto":
         return value
     if value.lstrip().startswith("["):
@@ -70,14 +70,14 @@ def _no_duplicates(value: Any) -> Any:
 
 
 def _numbers_are_not_flags(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
-    """Pydantic would take ``port = true`` for 1."""
+    """Refuse booleans for numbers: pydantic would read ``port = true`` as 1."""
     if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
         raise ValueError("true or false is not a value here")
     return value
 
 
 def _conflict(field: str, reason: str) -> PydanticCustomError:
-    """An error between several keys of a section, told at ``field``."""
+    """An error between several keys of a section, reported for ``field``."""
     return PydanticCustomError("edged_conflict", "{reason}", {"field": field, "reason": reason})
 
 
@@ -345,7 +345,7 @@ class HttpSettings(_Section):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can ask."""
+        """Whether only this machine can connect."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -362,7 +362,7 @@ class LogSettings(_Section):
 
 
 class Settings(BaseSettings):
-    """All settings. Built directly, they take nothing from outside; ``load`` reads the sources."""
+    """All settings. The constructor reads no sources; ``load`` does."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -401,5 +401,5 @@ class Settings(BaseSettings):
         *_others: PydanticBaseSettingsSource,
         **_more: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is passed: ``load`` reads the other sources, to know where each value came from."""
+        """Read the arguments only: ``load`` reads the other sources, to record where each value came from."""
         return (init_settings,)

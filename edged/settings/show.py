@@ -17,7 +17,7 @@ _HEAD = """\
 
 
 def describe(loaded: Loaded) -> list[tuple[str, Any, str, str]]:
-    """Key, value as it may be shown (types JSON has, secrets masked), origin and description."""
+    """Key, value for display (a JSON type, secrets masked), origin and description of every setting."""
     rows = []
     for name, key in KEYS.items():
         value: Any = loaded.settings

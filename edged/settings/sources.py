@@ -76,7 +76,7 @@ def _from_file(config: Path | None) -> tuple[str, dict[str, Any]]:
 
 
 class _Environment(EnvSettingsSource):
-    """Leaves a list that is not JSON as text: the model splits it at commas, and its error names the key."""
+    """Keeps a list that is not JSON as text: the model splits it at commas, and its error names the key."""
 
     def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
         try:

@@ -10,8 +10,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.mqtt import connection_faults
 from edged.mqtt.attempts import Backoff, ProtocolChoice
-from edged.mqtt.identity import SILENT_LOOKS, Acquaintances, Status, Watch, read_status
-from edged.mqtt.session_plan import Established
+from edged.mqtt.identity import MAX_SILENT_CHECKS, DeviceIdWatch, InstanceStatus, KnownInstances, read_status
+from edged.mqtt.session_types import Established
 from edged.mqtt.topics import Topics, is_id
 from edged.settings.model import MqttSettings
 
@@ -100,19 +100,19 @@ def test_a_version_that_is_set_stays() -> None:
 
 
 def test_a_predecessor_is_no_stranger_and_a_later_one_is() -> None:
-    acquaintances = Acquaintances("me")
-    assert not acquaintances.is_stranger(Status("before", "online"))
-    acquaintances.settled()
-    assert not acquaintances.is_stranger(Status("me", "offline"))
-    assert not acquaintances.is_stranger(Status("before", "offline"))
-    assert acquaintances.is_stranger(Status("other", "online"))
+    instances = KnownInstances("me")
+    assert not instances.is_unexpected(InstanceStatus("before", "online"))
+    instances.stop_learning()
+    assert not instances.is_unexpected(InstanceStatus("me", "offline"))
+    assert not instances.is_unexpected(InstanceStatus("before", "offline"))
+    assert instances.is_unexpected(InstanceStatus("other", "online"))
 
 
 def test_a_status_that_nobody_stands_behind_is_not_waited_for_for_ever() -> None:
-    watch = Watch("me", "status")
+    watch = DeviceIdWatch("me", "status")
     watch.up(Established(session_present=False, protocol="5"))
-    watch._status = Status("other", "online")
-    assert [watch.look() for _ in range(SILENT_LOOKS)] == [False] * (SILENT_LOOKS - 1) + [True]
+    watch._status = InstanceStatus("other", "online")
+    assert [watch.is_free() for _ in range(MAX_SILENT_CHECKS)] == [False] * (MAX_SILENT_CHECKS - 1) + [True]
 
 
 @pytest.mark.parametrize(

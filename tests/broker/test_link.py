@@ -18,7 +18,7 @@ from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
 from edged.mqtt.events import CancelReceived, JobReceived, LinkDown, LinkUp, Published
 from edged.mqtt.flow import MAX_UNACKNOWLEDGED, MAX_UNACKNOWLEDGED_BYTES, MAX_UNSENT
-from edged.mqtt.session_plan import Incoming, Subscription
+from edged.mqtt.session_types import ReceivedMessage, Subscription
 from edged.settings.model import MqttSettings
 
 Make = Callable[..., Any]
@@ -104,7 +104,7 @@ def test_an_acknowledged_job_does_not_come_again(
 
 def test_a_loop_that_stands_still_is_noticed(broker: Mosquitto, make_device: Make, protocol: str) -> None:
     device: Device = make_device(broker.port, protocol=protocol, keep_alive=5).up()
-    eventually(lambda: device.link.stood_still() < 2.0)  # it turns every 1.25 s, a quarter of keep_alive, at least
+    eventually(lambda: device.link.stalled_seconds() < 2.0)  # it turns every 1.25 s, a quarter of keep_alive, at least
     entered, go_on = threading.Event(), threading.Event()
 
     def stand_still(_event: object) -> None:
@@ -114,10 +114,10 @@ def test_a_loop_that_stands_still_is_noticed(broker: Mosquitto, make_device: Mak
     device.receive = stand_still
     device.say("online")
     assert entered.wait(PATIENCE)
-    eventually(lambda: device.link.stood_still() > 3.0)
+    eventually(lambda: device.link.stalled_seconds() > 3.0)
     device.receive = device.events.put
     go_on.set()
-    eventually(lambda: device.link.stood_still() < 2.0)
+    eventually(lambda: device.link.stalled_seconds() < 2.0)
 
 
 def test_acknowledgements_leave_in_the_order_of_the_calls(
@@ -387,14 +387,14 @@ class Hearer:
 
     def __init__(self) -> None:
         self.is_up = threading.Event()
-        self.arrived: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        self.arrived: queue.SimpleQueue[ReceivedMessage] = queue.SimpleQueue()
 
     def up(self, *_: object) -> None:
         self.is_up.set()
 
     def down(self, _fault: Fault) -> None: ...
 
-    def received(self, message: Incoming) -> None:
+    def received(self, message: ReceivedMessage) -> None:
         if message.receipt.qos == 0:
             assert message.receipt.session.acknowledge(message.receipt)
         self.arrived.put(message)

@@ -32,7 +32,7 @@ from edged.machine.clock import Clock
 from edged.mqtt.events import JobReceived, Receipt
 from edged.mqtt.link import Link
 from edged.mqtt.session import Session
-from edged.mqtt.session_plan import Publication
+from edged.mqtt.session_types import Publication
 
 _wanted, _count, _seconds = os.environ["CHAOS_KILL"].split(":")
 _left, _delay = int(_count), float(_seconds)

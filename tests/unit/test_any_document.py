@@ -13,7 +13,7 @@ from test_manager import World
 
 from edged.jobs.document import Code, State, result_document
 from edged.jobs.reading import read_submission
-from edged.mqtt.identity import Status, read_status
+from edged.mqtt.identity import InstanceStatus, read_status
 from edged.mqtt.topics import is_id
 from edged.settings import SettingsError, load
 from edged.settings.keys import KEYS
@@ -107,7 +107,7 @@ def test_any_status_is_one_or_none(payload: bytes, instance: Any, state: Any) ->
     read_status(payload)
     read = read_status(json.dumps({"instance": instance, "state": state}).encode())
     both = isinstance(instance, str) and isinstance(state, str)
-    assert read == (Status(instance, state) if both else None)
+    assert read == (InstanceStatus(instance, state) if both else None)
 
 
 def plain(value: Any) -> bool:

@@ -33,7 +33,7 @@ from edged.jobs.schema import SpoolError
 from edged.jobs.spool import Spool
 from edged.machine.board import detect
 from edged.machine.clock import Clock
-from edged.mqtt.events import CancelReceived, Incoming, JobReceived, Published
+from edged.mqtt.events import CancelReceived, JobReceived, Published, ReceivedMessage
 from edged.mqtt.topics import Topics
 from edged.report.metrics import Metrics
 from edged.status import LatestStatus
@@ -147,14 +147,14 @@ class World:
                 "redelivered": False,
             }
             self.arrived += 1
-            self.jobs.job_received(JobReceived(Incoming(**fields | changes)))
+            self.jobs.job_received(JobReceived(ReceivedMessage(**fields | changes)))
 
     def cancelled(self, id: str) -> None:
         self.cancel_message(json.dumps({"id": id}).encode())
 
     def cancel_message(self, payload: bytes, mid: int = 0) -> None:
         receipt: Any = SimpleNamespace(mid=mid, qos=1)
-        message = Incoming(receipt, TOPICS.cancel, payload, False, False, None, None, None)
+        message = ReceivedMessage(receipt, TOPICS.cancel, payload, False, False, None, None, None)
         self.jobs.cancel_received(CancelReceived(message))
 
     def finish(self, key: int) -> None:

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from edged.faults import Fault
 from edged.mqtt.connection_faults import LOST
-from edged.mqtt.events import Incoming as Incoming
 from edged.mqtt.events import ProtocolVersion
+from edged.mqtt.events import ReceivedMessage as ReceivedMessage
 from edged.mqtt.grants import Grants
 from edged.settings.model import MqttSettings
 
@@ -46,7 +46,7 @@ class WillLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionPlan:
+class SessionOptions:
     """How to connect and what to subscribe to. Each group of subscriptions has SUBSCRIBE packets of its own."""
 
     mqtt: MqttSettings
@@ -86,7 +86,7 @@ class Established:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class SessionEnd:
     """How the connection ended. `accepted_seconds`: time since CONNACK accepted it, None if that never came."""
 
     fault: Fault = LOST
@@ -97,7 +97,7 @@ class Listener(Protocol):
     """Called by the thread in `Session.run`; must neither block nor raise."""
 
     def ready(self, established: Established) -> None: ...
-    def received(self, message: Incoming) -> None: ...
+    def received(self, message: ReceivedMessage) -> None: ...
     def published(self, token: Hashable) -> None: ...
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None: ...
     def document_refused(self, topic: str, reason: str) -> None: ...
