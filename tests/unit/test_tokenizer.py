@@ -13,7 +13,7 @@ from engine_rig import MODELS, copy_package
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from edged.engine.package import open_package
 from edged.engine.tokenizer import PromptError, TextStream, Tokenizer
@@ -199,10 +199,27 @@ class TestStopStrings:
         text = TextStream(lambda ids: "one two three" * len(ids), ["three", "two"])
         assert text.push(1) == "one "
 
+    def test_a_special_tokens_text_stops_at_that_token(self, tokenizer: Tokenizer) -> None:
+        text = tokenizer.stream(["<|user|>", "lo!"])
+        hello = tokenizer.encode_text("hello")
+        assert "".join(text.push(token) for token in hello) == "hel"
+        assert text.push(4) == "lo"  # held, as it might have been the beginning of "lo!"
+        assert text.stopped
+        assert text.finish() == ""
+
     def test_an_empty_stop_string_is_none(self) -> None:
         text = TextStream(lambda ids: "".join(map(chr, ids)), [""])
         assert text.push(97) == "a"
         assert not text.stopped
+
+
+def with_bos(package: Path) -> Path:
+    """The package with a tokenizer that puts <s> before every prompt."""
+    content = json.loads((package / "tokenizer.json").read_text())
+    content["post_processor"]["single"].insert(0, {"SpecialToken": {"id": "<s>", "type_id": 0}})
+    content["post_processor"]["special_tokens"] = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+    (package / "tokenizer.json").write_text(json.dumps(content))
+    return package
 
 
 class TestPrompts:
@@ -213,14 +230,17 @@ class TestPrompts:
         assert ids[0] == 4  # <|user|> as the one token that it is
 
     def test_a_prompt_gets_the_tokenizers_own_special_tokens(self, tmp_path: Path) -> None:
-        package = copy_package("phi3", tmp_path)
-        content = json.loads((package / "tokenizer.json").read_text())
-        content["post_processor"]["single"].insert(0, {"SpecialToken": {"id": "<s>", "type_id": 0}})
-        content["post_processor"]["special_tokens"] = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
-        (package / "tokenizer.json").write_text(json.dumps(content))
-        tokenizer = Tokenizer(open_package(package))
+        tokenizer = Tokenizer(open_package(with_bos(copy_package("phi3", tmp_path))))
         assert tokenizer.encode_text("x") == [1, 94]
         assert 1 not in tokenizer.encode_messages([{"role": "user", "content": "x"}])
+        tokenizer.close()
+
+    def test_a_beginning_of_sequence_token_in_a_prompt_is_not_doubled(self, tmp_path: Path) -> None:
+        tokenizer = Tokenizer(open_package(with_bos(copy_package("phi3", tmp_path))))
+        assert tokenizer.encode_text("x") == [1, 94]
+        assert tokenizer.encode_text("<s>x") == [1, 94]
+        assert tokenizer.encode_text("<s><s>x") == [1, 1, 94]
+        assert tokenizer.encode_text("x<s>") == [1, 94, 1]
         tokenizer.close()
 
     def test_truncation_and_padding_left_in_the_file_change_no_prompt(self, tmp_path: Path) -> None:
@@ -232,6 +252,27 @@ class TestPrompts:
         tokenizer = Tokenizer(open_package(package))
         assert tokenizer.encode_text(KOREAN) == byte_level().encode(KOREAN).ids
         assert tokenizer.encode_text("x") == [94]
+        tokenizer.close()
+
+    def test_a_continuation_keeps_its_leading_space(self, tmp_path: Path) -> None:
+        """Decoders of Llama's kind take the space off the first word."""
+        package = copy_package("phi3", tmp_path)
+        pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁b"]
+        made = HuggingFaceTokenizer(
+            models.BPE(
+                {piece: at for at, piece in enumerate(pieces)}, [("▁", "b")], unk_token="<unk>", byte_fallback=True
+            )
+        )
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        made.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        made.save(str(package / "tokenizer.json"))
+        tokenizer = Tokenizer(open_package(package))
+        prompt, answer = tokenizer.encode_text("a"), tokenizer.encode_text("b b")
+        for continued, expected in ((prompt, " b b"), ((), "b b")):
+            text = tokenizer.stream(continued=continued)
+            assert "".join(map(text.push, answer)) + text.finish() == expected
         tokenizer.close()
 
     @given(st.text(min_size=1, max_size=40))
