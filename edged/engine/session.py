@@ -52,6 +52,8 @@ class ModelSession:
                 f"the model's logits have {logits.shape[-1]} tokens and genai_config.json says vocab_size "
                 f"{package.vocabulary}: they are not of the same package"
             )
+        self.last_token_only = len(logits.shape) == 3 and logits.shape[1] == 1
+        """The graph gives logits for a step's last token alone (the model builder's prune_lm_head)."""
         self._logits_dtype = NUMPY_DTYPES[dtype]
         self._logits = np.empty(0, self._logits_dtype)
         self._bindings: dict[tuple[int, int], Any] = {}
@@ -92,7 +94,10 @@ class ModelSession:
         return self.forward(first, ids, past, width)[:rows, -1]
 
     def forward(self, first: int, ids: NDArray[np.int64], past: Sequence[int], width: int) -> NDArray[np.floating]:
-        """As `step`, but returns the logits after every token, [rows, new, vocabulary], a view of the same kind."""
+        """As `step`, but returns the logits after every token, [rows, new, vocabulary], a view of the same kind.
+
+        With `last_token_only` they are those after the last token, [rows, 1, vocabulary].
+        """
         assert self._cache is not None
         rows, new = ids.shape
         lengths = np.asarray(past, np.int64) + new
@@ -109,10 +114,11 @@ class ModelSession:
         binding.bind_cpu_input(names["attention_mask"], mask)
         if "position_ids" in names:
             binding.bind_cpu_input(names["position_ids"], lengths[:, None] - new + np.arange(new, dtype=np.int64))
-        size = rows * new * self.package.vocabulary
+        given = 1 if self.last_token_only else new
+        size = rows * given * self.package.vocabulary
         if self._logits.size < size:
             self._logits = np.empty(size, self._logits_dtype)
-        shape = (rows, new, self.package.vocabulary)
+        shape = (rows, given, self.package.vocabulary)
         binding.bind_output(self.package.logits_name, "cpu", 0, self._logits_dtype, shape, self._logits.ctypes.data)
         self._session.run_with_iobinding(binding)
         result: NDArray[np.floating] = self._logits[:size].reshape(shape)

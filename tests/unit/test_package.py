@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_rig import MODELS, copy_package, load
+from engine_rig import MODELS, copy_package, ids, load, random_prompt, request, running
 from family_rig import PACKAGES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,6 +22,10 @@ from edged.engine.graph import read_graph
 from edged.engine.package import PackageError, SearchDefaults, open_package, signature
 from edged.engine.template import TemplateRefusalError
 from edged.engine.tokenizer import PromptError, Tokenizer
+from edged.machine.board import detect
+from edged.machine.memory import available
+from edged.models.record import record_known_answers
+from edged.settings import Settings
 
 CONFIG = json.loads((MODELS / "phi3" / "genai_config.json").read_text())
 
@@ -191,6 +195,19 @@ class TestGood:
         write(package, "tokenizer_config.json", config)
         with pytest.raises(PackageError, match=r"added_tokens_decoder gives '<\|more\|>' the id 7000"):
             Tokenizer(open_package(package))
+
+    def test_a_graph_with_logits_for_the_last_token_alone_gives_the_same_ids(self, tmp_path: Path) -> None:
+        """The model builder's prune_lm_head=true."""
+        prompts = [random_prompt(seed, tokens) for seed, tokens in enumerate((1, 2, 70, 200))]
+        answers = []
+        for name in ("qwen2", "qwen2-pruned"):
+            with running(load(MODELS / name, rows=4, prefill_chunk=64)) as rig:
+                ends = rig.run(*(request(key, prompt) for key, prompt in enumerate(prompts)))
+                answers.append({key: ids(end) for key, end in ends.items()})
+        assert answers[0] == answers[1]
+        package = copy_package("qwen2-pruned", tmp_path)
+        record_known_answers(Settings(model={"threads": 1}), detect(), available, package)
+        assert load(package).verified is not None
 
     def test_a_folder_reached_through_a_link_is_opened(self, package: Path, tmp_path: Path) -> None:
         (tmp_path / "current").symlink_to(package)
