@@ -21,7 +21,7 @@ from typing import Any
 
 import logs
 import pytest
-from conftest import Mosquitto, free_port
+from broker_rig import Mosquitto, free_port
 from engine_rig import reference
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion

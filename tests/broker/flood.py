@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import psutil
-from conftest import Mosquitto
+from broker_rig import Mosquitto
 from daemon_fixtures import Daemon, job
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Device, Mosquitto, Proxy
+from broker_rig import Device, Mosquitto, Proxy
 from patience import PATIENCE, eventually
 
 from edged.mqtt.events import LinkUp, Published, PublishRefused

@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from conftest import free_port
+from broker_rig import free_port
 from daemon_fixtures import REFERENCE, Client5, Daemon, Place, job, reference_job
 from patience import PATIENCE
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
-from conftest import Proxy
+from broker_rig import Proxy
 from daemon_fixtures import REFERENCE, Place, job, reference_job
 from patience import PATIENCE, eventually
 

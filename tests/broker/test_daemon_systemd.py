@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import free_port
+from broker_rig import free_port
 from daemon_fixtures import Daemon, Place, eventually, job, reference_job
 from patience import PATIENCE
 from wheel_rig import SAME, make

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Mosquitto, free_port
+from broker_rig import Mosquitto, free_port
 
 from edged.cli.doctor import Finding, examine
 from edged.machine.board import detect

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import free_port
+from broker_rig import free_port
 from daemon_fixtures import Daemon
 from fleet_fixtures import Fleet
 from patience import PATIENCE, eventually

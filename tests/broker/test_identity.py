@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from conftest import Device, Mosquitto, Peer, Proxy
+from broker_rig import Device, Mosquitto, Peer, Proxy
 from patience import PATIENCE, QUIET
 
 from edged.mqtt.events import DeviceIdFree, DeviceIdTaken, JobReceived, LinkUp, Published

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Device, Mosquitto, Peer, Proxy
+from broker_rig import Device, Mosquitto, Peer, Proxy
 from patience import PATIENCE, QUIET, eventually
 
 from edged.faults import Fault

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Device
+from broker_rig import Device
 from fleet_fixtures import PASSWORD, Fleet, Guest
 from patience import PATIENCE
 

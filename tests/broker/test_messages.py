@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from conftest import Device, Mosquitto, Peer
+from broker_rig import Device, Mosquitto, Peer
 from patience import PATIENCE
 
 from edged.mqtt.events import JobReceived, LinkDown, Published, PublishRefused

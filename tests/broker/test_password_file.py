@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Device, Mosquitto
+from broker_rig import Device, Mosquitto
 from daemon_fixtures import Daemon, eventually
 
 WRONG_FILES = {

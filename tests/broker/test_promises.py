@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Device, Mosquitto, Proxy
+from broker_rig import Device, Mosquitto, Proxy
 from daemon_fixtures import Daemon
 from patience import PATIENCE
 from scripted_broker import HANG_UP, Answer, Connect, Publish, ScriptedBroker, Subscribe

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from amqtt.broker import Broker
-from conftest import Device, Mosquitto, Peer, free_port
+from broker_rig import Device, Mosquitto, Peer, free_port
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 from patience import PATIENCE

@@ -23,7 +23,7 @@ from typing import IO, TextIO
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "broker"))
 
-from conftest import Mosquitto  # noqa: E402
+from broker_rig import Mosquitto  # noqa: E402
 from daemon_fixtures import Daemon  # noqa: E402
 from judge import Verdict, judge  # noqa: E402
 from proxy import Proxy  # noqa: E402

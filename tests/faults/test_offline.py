@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from conftest import Proxy
+from broker_rig import Proxy
 from daemon_fixtures import Daemon, Place, job
 from figures import table
 from patience import PATIENCE, eventually
