@@ -93,9 +93,15 @@ class Mosquitto:
     def stop(self) -> None:
         """SIGTERM: it writes its database."""
         if self.process is not None:
-            self.process.terminate()
-            self.process.wait(PATIENCE)
+            eventually(self._ended, "mosquitto ends")
             self.process = None
+
+    def _ended(self) -> bool:
+        assert self.process is not None
+        self.process.terminate()  # again and again: mosquitto forgets a signal that comes before its main loop begins
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
+        return self.process.returncode is not None
 
     def kill(self) -> None:
         if self.process is not None:

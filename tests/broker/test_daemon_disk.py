@@ -111,6 +111,7 @@ def test_jobs_accepted_before_the_package_broke_are_answered_once_it_is_mended(p
     for id in ("kept-1", "kept-2"):
         client.send(job(id))
         client.event(id, "accepted")
+    client.event("kept-1", "started")
     daemon.kill()
     config = package / "genai_config.json"
     config.rename(package / "away")
