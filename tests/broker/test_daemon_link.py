@@ -86,6 +86,7 @@ def test_a_wrong_password_is_said_in_readyz_and_in_no_log(place: Place) -> None:
     daemon = place.daemon(**login).start(ready=False)
     fault = eventually(lambda: next((f for f in daemon.faults() or [] if "password" in f), None))
     assert "not connected" in fault
+    eventually(lambda: "model_serving" in daemon.log(), "the model is loaded")
     assert "wrong-password" not in daemon.log() + fault
     assert daemon.end() == 0
 

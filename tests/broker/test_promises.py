@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,13 +101,9 @@ def test_limits_that_break_no_promise_are_none(script: Script, make_device: Make
 
 def test_the_brokers_keep_alive_is_kept(script: Script, make_device: Make) -> None:
     broker = script(on_connect=grants(ServerKeepAlive=2))
-    device: Device = make_device(broker.port, keep_alive=60).up()
-    last = dict.fromkeys(("board", "board-ctl"), time.monotonic())
-    for _ in range(8):
-        client, at = broker.pings.get(timeout=PATIENCE)
-        # On time is within 2 s; a broker waits 3 s (MQTT 5 §3.1.2.10), and a busy machine may delay the loop.
-        assert at - last[client] < 3.0
-        last[client] = at
+    device: Device = make_device(broker.port, keep_alive=3600).up()  # by that, no ping would come while a test waits
+    pings = [broker.pings.get(timeout=PATIENCE)[0] for _ in range(8)]
+    assert set(pings) == {"board", "board-ctl"}
     assert not any(isinstance(event, LinkDown) for event in device.seen)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from patience import PATIENCE, eventually
 
 from edged.engine.engine import Engine
 from edged.engine.events import Ended, EngineEvent, Finished, ModelChanged, Piece
@@ -113,7 +114,7 @@ class Rig:
         self.hook(event)
         self._inbox.put(event)
 
-    def wait_for(self, wanted: Callable[[EngineEvent], bool], seconds: float = 30.0) -> EngineEvent:
+    def wait_for(self, wanted: Callable[[EngineEvent], bool], seconds: float = PATIENCE) -> EngineEvent:
         """The next event that `wanted` accepts."""
         end = time.monotonic() + seconds
         while True:
@@ -168,7 +169,7 @@ def running(bring: LoadedModel | Callable[[], LoadedModel], watch: Callable[[], 
         yield rig
     finally:
         rig.hook = lambda _event: None
-        rig.engine.stop(timeout=10)
+        rig.engine.stop(timeout=PATIENCE)
 
 
 def request(key: int, prompt: Iterable[int], max_tokens: int = 32, **more: Any) -> Request:
@@ -208,12 +209,11 @@ def run_at_random(
 
 def wait_until_written(rig: Rig, blocks: int | None = None) -> None:
     """Until the idle engine has written what is worth it (or so many blocks)."""
-    until = time.monotonic() + 60
-    while True:
+
+    def written() -> bool:
         prefixes = rig.loaded.prefixes
         done = prefixes.written_back if blocks is None else prefixes.blocks_on_disk >= blocks
         # A row leaves after what it took from disk is held in memory, its end is told before.
-        if done and rig.engine.status.rows == 0:
-            return
-        assert time.monotonic() < until
-        time.sleep(0.01)
+        return done and rig.engine.status.rows == 0
+
+    eventually(written, "written")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from engine_rig import (
     serving,
 )
 from family_rig import check_near_tie
+from patience import PATIENCE, eventually
 
 from edged.engine import lifecycle
-from edged.engine.engine import Engine
 from edged.engine.events import Ended, EngineEvent, Finished, ModelChanged, Piece, Started
 from edged.engine.package import PackageError, signature
 from edged.engine.sampler import Sampler, Sampling
@@ -358,26 +359,31 @@ class TestModel:
 
 class TestIdle:
     def test_the_thread_sleeps_until_a_request_comes(self) -> None:
+        def sleeps() -> bool:
+            (engine,) = (thread for thread in threading.enumerate() if thread.name == "engine")
+            before = self._switches(engine)
+            time.sleep(0.5)  # it is the passing of time that is measured
+            return self._switches(engine) == before
+
         with running(serving("phi3")) as rig:
             rig.run(request(0, PROMPT))
-            time.sleep(0.05)
-            before = self._switches(rig.engine)
-            time.sleep(0.5)
-            assert self._switches(rig.engine) == before
+            eventually(sleeps, "the thread sleeps")
             assert ids(rig.run(request(1, PROMPT))[1]) == ANSWER
 
     def test_no_thread_of_the_process_burns_time(self) -> None:
+        def idles() -> bool:
+            before = time.process_time()
+            time.sleep(1.0)  # it is the passing of time that is measured
+            return time.process_time() - before < 0.01
+
         one = load(MODELS / "phi3", threads=2)
         with running(one) as rig:
             rig.run(request(0, PROMPT))
-            time.sleep(0.1)
-            before = time.process_time()
-            time.sleep(1.0)
-            assert time.process_time() - before < 0.01
+            eventually(idles, "no thread burns time")
 
     @staticmethod
-    def _switches(engine: Engine) -> list[str]:
-        status = Path(f"/proc/self/task/{engine._thread.native_id}/status").read_text().splitlines()
+    def _switches(engine: threading.Thread) -> list[str]:
+        status = Path(f"/proc/self/task/{engine.native_id}/status").read_text().splitlines()
         found = [line for line in status if "ctxt_switches" in line]
         assert len(found) == 2
         return found
@@ -387,5 +393,5 @@ def test_stop_ends_the_thread_in_the_middle_of_a_request() -> None:
     with running(serving("phi3")) as rig:
         rig.engine.submit(request(0, PROMPT, 450))
         rig.wait_for(lambda event: event == Started(0))
-        rig.engine.stop(timeout=5)
+        rig.engine.stop(timeout=PATIENCE)
     assert not any(isinstance(event, (Finished, Ended)) for event in rig.events)

@@ -23,6 +23,7 @@ from engine_rig import (
     serving,
     wait_until_written,
 )
+from patience import PATIENCE, eventually
 
 from edged.engine import lifecycle
 from edged.engine.events import Ended, EngineEvent, Finished, ModelChanged, Piece, Started
@@ -82,10 +83,7 @@ class TestThread:
         with running(serving("phi3")) as rig:
             rig.hook = fail
             rig.engine.submit(request(0, (5, 6)))
-            until = time.monotonic() + 60
-            while not rig.engine.ended:
-                assert time.monotonic() < until
-                time.sleep(0.01)
+            eventually(lambda: rig.engine.ended, "the thread ends")
             assert rig.engine.status.failed == "gone"
 
     def test_a_thread_that_was_stopped_did_not_fail(self) -> None:
@@ -137,7 +135,7 @@ class TestStatus:
         try:
             rig.run(request(0, (5, 6), 2))
         finally:
-            rig.engine.stop(timeout=30)
+            rig.engine.stop(timeout=PATIENCE)
         assert len(seen) == 3
         assert all(before <= at <= time.monotonic() for at in seen if at is not None)
         assert None not in seen

@@ -28,6 +28,7 @@ from engine_rig import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from edged.engine.events import Finished, Piece, Started
 from edged.engine.prefix_cache import BLOCK_TOKENS, HITS_TO_WRITE, PrefixCache, block_keys, usable_blocks
@@ -147,7 +148,7 @@ class Disk:
         self._came.release()
 
     def next(self) -> DiskEvent:
-        assert self._came.acquire(timeout=20)
+        assert self._came.acquire(timeout=PATIENCE)
         return self.events.pop(0)
 
     def changed(self) -> Changed:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 from structlog.testing import capture_logs
 
 from edged.engine.prefix_store import Changed, DiskEvent, Found, PrefixStore
@@ -17,7 +18,6 @@ ID = b"m" * 32
 SHAPE = (2, 4)
 HUGE = (1 << 46,)
 """More float32 values than the address space has room for: allocating them is a real MemoryError."""
-PATIENCE = 60.0
 
 
 class Store:

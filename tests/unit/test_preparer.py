@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 from structlog.testing import capture_logs
 
 from edged.engine.sequence import Request
@@ -45,7 +46,7 @@ def done() -> Iterator[tuple[Preparer, queue.Queue[Prepared]]]:
     preparer.start()
     yield preparer, prepared
     preparer.stop()
-    assert preparer.join(10)
+    assert preparer.join(PATIENCE)
 
 
 def test_a_job_comes_out_as_a_request_or_as_the_reason_why_not(done: tuple[Preparer, queue.Queue[Prepared]]) -> None:
@@ -55,7 +56,7 @@ def test_a_job_comes_out_as_a_request_or_as_the_reason_why_not(done: tuple[Prepa
         preparer.submit(Job(id="a", prompt=prompt, max_tokens=2), key, "a", SERVING, 7.0)
     chat: Any = [{"role": "user", "content": "x"}]
     preparer.submit(Job(id="a", messages=chat, max_tokens=2), 4, "a", SERVING, 7.0)
-    came = [prepared.get(timeout=10) for _ in range(5)]
+    came = [prepared.get(timeout=PATIENCE) for _ in range(5)]
     assert [each.number for each in came] == [0, 1, 2, 3, 4]
     assert all(each.loaded is SERVING for each in came)
     good, broken, long, again, bomb = (each.outcome for each in came)
@@ -75,7 +76,7 @@ def test_a_pinned_instruction_that_breaks_the_template_or_the_process_costs_itse
     with capture_logs() as logs:
         preparer.pin(["break", "crashes"], SERVING, {pinned_number("crashes", "m")})
         preparer.submit(Job(id="a", prompt="good", max_tokens=2), 1, "a", SERVING, 0.0)
-        assert isinstance(prepared.get(timeout=10).outcome, Request)
+        assert isinstance(prepared.get(timeout=PATIENCE).outcome, Request)
     assert [(line["event"], line["number"]) for line in logs] == [
         ("pinned_instruction_refused", 1),
         ("pinned_instruction_given_up", 2),
@@ -105,7 +106,7 @@ def test_what_is_being_prepared_is_told() -> None:
     preparer = Preparer(lambda _: seen.put(preparer.number))
     preparer.start()
     preparer.submit(Job(id="a", prompt="good", max_tokens=2), 7, "a", SERVING, 0.0)
-    assert seen.get(timeout=10) == 7
+    assert seen.get(timeout=PATIENCE) == 7
     preparer.stop()
-    assert preparer.join(10)
+    assert preparer.join(PATIENCE)
     assert preparer.number is None

@@ -16,22 +16,8 @@ ALLOWED: dict[str, tuple[int, str]] = {
     "unit/test_clock.py": (3, "the system call, with other answers than this kernel's, and the structure it fills"),
     "unit/test_doctor.py": (1, "a C library that this machine does not have"),
     "unit/test_id_index.py": (3, "sizes at which it sorts in, small enough for a test to pass them often"),
-    "unit/test_known_answers.py": (1, "the comparison with another runtime, with answers that it did not give"),
-    "unit/test_reasons.py": (2, "a verification error of OpenSSL that takes no broker"),
-    "unit/test_spool.py": (1, "that a removed job takes no memory"),
 }
-"""File, most accesses, reason."""
-
-BEING_REWORKED: dict[str, int] = {
-    "unit/engine_rig.py": 5,
-    "unit/test_desk.py": 15,
-    "unit/test_engine.py": 2,
-    "unit/test_main_loop.py": 30,
-    "unit/test_prefix_cache.py": 1,
-    "unit/test_runtime.py": 5,
-    "unit/test_scheduler.py": 0,
-}
-"""The most that these files may have until the code that they test has moved. They do not count among MOST yet."""
+"""File, number of accesses, reason."""
 
 
 def is_private(name: str) -> bool:
@@ -60,7 +46,5 @@ def test_private_names_are_used_where_it_is_said_why() -> None:
             for path in sorted((TESTS / folder).glob("*.py"))
         }
     )
-    for name, most in BEING_REWORKED.items():
-        assert found.pop(name, 0) <= most, name
-    assert {name: count for name, count in found.items() if count > ALLOWED.get(name, (0, ""))[0]} == {}
+    assert {name: count for name, count in found.items() if count} == {name: n for name, (n, _) in ALLOWED.items()}
     assert sum(count for count, _ in ALLOWED.values()) < MOST
