@@ -88,7 +88,7 @@ class _Section(BaseModel):
 
 
 class DeviceSettings(_Section):
-    """Who this device is."""
+    """Identity of this device."""
 
     id: Id | None = Field(
         default=None,
@@ -97,7 +97,7 @@ class DeviceSettings(_Section):
     )
     groups: Annotated[list[Id], BeforeValidator(_split_list)] = Field(
         default=[],
-        description="Groups whose shared jobs this device takes part in.",
+        description="Groups whose jobs this device shares.",
         examples=[["hall-3"]],
         json_schema_extra={"allowed": "a list of names, each " + _ID_ALLOWED},
     )
@@ -151,13 +151,13 @@ class MqttSettings(_Section):
         default=30,
         ge=5,
         le=3600,
-        description="Seconds of silence after which the broker is asked whether it is there.",
+        description="Keep-alive in seconds; a dead connection is noticed within twice this time.",
     )
     root: str = Field(
         default="edged/v1",
         max_length=128,
         pattern=r"^[^+#/$\x00-\x1f][^+#/\x00-\x1f]*(/[^+#/\x00-\x1f]+)*$",
-        description="What every topic begins with.",
+        description="Prefix of every topic.",
         json_schema_extra={"allowed": "1 to 128 characters without + # or a leading $, no empty level"},
     )
 
@@ -210,7 +210,7 @@ class MqttSettings(_Section):
 
 
 class ModelSettings(_Section):
-    """What answers, and what it may use."""
+    """The model and its resources."""
 
     path: Path | None = Field(
         default=None,
@@ -223,11 +223,11 @@ class ModelSettings(_Section):
         BeforeValidator(_split_list),  # the last one runs first
     ] = Field(
         default="auto",
-        description="What the model runs on, the first choice first; auto goes by board and package.",
+        description="Execution providers in order of preference; auto: by board and package.",
     )
     runtime_wheels: Path | None = Field(
         default=None,
-        description="A folder with a wheel of onnxruntime to compute with; unset: the one that edged came with.",
+        description="A folder with a wheel of onnxruntime to use; unset: the installed one.",
         examples=["/etc/edged/wheels"],
     )
     threads: int | None = Field(
@@ -241,35 +241,35 @@ class ModelSettings(_Section):
         default=None,
         ge=1,
         le=64,
-        description="Jobs that are answered at the same time; unset: as many as memory allows, at most 8.",
+        description="Jobs that run at the same time; unset: as many as memory allows, at most 8.",
         examples=[4],
     )
     context: int | None = Field(
         default=None,
         ge=16,
         le=1_048_576,
-        description="Tokens of prompt and answer together, per row; unset: what the package says.",
+        description="Most tokens of prompt and answer together, per row; unset: as in the package.",
         examples=[4096],
     )
     prefill_chunk: int = Field(
-        default=256, ge=2, le=4096, description="Most tokens of a prompt that are read in one step."
+        default=256, ge=2, le=4096, description="Most prompt tokens that are computed in one step."
     )
     max_stall: float = Field(
         default=1.0,
         ge=0.01,
         le=60,
-        description="Seconds that a running job may wait for its next token while prompts of others are read.",
+        description="Seconds that a running job may wait for its next token while prompts of other jobs are computed.",
     )
 
 
 class CacheSettings(_Section):
-    """What leading tokens that jobs share may take, so that they are not computed again."""
+    """The prefix cache: limits for stored leading tokens that jobs share."""
 
     ram_bytes: int | None = Field(
         default=None,
         ge=0,
         le=1 << 40,
-        description="Most memory for shared prefixes; 0: none; unset: an eighth of what is usable, if there is room.",
+        description="Most memory for shared prefixes; 0: none; unset: an eighth of the usable memory if there is room.",
         examples=[536_870_912],
     )
     disk_bytes: int = Field(
@@ -283,21 +283,23 @@ class CacheSettings(_Section):
     )
     pinned: Annotated[list[Annotated[str, Field(min_length=1, max_length=100_000)]], Field(max_length=64)] = Field(
         default=[],
-        description="Instructions (system messages) that are read at the start and kept on disk.",
+        description="Instructions (system messages) that are computed at the start and kept on disk.",
         examples=[["You are a careful assistant."]],
         json_schema_extra={"allowed": "a list of up to 64 texts"},
     )
-    allow_pin: bool = Field(default=False, description='Whether jobs may ask for it too, with "cache": {"pin": true}.')
+    allow_pin: bool = Field(
+        default=False, description='Whether jobs may pin their prompts, with "cache": {"pin": true}.'
+    )
 
 
 class JobsSettings(_Section):
-    """How many jobs are taken, how large, and how long answers are kept."""
+    """Limits for jobs, and how long results are kept."""
 
     max_queued: int = Field(
         default=10_000,
         ge=1,
         le=1_000_000,
-        description="Jobs on disk above which further ones are left at the broker.",
+        description="Most jobs on disk; further ones wait at the broker.",
     )
     max_bytes: int = Field(default=262_144, ge=1024, le=1_048_576, description="The largest job document, in bytes.")
     retention: int = Field(
@@ -309,10 +311,10 @@ class JobsSettings(_Section):
 
 
 class HttpSettings(_Section):
-    """Where metrics and health are served, and to whom."""
+    """The HTTP endpoint for metrics and health."""
 
-    host: Host = Field(default="127.0.0.1", description="The address of metrics and health.")
-    port: int = Field(default=9765, ge=0, le=65535, description="The TCP port for them; 0: any free one.")
+    host: Host = Field(default="127.0.0.1", description="Address of the HTTP endpoint for metrics and health.")
+    port: int = Field(default=9765, ge=0, le=65535, description="TCP port of the HTTP endpoint; 0: any free one.")
     cert_file: Path | None = Field(
         default=None,
         description="PEM file of the certificate for TLS; unset: plain text.",
@@ -325,11 +327,11 @@ class HttpSettings(_Section):
     )
     client_ca_file: Path | None = Field(
         default=None,
-        description="PEM file of the authorities from which a client needs a certificate; unset: it needs none.",
+        description="PEM file of the authorities that sign client certificates; unset: clients need none.",
         examples=["/etc/edged/ca.pem"],
     )
     plain_text: bool = Field(
-        default=False, description="Whether it may be served beyond this machine without TLS, for all to read."
+        default=False, description="Whether to serve beyond this machine without TLS, readable by everyone."
     )
 
     @model_validator(mode="after")
@@ -353,11 +355,13 @@ class HttpSettings(_Section):
 
 
 class LogSettings(_Section):
-    """What is logged, and how."""
+    """Log level and format."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="The least that is logged.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Lowest level that is logged."
+    )
     format: Literal["auto", "json", "console"] = Field(
-        default="auto", description="How a line looks; auto: console on a terminal, else json."
+        default="auto", description="Format of a line; auto: console on a terminal, else json."
     )
 
 
