@@ -113,6 +113,7 @@ test-runtimes: ## the engine and known answers under older onnxruntimes and besi
 
 test-templates: $(VENV)-templates/.done ## published chat templates, rendered as transformers renders them (minutes; downloads 150 MB once)
 	@PYTHONPATH=. $(VENV)-templates/bin/python tests/templates/compare.py $(VENV)-templates/published
+	@PYTHONPATH=. $(VENV)-templates/bin/python tests/templates/guard.py $(VENV)-templates/published
 
 bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overhead, jobs/s, memory, bytes written
 	@$(BIN)/python tests/benchmarks/jobs.py

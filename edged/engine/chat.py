@@ -135,7 +135,7 @@ class Chat:
         if dropped is not None and messages[dropped]["content"]:
             raise ChatError(
                 f"the model's chat template leaves out what role {roles[dropped]!r} says in message {dropped + 1}: "
-                "use a role that it knows, such as user"
+                + ("send prompt in place of messages" if roles[dropped] == "user" else "use another role, such as user")
             )
 
     def _dropped(self, messages: Sequence[Message]) -> int | None:
