@@ -33,6 +33,8 @@ from edged.machine.memory import available
 from edged.settings import Settings
 
 PROMPT, CONTEXT, ROWS = 128, 384, 8
+BATCH = 512
+"""Most tokens of one llama_decode, llama.cpp's own default for its physical batch."""
 Q4_0_BLOCK = 32
 
 
@@ -109,23 +111,26 @@ class ByTurns:
 
 
 class LlamaCpp:
-    """llama.cpp's low-level loop: `sequences` read their prompts, then one token each in every llama_decode."""
+    """llama.cpp's low-level loop: `sequences` read prompts of `prompt` tokens, then decode one token each per call.
 
-    def __init__(self, model: Path, threads: int, sequences: int) -> None:
+    `context`: most tokens of a sequence.
+    """
+
+    def __init__(self, model: Path, threads: int, sequences: int, prompt: int = PROMPT, context: int = CONTEXT) -> None:
         llama_cpp.llama_log_set(_QUIET, ctypes.c_void_p())
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(str(model).encode(), llama_cpp.llama_model_default_params())
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_seq_max, params.n_batch = sequences * CONTEXT, sequences, 512
+        params.n_ctx, params.n_seq_max, params.n_batch = sequences * context, sequences, BATCH
         params.n_threads = params.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         assert self._context, "llama.cpp cannot make its context"
-        self._batch = llama_cpp.llama_batch_init(512, 0, 1)
+        self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self._random = np.random.default_rng(3)
         self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         for sequence in range(sequences):
-            self._decode([(sequence, position) for position in range(PROMPT)])
-        self._lengths = [PROMPT] * sequences
+            self._decode([(sequence, position) for position in range(prompt)])
+        self._lengths = [prompt] * sequences
 
     def step(self, _past: int) -> float:
         """Seconds of one token for each sequence."""
@@ -133,6 +138,17 @@ class LlamaCpp:
         self._decode(list(enumerate(self._lengths)))
         self._lengths = [length + 1 for length in self._lengths]
         return time.perf_counter() - began
+
+    def prefill(self, tokens: int) -> float:
+        """Seconds until a prompt of `tokens` tokens is read. All sequences are forgotten before and after."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        llama_cpp.llama_memory_clear(memory, True)
+        began = time.perf_counter()
+        for first in range(0, tokens, BATCH):
+            self._decode([(0, position) for position in range(first, min(tokens, first + BATCH))])
+        seconds = time.perf_counter() - began
+        llama_cpp.llama_memory_clear(memory, True)
+        return seconds
 
     def close(self) -> None:
         llama_cpp.llama_batch_free(self._batch)
