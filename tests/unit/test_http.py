@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import socket
 import time
 import urllib.request
@@ -17,7 +18,8 @@ from edged.faults import Fault
 from edged.report.http import HttpServer
 from edged.status import STALE_SECONDS, LatestStatus, Status
 
-READY = Status(unready=())
+READY = Status(unready=(), monotonic_time=math.inf)
+"""Never stale, however long the tests take."""
 
 
 @pytest.fixture
