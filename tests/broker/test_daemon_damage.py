@@ -13,7 +13,7 @@ from typing import Any
 from daemon_fixtures import Daemon, Place, job
 from patience import eventually
 
-from edged.jobs.spool import PAGE_BYTES
+from edged.jobs.database import PAGE_BYTES
 
 pytest_plugins = ["daemon_fixtures"]
 
