@@ -17,7 +17,7 @@ from generator import TASKS, TEST_CASES, Message, Sample, Task, test_samples
 from edged import logs
 from edged.engine.engine import Ended, Engine, EngineEvent, Finished
 from edged.engine.loaded_model import load_model
-from edged.engine.scheduler import Request
+from edged.engine.sequence import Request
 from edged.machine.board import detect
 from edged.machine.memory import available
 from edged.settings import Settings

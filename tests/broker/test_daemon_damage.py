@@ -47,7 +47,7 @@ def test_a_spool_without_its_header_is_recovered_at_the_start(place: Place) -> N
     assert client.result("one", 2) == answers["one"]
     assert client.ask(job("three"))["state"] == "succeeded"
     assert daemon.command("forget", "one").stdout == "erased 1 job and 1 damaged spool\n"
-    assert "edged_spool_damaged_files 0.0" in daemon.get("/metrics")[1]
+    eventually(lambda: "edged_spool_damaged_files 0.0" in daemon.get("/metrics")[1], "the gauge follows the next tick")
     assert daemon.end() == 0
 
 

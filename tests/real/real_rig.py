@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from chats import Chat, chats
-from edged.engine.cache import KVCache
+from edged.engine.kv_cache import KVCache
 
 from edged.engine.known_answers import NEAR_TIE
 from edged.engine.package import open_package
