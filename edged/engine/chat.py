@@ -53,8 +53,8 @@ class Chat:
     def __init__(self, template: ChatTemplate, source: str, added: Mapping[str, bool], eos: str | None) -> None:
         """Ask the template how it treats roles. Raises TemplateFaultError.
 
-        `source`: the template's text. `added`: the tokenizer's added tokens, and whether each is special. `eos`: the
-        text of the end-of-sequence token.
+        `source`: the template's text. `added`: the tokenizer's added tokens, and whether each is special or ends an
+        answer. `eos`: the text of the end-of-sequence token.
         """
         self._template = template
         self._known: dict[tuple[str, ...], int | None] = {}

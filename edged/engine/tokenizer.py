@@ -46,7 +46,12 @@ class Tokenizer:
         }
         self.eos = package.eos | self._eos(package.texts.eos_text)
         """Token ids that end an answer: of genai_config.json, generation_config.json and tokenizer_config.json."""
-        self._chat = self._open_chat(package, {entry.content: entry.special for entry in added.values()})
+        named = {text for text in package.texts.special_tokens.values() if isinstance(text, str)}
+        special = {
+            entry.content: entry.special or entry.content in named or token in self.eos
+            for token, entry in added.items()
+        }
+        self._chat = self._open_chat(package, special)
         control = frozenset[str]() if self._chat is None else self._chat.control
         self._control = frozenset(token for token, entry in added.items() if entry.content in control)
 
@@ -167,7 +172,7 @@ class Tokenizer:
         token = None if text is None else self._tokenizer.token_to_id(text)
         return set() if token is None or token >= self._vocabulary else {token}
 
-    def _open_chat(self, package: Package, added: Mapping[str, bool]) -> Chat | None:
+    def _open_chat(self, package: Package, special: Mapping[str, bool]) -> Chat | None:
         if package.texts.chat_template is None:
             return None
         try:
@@ -175,7 +180,7 @@ class Tokenizer:
         except TemplateFaultError as error:
             raise PackageError(str(error)) from None
         try:
-            return Chat(template, package.texts.chat_template, added, package.texts.eos_text)
+            return Chat(template, package.texts.chat_template, special, package.texts.eos_text)
         except TemplateFaultError as error:
             template.close()
             raise PackageError(str(error)) from None
