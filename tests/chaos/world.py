@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TextIO
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "broker"))
+sys.path[:0] = [str(HERE.parent / folder) for folder in ("broker", "unit")]
 
 from broker_rig import Mosquitto  # noqa: E402
 from daemon_fixtures import Daemon  # noqa: E402

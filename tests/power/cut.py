@@ -26,7 +26,7 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parents[0] / "broker")]
+sys.path[:0] = [str(HERE.parent / folder) for folder in ("broker", "unit")]
 from daemon_fixtures import Daemon, Place, eventually, job  # noqa: E402
 from disk import SYNC, TRUNCATE, UNLINK, WRITE, Change, Disk, read_recording  # noqa: E402
 
