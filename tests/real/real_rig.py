@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from chats import Chat, chats
-from edged.engine.kv_cache import KVCache
 
 from edged.engine.known_answers import NEAR_TIE
+from edged.engine.kv_cache import KVCache
 from edged.engine.package import open_package
 from edged.engine.session import ModelSession
 
