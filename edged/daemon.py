@@ -126,6 +126,11 @@ class Daemon:
         """The TCP port of the HTTP endpoint."""
         return self._parts.http.port
 
+    @property
+    def engine_busy(self) -> bool:
+        """Whether the engine's thread is still at work after run(): nothing can interrupt a load."""
+        return not self._parts.engine.ended
+
     def run(self) -> bool:
         """Serve until stop() or reload(). Then drain: running jobs get drain_seconds, the rest stays on disk.
 

@@ -64,6 +64,10 @@ def run(
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the new program sets its handler before it reads the settings
         os.environ.update(supervisor.environment)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if daemon.engine_busy:
+        # Everything is closed. A regular exit would destroy the threads of a session that still loads, which aborts.
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _keep_out_of_core_dumps() -> None:
