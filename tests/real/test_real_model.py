@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import signal
 from collections.abc import Iterator
 from contextlib import closing
@@ -153,23 +152,28 @@ def test_ids_from_a_prefix_on_disk(
 
 
 @pytest.mark.parametrize(
-    ("question", "words"),
+    ("system", "question", "words"),
     [
-        ("What is the capital of France?", ["Paris"]),
-        ("Translate to French: Good morning, my friend.", ["Bonjour", "ami"]),
+        (None, "What is the capital of France? Answer with one word.", ["Paris"]),
+        ("You are a translator. Answer in French.", "Good morning!", ["Bonjour"]),
         (
-            "Extract the name and the age as JSON: 'Maria Keller, 34 years old, has worked in Bern since 2019.'",
-            ["Maria Keller", "34"],
+            None,
+            "Extract the name and age from this sentence as JSON: Maria is 34 years old and lives in Bern.",
+            ['"name": "Maria"', '"age": 34'],
         ),
     ],
+    ids=["capital", "French", "name and age"],
 )
-def test_answers_make_sense(client: Client5, table: list[str], question: str, words: list[str]) -> None:
-    id = re.sub(r"\W", "", question)[:32]
-    client.send({"id": id, "messages": [{"role": "user", "content": question}], "max_tokens": 96})
-    result = client.result(id)
-    table.append(f"{question}\n    {result['text']}")
-    assert result["finish_reason"] == "stop"
-    assert all(word in result["text"] for word in words), result["text"]
+def test_answers_make_sense(
+    client: Client5, table: list[str], system: str | None, question: str, words: list[str]
+) -> None:
+    """Questions that a model this small gets right: 135 M parameters, twice quantized, know little French."""
+    messages = [{"role": "system", "content": system}] if system else []
+    job = {"id": words[0].strip('"')[:4], "messages": [*messages, {"role": "user", "content": question}]}
+    client.send({**job, "max_tokens": 40})
+    text = client.result(job["id"])["text"]
+    table.append(f"{question}\n    {text!r}")
+    assert all(word in text for word in words), text
 
 
 def note(table: list[str], comparison: Comparison) -> None:
