@@ -19,7 +19,6 @@ from edged.engine.prefix_cache import BLOCK_TOKENS, usable_blocks
 
 Ids = list[list[int]]
 
-pytest_plugins = ["daemon_fixtures"]
 pytestmark = pytest.mark.skipif(
     not (PACKAGE.exists() and GENAI_PYTHON.exists()), reason="the real model is not here: make real-model"
 )
@@ -30,11 +29,10 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """Lines that are printed once all tests are done, also where they fail."""
     lines: list[str] = []
     yield lines
-    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    assert terminal is not None
-    terminal.write_line("")
-    for line in lines:
-        terminal.write_line(line)
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        print("", *lines, sep="\n")
 
 
 @pytest.fixture(scope="module")
