@@ -109,7 +109,7 @@ class _Terminal:
         if update.kind in ("status", "waiting") and self._waiting and not self.accepted:
             typer.echo(f"edged: {self._asked} at {self._place} {self._why()}", err=True)
         if update.kind == "link" and not update.document["up"]:
-            typer.echo(f"edged: not connected: {update.document['reason']}; trying again", err=True)
+            typer.echo(f"edged: {self._place} not connected: {update.document['reason']}; trying again", err=True)
         elif update.kind == "stream" and not self.quiet:
             if update.document.get("seq") == 0:
                 self._begin_anew()
