@@ -212,7 +212,10 @@ def one_leaves(seed: int, log: FaultLog) -> Outcome:
     for _ in range(3):
         faults.kill_at(world, RUNNING, 2)
         log.fault("leaves", device=2)
-        world.progress(10)  # and so all that it had published is here
+        # All that it had published is here by then; and if every open job is its own, nothing else can come.
+        wanted = sender.finished + 10
+        if not sender.until(lambda seen=wanted: sender.finished >= seen or sender.all_owed_by(2), PATIENCE):
+            world.complain(f"no result within {PATIENCE:.0f} s, with {len(sender.open_ids())} jobs open")
         owed = sender.owed(2)
         sender.ask_again()
         world.progress(world.draw.randint(100, 200))

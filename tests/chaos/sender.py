@@ -116,6 +116,12 @@ class Sender:
                 if name in job.accepted and name not in {answered for answered, _ in job.results}
             ]
 
+    def all_owed_by(self, device: int) -> bool:
+        """Whether the window is full of jobs that this device has accepted: nobody else will answer them."""
+        name = f"board-{device}"
+        with self._lock:
+            return len(self._open) == self.window and all(name in job.accepted for job in self._open.values())
+
     def answered_twice(self) -> int:
         """How many jobs have answers of more than one device."""
         with self._lock:
