@@ -21,7 +21,7 @@ PYTHON_trixie := python3.13
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test check unit broker families test-cuda test-pull test-system test-runtimes test-templates bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve test-arm clean test-loaded
+.PHONY: help demo test test-slow check unit broker families test-cuda test-pull test-system test-runtimes test-templates bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve test-arm clean test-loaded
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,10 +39,13 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 unit: $(VENV)/.dev
-	@$(BIN)/pytest -q -n 2 tests/unit
+	@$(BIN)/pytest -q -n 2 -m "not slow" tests/unit
 
 broker: $(VENV)/.dev | mosquitto
-	@$(BIN)/pytest -q -n 3 tests/broker
+	@$(BIN)/pytest -q -n 3 -m "not slow" tests/broker
+
+test-slow: $(VENV)/.dev | mosquitto ## floods, bombs, crash loops, packages that change, and five times the random documents (minutes)
+	@$(BIN)/pytest -q -n 3 -m "slow or hypothesis" --hypothesis-profile thorough tests/unit tests/broker
 
 families: $(VENV)/.dev ## every family of models against onnxruntime-genai's ids, 52 prompts each (two minutes)
 	@$(BIN)/pytest -q tests/families

@@ -135,6 +135,7 @@ def test_a_broker_by_another_name(serve: Any, daemons: Callable[..., Daemon]) ->
     named_everywhere(daemons(), "the broker's certificate is for another name than mqtt.host")
 
 
+@pytest.mark.slow
 def test_a_broker_of_another_authority(foreign: Path, daemons: Callable[..., Daemon]) -> None:
     named_everywhere(daemons(mqtt__ca_file=str(foreign / "ca.pem")), f"its authority is not among those in {foreign}")
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
 from broker_rig import free_port
 from daemon_fixtures import REFERENCE, Client5, Daemon, Place, job, reference_job
 from patience import PATIENCE
@@ -56,6 +57,7 @@ def test_submit_is_cancelled_by_ctrl_c(client: Client5, daemon: Daemon) -> None:
     assert client.events("interrupted").count("accepted") == 1  # Ctrl-C does not send the job again
 
 
+@pytest.mark.slow
 def test_submit_ends_with_a_code_and_one_line(client: Client5, daemon: Daemon) -> None:
     client.ask(job("occupied"))
     cases = []
@@ -75,6 +77,7 @@ def test_submit_ends_with_a_code_and_one_line(client: Client5, daemon: Daemon) -
     check(cases)
 
 
+@pytest.mark.slow
 def test_submit_says_whom_it_waits_for_and_what_is_known(place: Place) -> None:
     daemon = place.daemon()
     nobody = daemon.background("submit", "x", "--device", "nobody", "--timeout", "10")
@@ -125,6 +128,7 @@ def test_submit_says_that_a_result_was_not_kept(client: Client5, daemon: Daemon)
     assert "not kept" in done.stderr
 
 
+@pytest.mark.slow
 def test_submit_sends_again_until_a_device_accepts_and_after_the_broker_came_back(place: Place) -> None:
     daemon = place.daemon(paced=True)
     process = daemon.background("submit", "x", "--id", "patient", "--max-tokens", "4")

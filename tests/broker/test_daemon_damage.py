@@ -10,6 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import pytest
 from daemon_fixtures import Daemon, Place, job
 from patience import eventually
 
@@ -30,6 +31,7 @@ def garbage(path: Path, first_page: int) -> None:
         file.write(os.urandom(path.stat().st_size - first_page * PAGE_BYTES))
 
 
+@pytest.mark.slow
 def test_a_spool_without_its_header_is_recovered_at_the_start(place: Place) -> None:
     daemon, client = place.daemon().start(), place.client()
     answers = {id: client.ask(job(id)) for id in ("one", "two")}
@@ -51,6 +53,7 @@ def test_a_spool_without_its_header_is_recovered_at_the_start(place: Place) -> N
     assert daemon.end() == 0
 
 
+@pytest.mark.slow
 def test_damage_met_while_it_runs_leads_there_by_a_new_start(place: Place) -> None:
     daemon, client = place.daemon().start(), place.client()
     for n in range(20):

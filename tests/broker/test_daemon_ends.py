@@ -45,6 +45,7 @@ def test_a_job_that_was_killed_runs_again_and_the_kill_is_not_held_against_it(pl
     assert client.events("killed") == ["accepted", "started", *["retrying"] * 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
 def test_three_crashes_while_it_ran_alone_are_a_crash_loop(place: Place, number: signal.Signals) -> None:
     daemon, client = place.daemon(paced=True).start(), place.client()
@@ -66,6 +67,7 @@ def test_three_crashes_while_it_ran_alone_are_a_crash_loop(place: Place, number:
     assert {crash["reason"] for crash in crashes} == {words[number]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prompt", "thread"), [([11, 11, 11], "engine"), ("end", "preparer")])
 def test_a_thread_that_ends_takes_the_process_with_it_and_three_times_alone_are_a_crash_loop(
     place: Place, prompt: object, thread: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from daemon_fixtures import Place
 from flood import flood, without_persistence
 from patience import PATIENCE
@@ -9,6 +10,7 @@ from patience import PATIENCE
 pytest_plugins = ["daemon_fixtures"]
 
 
+@pytest.mark.slow
 def test_four_thousand_jobs_for_a_device_that_takes_two_hundred(place: Place) -> None:
     without_persistence(place.broker)
     settings = {"MODEL__ROWS": "8", "JOBS__MAX_QUEUED": "200", "HEARTBEAT_SECONDS": "1"}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from daemon_fixtures import MODELS, Client5, Daemon, Place, job
 from hostile import Hostile, connect, packet, publish, subscribe, text, user_properties
 from hostile_run import send_and_judge
@@ -72,6 +73,7 @@ def test_a_packet_that_breaks_the_protocol_reaches_nobody(place: Place) -> None:
     assert daemon.faults() == []
 
 
+@pytest.mark.slow
 def test_a_flood_of_retained_messages_is_one_message_a_topic(place: Place) -> None:
     """Live they are jobs like any other; after that the broker has the last of each topic, and that is old."""
     daemon, client = place.daemon(MQTT__PROTOCOL="3.1.1", MODEL__ROWS="8").start(), place.client()
@@ -102,6 +104,7 @@ def bombed(place: Place, template: str, seconds: float = 2 * PATIENCE, **options
     return daemon.start(), place.client()
 
 
+@pytest.mark.slow
 def test_messages_that_blow_up_in_the_template_end_and_take_bounded_memory(place: Place) -> None:
     swells = "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
     told = "{% set c = messages[0]['content'] %}"
@@ -118,6 +121,7 @@ def test_messages_that_blow_up_in_the_template_end_and_take_bounded_memory(place
     assert client.ask({"id": "fine", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2})["text"]
 
 
+@pytest.mark.slow
 def test_while_a_bomb_blows_up_in_the_template_everything_else_goes_on(place: Place) -> None:
     template = f"{{% if messages[0]['content'] == 'loop' %}}{LOOPS}{{% endif %}}{{{{ messages[0]['content'] }}}}"
     daemon, client = bombed(place, template, MODEL__ROWS="2", HEARTBEAT_SECONDS="1")
@@ -153,6 +157,7 @@ def test_a_bomb_itself_can_be_cancelled_and_holds_up_no_stop(place: Place) -> No
     assert daemon.query("SELECT count(*) FROM result JOIN job USING (seq) WHERE id = 'stopped'") == [(0,)]
 
 
+@pytest.mark.slow
 def test_schema_bombs_are_refused_one_after_another_and_leave_nothing_behind(place: Place) -> None:
     daemon, client = place.daemon(JOBS__MAX_BYTES=str(1 << 20)).start(), place.client()
     assert daemon.process is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 
+import pytest
 from daemon_fixtures import MODELS, REFERENCE, Place, reference_job
 from patience import eventually
 
@@ -13,6 +14,7 @@ from edged.models.pull import held_by_daemon
 pytest_plugins = ["daemon_fixtures"]
 
 
+@pytest.mark.slow
 def test_a_package_is_pulled_used_taken_up_by_a_reload_and_turned_back(place: Place) -> None:
     daemon, client = place.daemon(MODEL__PATH=""), place.client()
 
@@ -47,6 +49,7 @@ def test_a_package_is_pulled_used_taken_up_by_a_reload_and_turned_back(place: Pl
     assert held_by_daemon(daemon.state_dir) == 0
 
 
+@pytest.mark.slow
 def test_a_chosen_package_that_breaks_is_served_once_another_is_chosen(place: Place) -> None:
     daemon, client = place.daemon(MODEL__PATH=""), place.client()
     for name in ("phi3", "llama3"):

@@ -6,6 +6,7 @@ import json
 import signal
 from typing import Any
 
+import pytest
 from daemon_fixtures import Client5, Daemon, Place, job
 from patience import eventually
 
@@ -36,6 +37,7 @@ def run_until_answered(daemon: Daemon, client: Client5, ids: list[str]) -> list[
     return ends
 
 
+@pytest.mark.slow
 def test_of_eight_jobs_in_a_batch_the_one_that_aborts_the_process_is_found_and_seven_are_answered(place: Place) -> None:
     daemon, client = place.daemon(paced=True, MODEL__ROWS="8").start(), place.client()
     daemon.pace("hold")
@@ -59,6 +61,7 @@ def test_of_eight_jobs_in_a_batch_the_one_that_aborts_the_process_is_found_and_s
     assert client.ask(job("healthy"))["state"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_job_that_is_cut_by_power_ten_times_succeeds(place: Place) -> None:
     daemon, client = place.daemon(paced=True), place.client()
     daemon.pace("hold")
@@ -79,6 +82,7 @@ def test_a_job_that_is_cut_by_power_ten_times_succeeds(place: Place) -> None:
     assert not logged(daemon, "crashed_before")
 
 
+@pytest.mark.slow
 def test_a_hung_step_ends_the_process_and_three_times_alone_are_a_crash_loop(place: Place) -> None:
     daemon, client = place.daemon(paced=True), place.client()
     daemon.start()
@@ -94,6 +98,7 @@ def test_a_hung_step_ends_the_process_and_three_times_alone_are_a_crash_loop(pla
     assert [entry["jobs"] for entry in logged(daemon, "crashed_before")] == [["hangs"]] * 3
 
 
+@pytest.mark.slow
 def test_a_hung_load_is_a_fault_and_ends_the_process_and_no_job_is_to_blame(place: Place) -> None:
     daemon, client = place.daemon(paced=True), place.client()
     daemon.env["TEST_LOAD_SECONDS"] = "10"
@@ -115,6 +120,7 @@ def test_a_hung_load_is_a_fault_and_ends_the_process_and_no_job_is_to_blame(plac
     assert 'edged_faults_total{event="crashed_before",level="error"} 1.0' in daemon.get("/metrics")[1]
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_never_prepared_ends_the_process_and_itself(place: Place) -> None:
     daemon, client = place.daemon(paced=True), place.client()
     daemon.start()
@@ -128,6 +134,7 @@ def test_a_prompt_that_is_never_prepared_ends_the_process_and_itself(place: Plac
     assert "preparing a prompt hung for" in error["message"]
 
 
+@pytest.mark.slow
 def test_a_pinned_instruction_that_aborts_the_process_is_given_up_and_no_job_is_to_blame(place: Place) -> None:
     daemon, client = place.daemon(paced=True, MODEL__ROWS="2").start(), place.client()
     daemon.pace("hold")

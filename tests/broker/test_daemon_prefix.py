@@ -6,6 +6,7 @@ import json
 import re
 import signal
 
+import pytest
 from daemon_fixtures import REFERENCE, Daemon, Place, reference_job
 from patience import eventually
 
@@ -26,6 +27,7 @@ def on_disk(daemon: Daemon) -> float:
     return float(found[1]) if found else 0.0
 
 
+@pytest.mark.slow
 def test_a_pinned_instruction_is_warm_at_the_start_and_after_a_kill(place: Place) -> None:
     daemon = place.daemon(CACHE__PINNED=json.dumps([INSTRUCTION])).start()
     eventually(lambda: on_disk(daemon))
@@ -47,6 +49,7 @@ def test_a_pinned_instruction_is_warm_at_the_start_and_after_a_kill(place: Place
     assert second["token_ids"] == first["token_ids"]
 
 
+@pytest.mark.slow
 def test_a_damaged_prefix_file_changes_no_answer_and_is_counted(place: Place) -> None:
     daemon = place.daemon(CACHE__PINNED=json.dumps([INSTRUCTION])).start()
     eventually(lambda: on_disk(daemon))
@@ -68,6 +71,7 @@ def test_a_damaged_prefix_file_changes_no_answer_and_is_counted(place: Place) ->
     assert "prefix_file_refused" in daemon.log()
 
 
+@pytest.mark.slow
 def test_a_job_may_pin_its_prefix_only_where_the_device_says_so(place: Place) -> None:
     daemon, client = place.daemon().start(), place.client()
     client.send(ask("refused", "Is pump 3 on?", cache={"pin": True}))  # type: ignore[arg-type]

@@ -151,6 +151,7 @@ def test_a_reload_with_wrong_settings_changes_nothing(place: Place, systemd: Sys
     assert "RELOADING=1" not in systemd.heard
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -178,6 +179,7 @@ def test_a_reload_that_a_start_would_refuse_is_refused_and_the_daemon_goes_on(pl
     assert daemon.end() == 0
 
 
+@pytest.mark.slow
 def test_a_reload_while_it_starts_does_not_end_it(place: Place) -> None:
     daemon = place.daemon().start()
     until = time.monotonic() + PATIENCE

@@ -6,6 +6,7 @@ import json
 import signal
 from typing import Any
 
+import pytest
 from daemon_fixtures import REFERENCE, Daemon, Place, reference_job
 from patience import eventually
 from wheel_rig import NAME, OTHER, SAME, VERSION, WRONG, make
@@ -24,6 +25,7 @@ def logged(daemon: Daemon, event: str) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, daemon.log().splitlines()) if line["event"] == event]
 
 
+@pytest.mark.slow
 def test_a_wheel_is_taken_up_at_a_reload_refused_when_it_breaks_and_given_up(place: Place) -> None:
     folder = place.folder / "wheels"
     place.folder.chmod(0o1777)  # as /tmp is; mosquitto writes there
@@ -81,6 +83,7 @@ def test_a_wheel_is_taken_up_at_a_reload_refused_when_it_breaks_and_given_up(pla
     assert daemon.end() == 0
 
 
+@pytest.mark.slow
 def test_a_reload_while_a_wheel_is_tried_comes_after_it(place: Place) -> None:
     folder = place.folder / "wheels"
     place.folder.chmod(0o1777)

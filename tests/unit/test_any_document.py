@@ -39,7 +39,6 @@ def told(config: Path | None = None, flags: dict[str, Any] | None = None) -> str
 
 
 @given(key=st.sampled_from(sorted(KEYS)), value=values)
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_any_value_of_any_setting_is_taken_or_named_on_one_line(key: str, value: Any) -> None:
     section, _, name = key.rpartition(".")
     message = told(flags={section: {name: value}} if section else {name: value})
@@ -47,7 +46,6 @@ def test_any_value_of_any_setting_is_taken_or_named_on_one_line(key: str, value:
 
 
 @given(name=st.sampled_from([key.variable for key in KEYS.values()]), value=st.text(max_size=30) | ODD_TEXTS)
-@settings(max_examples=500)
 def test_any_environment_is_taken_or_named_on_one_line(name: str, value: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         try:
@@ -58,7 +56,7 @@ def test_any_environment_is_taken_or_named_on_one_line(name: str, value: str) ->
 
 
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="replace")))
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_file_is_taken_or_named_on_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "edged.toml"
     path.write_bytes(content)
@@ -66,7 +64,6 @@ def test_any_file_is_taken_or_named_on_one_line(tmp_path: Path, content: bytes) 
 
 
 @given(value=values, wrong=st.sampled_from(["mqtt.password", "mqtt.username", "mqtt.port", "log.level"]))
-@settings(max_examples=300)
 def test_no_message_shows_a_password(value: Any, wrong: str) -> None:
     mqtt = {"password": [SECRET] if wrong == "mqtt.password" else SECRET}
     section, _, name = wrong.partition(".")
@@ -82,7 +79,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @given(payload=payloads | objects.map(lambda value: json.dumps(value).encode()))
-@settings(max_examples=1000)
 def test_any_cancel_is_one_refusal_or_a_remembered_id(world: World, payload: bytes) -> None:
     world.said.clear()
     world.cancel_message(payload, mid=1)
@@ -102,7 +98,6 @@ def test_any_cancel_is_one_refusal_or_a_remembered_id(world: World, payload: byt
 
 
 @given(payload=payloads, instance=values, state=values)
-@settings(max_examples=500)
 def test_any_status_is_one_or_none(payload: bytes, instance: Any, state: Any) -> None:
     read_status(payload)
     read = read_status(json.dumps({"instance": instance, "state": state}).encode())
@@ -121,7 +116,6 @@ def plain(value: Any) -> bool:
 @given(
     metadata=objects.filter(plain), text=st.text(), tokens=st.lists(st.integers(0, 2**31)), state=st.sampled_from(State)
 )
-@settings(max_examples=500)
 def test_a_result_says_on_the_wire_what_was_put_in(
     metadata: dict[str, Any], text: str, tokens: list[int], state: State
 ) -> None:

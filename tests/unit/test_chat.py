@@ -142,7 +142,7 @@ class TestForgedTurns:
     @given(
         st.lists(st.sampled_from(["<|end|>", "<|", "|>", "end", "user", "<s>", "</", "s>", " ", "\n", "<|user|>", "é"]))
     )
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_whatever_is_said_the_turns_are_the_templates(self, phi3: Tokenizer, parts: list[str]) -> None:
         said = "".join(parts)
         ids = phi3.encode_messages([turn(said)])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE
 
@@ -108,7 +108,6 @@ def test_any_bytes_give_a_job_or_a_refusal(payload: bytes) -> None:
 
 
 @given(documents, st.text(max_size=20) | st.none(), st.binary(max_size=8) | st.none())
-@settings(max_examples=500)
 def test_any_object_gives_a_job_or_a_refusal(
     document: dict[str, Any], reply: str | None, correlation: bytes | None
 ) -> None:
@@ -116,7 +115,6 @@ def test_any_object_gives_a_job_or_a_refusal(
 
 
 @given(st.sampled_from(FIELDS), values)
-@settings(max_examples=1000)
 def test_a_wrong_field_is_named(field: str, value: Any) -> None:
     document = job(**{field: value})
     if field == "messages":

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from engine_rig import MODELS
 from family_rig import FAMILIES, PACKAGES
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.engine.graph import Graph, GraphError, read_graph
@@ -139,7 +139,6 @@ class TestRefusing:
         assert outcomes == {"read", "refused"}
 
     @given(st.binary(max_size=200), st.booleans())
-    @settings(max_examples=300, deadline=None)
     def test_any_bytes_are_read_or_refused(
         self, tmp_path_factory: pytest.TempPathFactory, content: bytes, wrapped: bool
     ) -> None:

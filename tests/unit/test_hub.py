@@ -133,6 +133,7 @@ def test_what_is_not_as_the_hub_lists_it_is_refused(board: Board, hub: Hub, file
     assert f"{file}: wrong checksum" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -149,6 +150,7 @@ def test_what_the_hub_has_not_is_one_line(board: Board, source: str, said: str) 
     assert "hf_secret" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "said"),
     [

@@ -591,6 +591,7 @@ def test_unkeepable_messages_do_not_fill_the_memory(tmp_path: Path, monkeypatch:
         assert flood() == 61  # nor do those that are lost, for which there is one line
 
 
+@pytest.mark.slow
 def test_floods_of_refused_jobs_repeats_and_cancels_take_no_more_memory_than_there_is_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

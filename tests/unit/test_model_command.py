@@ -55,6 +55,7 @@ def test_a_damaged_package_is_one_line(tmp_path: Path, arguments: list[str]) -> 
     assert "the model answers otherwise than its known answers say" in refused(verify("--model", package, *arguments))
 
 
+@pytest.mark.slow
 def test_a_package_is_recorded_once_and_then_found_right_or_damaged(tmp_path: Path) -> None:
     package = copy_package("phi3", tmp_path)
     (package / FILE).unlink()

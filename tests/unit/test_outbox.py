@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.jobs import outbox as outbox_module
@@ -201,7 +201,6 @@ def test_a_new_outbox_finds_what_is_due_in_the_spool(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sampled_from(["pump", "confirm", "confirm_last", "refuse", "drop", "write", "notice"]), max_size=60))
-@settings(max_examples=200)
 def test_whatever_happens_every_result_is_confirmed_in_the_end(steps: list[str]) -> None:
     outbox, link, _ = make(6, window=3)
     written: set[int] = set()

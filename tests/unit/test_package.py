@@ -386,7 +386,7 @@ class TestConfig:
         assert refusal(package).startswith("the decoder is a pipeline of several graphs: only text decoders")
 
     @given(data=st.data())
-    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_no_value_anywhere_raises_anything_but_a_package_error(self, package: Path, data: st.DataObject) -> None:
         config = json.loads(json.dumps(CONFIG))
         strange = st.recursive(

@@ -215,7 +215,6 @@ class TestDisk:
         assert {path.stat().st_mode & 0o077 for path in disk.folder.glob("*.kv")} == {0}
 
     @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-    @settings(max_examples=60, deadline=None)
     def test_one_flipped_bit_anywhere_is_refused_counted_and_rebuilt(
         self, tmp_path_factory: pytest.TempPathFactory, place: float, bit: int
     ) -> None:

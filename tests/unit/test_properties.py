@@ -6,7 +6,7 @@ import struct
 import time
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -43,7 +43,6 @@ def packed(values: dict[str, Any]) -> bytes:
 
 
 @given(fields, st.binary(max_size=20))
-@settings(max_examples=500)
 def test_what_edged_reads_is_kept_and_the_rest_is_left_out(values: dict[str, Any], payload: bytes) -> None:
     lean = with_needed_properties(QOS_1, publish(packed(values), payload))
     assert lean == publish(packed({name: values[name] for name in NEEDED if name in values}), payload)
@@ -51,7 +50,6 @@ def test_what_edged_reads_is_kept_and_the_rest_is_left_out(values: dict[str, Any
 
 
 @given(st.binary(max_size=60), st.integers(0, 255))
-@settings(max_examples=1000)
 def test_any_bytes_are_a_packet_or_none(packet: bytes, header: int) -> None:
     for read in (with_needed_properties, without_properties):
         assert len(read(header, packet) or b"") <= len(packet)

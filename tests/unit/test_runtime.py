@@ -58,6 +58,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "runtimes"
 
 
+@pytest.mark.slow
 def test_a_wheel_is_unpacked_once_and_computes(folder: Path, tmp_path: Path) -> None:
     wheel = make(folder)
     state, home = tmp_path / "state", tmp_path / "home"
@@ -74,6 +75,7 @@ def test_a_wheel_is_unpacked_once_and_computes(folder: Path, tmp_path: Path) -> 
     assert not home.exists()  # its telemetry is off too
 
 
+@pytest.mark.slow
 def test_a_refused_wheel_costs_a_word_and_no_answer(folder: Path, tmp_path: Path) -> None:
     make(folder, "raise ImportError('libcudnn.so.9: cannot open shared object file')")
     done = edged(tmp_path, folder, "generate", ORDER)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -109,7 +109,6 @@ class TestDrawing:
         st.floats(0, 1),
         st.integers(0, 2**31),
     )
-    @settings(max_examples=300, deadline=None)
     def test_the_choice_is_what_sorting_everything_would_give(
         self, halves: list[int], temperature: float, top_k: int, top_p: float, seed: int
     ) -> None:

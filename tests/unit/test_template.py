@@ -53,7 +53,8 @@ def one_line(message: str) -> str:
 def children() -> set[str]:
     found: set[str] = set()
     for task in Path("/proc/self/task").iterdir():
-        found |= set((task / "children").read_text().split())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            found |= set((task / "children").read_text().split())
     return found
 
 

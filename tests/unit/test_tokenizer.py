@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from engine_rig import MODELS, copy_package
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -86,31 +86,26 @@ def llama_ids(text: str) -> list[int]:
 
 class TestStreaming:
     @given(tokens_of("byte-level"))
-    @settings(max_examples=400, deadline=None)
     def test_byte_level_pieces_join_to_the_text_of_any_ids(self, ids: list[int]) -> None:
         assert "".join(stream(KINDS["byte-level"], ids)[0]) == whole(KINDS["byte-level"], ids)
 
     @given(st.lists(st.integers(130, 260), max_size=60))
-    @settings(max_examples=400, deadline=None)
     def test_byte_level_pieces_join_where_most_bytes_are_no_characters(self, ids: list[int]) -> None:
         assert "".join(stream(KINDS["byte-level"], ids)[0]) == whole(KINDS["byte-level"], ids)
 
     @given(tokens_of("metaspace"))
-    @settings(max_examples=400, deadline=None)
     def test_metaspace_pieces_join_to_the_text_of_any_ids(self, ids: list[int]) -> None:
         assert "".join(stream(KINDS["metaspace"], ids)[0]) == whole(KINDS["metaspace"], ids)
 
     @given(
         st.lists(st.sampled_from(["▁the", "▁", "안", "▁상태", "s", "</s>", *[f"\0{c}" for c in "é한🌡"]]), max_size=20)
     )
-    @settings(max_examples=400, deadline=None)
     def test_byte_fallback_pieces_join_to_the_text_where_the_bytes_are_characters(self, parts: list[str]) -> None:
         made = KINDS["llama"]
         ids = [i for part in parts for i in (llama_ids(part[1:]) if part[0] == "\0" else [made.token_to_id(part)])]
         assert "".join(stream(made, ids)[0]) == whole(made, ids)
 
     @given(tokens_of("llama"))
-    @settings(max_examples=400, deadline=None)
     def test_byte_fallback_never_loses_a_character_to_a_wrong_byte(self, ids: list[int]) -> None:
         """There decode() takes back the whole run of bytes; the stream cannot, and does not wish to."""
         made = KINDS["llama"]
@@ -168,7 +163,6 @@ class TestStopStrings:
         tokens_of("byte-level", 25),
         st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), min_size=1, max_size=3),
     )
-    @settings(max_examples=500, deadline=None)
     def test_pieces_join_to_the_text_before_the_stop_string_that_came_first(
         self, ids: list[int], places: list[tuple[int, int]]
     ) -> None:
@@ -276,7 +270,6 @@ class TestPrompts:
         tokenizer.close()
 
     @given(st.text(min_size=1, max_size=40))
-    @settings(max_examples=200, deadline=None)
     def test_any_text_comes_back_as_it_went_in(self, text: str) -> None:
         made = KINDS["byte-level"]
         assert whole(made, made.encode(text).ids) == re.sub(r"</?s>|<unk>|<\|(end|user|assistant|system)\|>", "", text)
