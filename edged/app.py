@@ -99,7 +99,7 @@ def build(
         pinned=settings.cache.pinned,
     )
     observer = Observer(
-        Observed(engine, preparer, jobs, spool, link, http),
+        Observed(engine, preparer, jobs, link, http),
         settings,
         clock,
         device=device,

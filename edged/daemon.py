@@ -192,7 +192,6 @@ class Daemon:
             self._jobs.flush()
             if time.monotonic() - self._ticked_at >= TICK_SECONDS:
                 self._ticked_at = time.monotonic()
-                self._observer.read_disk()
                 self._take_snapshot()
                 self._announcer.publish_changes(self.status)
                 self._jobs.tick()
@@ -285,7 +284,7 @@ class Daemon:
 
         systemd or a container's restart policy starts it again, also without a watchdog.
         """
-        log.error("engine_stuck", reason=failure.reason, jobs=self._jobs.running, then="the process ends itself")
+        log.error("thread_stuck", reason=failure.reason, jobs=self.status.running, then="the process ends itself")
         if failure.jobs is not None:
             self._parts.ledger.write_running(failure.jobs)
         self._parts.ledger.note_crash(failure.reason)
@@ -298,7 +297,7 @@ class Daemon:
         parts = self._parts
         if not self._reloading:
             self._supervisor.stopping()
-        log.info("draining", running=self._jobs.running, queued=self._jobs.queued)
+        log.info("draining", running=self.status.running, queued=self.status.queued)
         self._link.close_jobs()
         self._jobs.drain()
         self._take_snapshot()
@@ -318,7 +317,7 @@ class Daemon:
         parts.ledger.close()
         parts.spool.close()
         os.close(parts.lock)
-        log.info("stopped", outbox=len(self._jobs.outbox), queued=self._jobs.queued)
+        log.info("stopped", outbox=len(self._jobs.outbox), queued=self._jobs.status().queued)
 
     def _publish_last(self) -> None:
         """Publish the results that wait, then the status `offline`, for LINK_STOP_SECONDS at most."""

@@ -13,10 +13,10 @@ from edged import liveness
 from edged.engine import ort
 from edged.engine.engine import Engine
 from edged.engine.events import ModelChanged
+from edged.engine.status import EngineStatus
 from edged.faults import Fault
-from edged.jobs.manager import JobManager
-from edged.jobs.preparer import Preparer
-from edged.jobs.spool import Spool
+from edged.jobs.manager import JobManager, JobsStatus
+from edged.jobs.preparer import Preparer, PreparerStatus
 from edged.liveness import EndedThread, Failure, Task, find_failure, load_limit
 from edged.machine.clock import Clock
 from edged.mqtt.events import ConnectionName, DeviceIdFree, DeviceIdTaken, LinkDown, LinkUp
@@ -33,7 +33,6 @@ class Observed:
     engine: Engine
     preparer: Preparer
     jobs: JobManager
-    spool: Spool
     link: Link
     http: HttpServer
 
@@ -71,7 +70,6 @@ class Observer:
         self._device_id_taken = False
         self._link_faults: dict[ConnectionName, Fault] = {}
         self._connected = {"jobs": False, "control": False}
-        self._spool_bytes = self._damaged_spools = 0
         self.failure: Failure | None = None
         """The thread that will not go on, as of the last snapshot."""
 
@@ -119,15 +117,11 @@ class Observer:
         """Another device uses this device's id, or does so no more."""
         self._device_id_taken = isinstance(event, DeviceIdTaken)
 
-    def read_disk(self) -> None:
-        """Look at the spool's files. Once a second is enough."""
-        self._spool_bytes, self._damaged_spools = self._parts.spool.bytes, len(self._parts.spool.set_aside)
-
     def snapshot(self, stopping: Fault | None = None) -> Status:
         """The status now. `stopping`: the fault of a daemon that drains."""
         parts, now = self._parts, time.monotonic()
-        engine = parts.engine.status
-        self.failure = find_failure(self._tasks(), self._ended_threads(), now)
+        engine, jobs, preparer = parts.engine.status, parts.jobs.status(), parts.preparer.status
+        self.failure = find_failure(self._tasks(engine, preparer), self._ended_threads(engine, preparer), now)
         stalled = [self.failure.fault] if self.failure is not None else []
         still = max(liveness.STUCK_SECONDS, self._settings.mqtt.keep_alive)
         if parts.link.stalled_seconds() > still:
@@ -140,24 +134,24 @@ class Observer:
             wall_time=self._clock.wall(),
             monotonic_time=now,
             stalled=tuple(stalled),
-            unready=tuple([] if stopping is None else [stopping]) + self._unready(),
+            unready=tuple([] if stopping is None else [stopping]) + self._unready(jobs),
             warnings=parts.link.warnings,
             model=self._model,
             onnxruntime=self._onnxruntime,
             last_load_seconds=self._last_load,
             connected=dict(self._connected),
-            queued=parts.jobs.queued,
-            running=parts.jobs.running,
-            outbox=len(parts.jobs.outbox),
-            spool_bytes=self._spool_bytes,
-            damaged_spools=self._damaged_spools,
+            queued=jobs.queued,
+            running=jobs.running,
+            outbox=jobs.outbox,
+            spool_bytes=jobs.spool_bytes,
+            damaged_spools=jobs.damaged_spools,
             batch_rows=engine.batch_rows,
             kv_used_ratio=engine.kv_used_ratio,
             prefixes=engine.prefixes if self._model.state == "serving" else PrefixStatus(),
-            tokens_per_second=parts.jobs.speed,
+            tokens_per_second=jobs.speed,
         )
 
-    def _unready(self) -> tuple[Fault, ...]:
+    def _unready(self, jobs: JobsStatus) -> tuple[Fault, ...]:
         parts, faults = self._parts, []
         if self._model.state == "loading":
             faults.append(Fault("model_loading", "model loading"))
@@ -170,28 +164,27 @@ class Observer:
             # The job connection waits for the other one, so the other one's reason comes first.
             told = self._link_faults.get("control") or self._link_faults.get("jobs")
             faults.append(told or Fault("broker_not_connected", f"broker {self._broker} not connected"))
-        if parts.jobs.fault is not None:
-            faults.append(parts.jobs.fault)
-        elif parts.jobs.full:
+        if jobs.fault is not None:
+            faults.append(jobs.fault)
+        elif jobs.full:
             message = f"spool full: {self._settings.jobs.max_queued} jobs wait (jobs.max_queued)"
             faults.append(Fault("spool_full", message))
         return tuple(faults)
 
-    def _tasks(self) -> tuple[Task, ...]:
-        engine, preparer, preparing = self._parts.engine.status, self._parts.preparer, self._parts.jobs.preparing
+    def _tasks(self, engine: EngineStatus, preparer: PreparerStatus) -> tuple[Task, ...]:
         stuck = liveness.STUCK_SECONDS
         return (
             Task("load_hung", "loading the model", engine.loading_since, self._load_limit),
             Task("step_hung", "a step of the model", engine.busy_since, stuck, jobs=None),
-            Task("prompt_hung", "preparing a prompt", preparer.busy_since, stuck, _numbers(preparing)),
+            Task("prompt_hung", "preparing a prompt", preparer.busy_since, stuck, _numbers(preparer)),
         )
 
-    def _ended_threads(self) -> list[EndedThread]:
+    def _ended_threads(self, engine: EngineStatus, preparer: PreparerStatus) -> list[EndedThread]:
         parts, ended = self._parts, []
         if parts.engine.ended:
-            ended.append(EndedThread("engine", parts.engine.status.failed or "", jobs=None))
+            ended.append(EndedThread("engine", engine.failed or "", jobs=None))
         if parts.preparer.ended:
-            ended.append(EndedThread("preparer", jobs=_numbers(parts.jobs.preparing)))
+            ended.append(EndedThread("preparer", jobs=_numbers(preparer)))
         if parts.http.ended:
             ended.append(EndedThread("http"))
         return ended
@@ -200,5 +193,5 @@ class Observer:
         return self._model_name or self._model_path.resolve().name
 
 
-def _numbers(preparing: int | None) -> tuple[int, ...]:
-    return () if preparing is None else (preparing,)
+def _numbers(preparer: PreparerStatus) -> tuple[int, ...]:
+    return () if preparer.number is None else (preparer.number,)

@@ -40,7 +40,7 @@ _Command = Request | _Cancel | DiskEvent | None
 
 
 @dataclass(frozen=True)
-class _Serving:
+class _ActiveModel:
     """A loaded model, and what the engine keeps for it."""
 
     model: LoadedModel
@@ -68,7 +68,7 @@ class Engine:
         self._note_running = note_running
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._serving: _Serving | None = None
+        self._active: _ActiveModel | None = None
         self._waiting: list[Request] = []
         self._parked: list[Sequence] = []
         """Sequences whose session was lost; they go on with the next one."""
@@ -96,7 +96,7 @@ class Engine:
     @property
     def rows(self) -> list[Sequence]:
         """The sequences that have a row, by slot. For the engine's thread alone, as in `deliver`."""
-        return self._serving.slots.rows if self._serving is not None else []
+        return self._active.slots.rows if self._active is not None else []
 
     def submit(self, request: Request) -> None:
         """Queue a request. It ends with Finished or Ended."""
@@ -111,8 +111,8 @@ class Engine:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                if self._serving is not None:
-                    self._turn(self._serving)
+                if self._active is not None:
+                    self._turn(self._active)
                 elif self._lifecycle.due:
                     self._bring_up()
                 else:
@@ -122,17 +122,17 @@ class Engine:
             self._publish(failed=one_line(error), busy_since=None, loading_since=None)
             log.exception("engine_ended", reason=one_line(error))
 
-    def _turn(self, serving: _Serving) -> None:
-        self._take_commands(serving)
+    def _turn(self, active: _ActiveModel) -> None:
+        self._take_commands(active)
         if self._stopping:
             return
         try:
-            self._admit(serving)
+            self._admit(active)
             self._step()
         except Exception as error:  # our own fault; any row may have caused it, waiting requests go on
             log.exception("engine_step_failed")
-            self._fail(serving, list(serving.slots.rows), f"the engine failed: {one_line(error)}")
-        self._publish_use(serving)
+            self._fail(active, list(active.slots.rows), f"the engine failed: {one_line(error)}")
+        self._publish_use(active)
 
     def _bring_up(self) -> None:
         self._publish(loading_since=time.monotonic(), rows=0, batch_rows=0, kv_used_ratio=0.0)
@@ -142,31 +142,31 @@ class Engine:
             self._publish(loading_since=None)
         if model is not None:
             model.prefixes.start(self._commands.put)
-            self._serving = _Serving(model, Slots(model.cache, model.rows), ChunkBudget(model.max_stall))
-            self._publish_use(self._serving)
+            self._active = _ActiveModel(model, Slots(model.cache, model.rows), ChunkBudget(model.max_stall))
+            self._publish_use(self._active)
             self._deliver(ModelChanged("serving", loaded=model))
 
     def _step(self) -> None:
         """Schedule, run, advance."""
-        serving = self._serving
-        assert serving is not None
-        self._arrange(serving)
-        plan = self._schedule(serving)
+        active = self._active
+        assert active is not None
+        self._arrange(active)
+        plan = self._schedule(active)
         if plan is None:
             return
         self._steps += 1
-        logits = self._compute(serving, plan)
+        logits = self._compute(active, plan)
         if logits is not None:
-            self._advance(serving, plan, logits)
+            self._advance(active, plan, logits)
 
     # Commands
 
-    def _take_commands(self, serving: _Serving) -> None:
-        rows, free = serving.slots.rows, serving.slots.free
+    def _take_commands(self, active: _ActiveModel) -> None:
+        rows, free = active.slots.rows, active.slots.free
         idle = not (free and (self._waiting or self._parked)) and all(row.reading for row in rows)
         if idle and not rows:
-            self._publish_use(serving)
-            serving.model.prefixes.write_back()
+            self._publish_use(active)
+            active.model.prefixes.write_back()
         while not self._stopping:
             try:
                 command = self._commands.get() if idle else self._commands.get_nowait()
@@ -190,8 +190,8 @@ class Engine:
                 self._waiting.append(command)
             elif isinstance(command, _Cancel):
                 self._cancel(command.key)
-            elif self._serving is not None:  # else of a session that is gone
-                self._serving.model.prefixes.obey(command, self._serving.slots.rows)
+            elif self._active is not None:  # else of a session that is gone
+                self._active.model.prefixes.obey(command, self._active.slots.rows)
         except Exception as error:
             log.exception("engine_command_failed", command=type(command).__name__, reason=one_line(error))
 
@@ -203,16 +203,16 @@ class Engine:
             self._parked.remove(parked)
             self._write_running()
             self._deliver(Ended(key, tokens=parked.made))
-        if self._serving is not None:
-            for row in [row for row in self._serving.slots.rows if row.request.key == key]:
+        if self._active is not None:
+            for row in [row for row in self._active.slots.rows if row.request.key == key]:
                 self._deliver(Ended(key, tokens=row.made))
-                self._leave(self._serving, row)
+                self._leave(self._active, row)
 
     # Admission
 
-    def _admit(self, serving: _Serving) -> None:
+    def _admit(self, active: _ActiveModel) -> None:
         """Give free rows to sequences that had one before the session was lost, then to requests of the lowest rank."""
-        model, slots = serving.model, serving.slots
+        model, slots = active.model, active.slots
         while self._parked and slots.free:
             row = self._parked.pop(0)
             if row.signature == model.signature and _fits(row.request, model):
@@ -250,25 +250,25 @@ class Engine:
 
     # One step
 
-    def _arrange(self, serving: _Serving) -> None:
+    def _arrange(self, active: _ActiveModel) -> None:
         """Let rows take over computed prefixes, and make rows that may share a step neighbours."""
-        package, slots = serving.model.package, serving.slots
+        package, slots = active.model.package, active.slots
         for slot, row in enumerate(slots.rows):
             row.settle_rope(package.rope_switch)
             if row.behind and not row.reading:
-                serving.model.prefixes.look_up(row, slot)
+                active.model.prefixes.look_up(row, slot)
         if package.batches_ragged_rows:
             slots.arrange()
-        serving.budget.note_moves(slots.take_move_seconds())
+        active.budget.note_moves(slots.take_move_seconds())
 
-    def _schedule(self, serving: _Serving) -> StepPlan | None:
-        model, rows = serving.model, serving.slots.rows
-        chunk = serving.budget.chunk(model.chunk, token_steps(rows))
+    def _schedule(self, active: _ActiveModel) -> StepPlan | None:
+        model, rows = active.model, active.slots.rows
+        chunk = active.budget.chunk(model.chunk, token_steps(rows))
         return schedule(rows, chunk, model.package.rope_switch, self._last_chunk, model.bits.lone_row_differs)
 
-    def _compute(self, serving: _Serving, plan: StepPlan) -> NDArray[np.floating] | None:
+    def _compute(self, active: _ActiveModel, plan: StepPlan) -> NDArray[np.floating] | None:
         """The logits after each row's last token, [rows, vocabulary]; None where the step failed."""
-        rows = serving.slots.rows[plan.first : plan.first + plan.rows]
+        rows = active.slots.rows[plan.first : plan.first + plan.rows]
         ids = np.array([row.tokens[row.computed : row.computed + plan.count] for row in rows], np.int64)
         past = [row.computed for row in rows]
         if plan.companion is not None:
@@ -276,17 +276,17 @@ class Engine:
         began = time.monotonic()
         self._publish(busy_since=began)
         try:
-            logits = serving.model.session.step(plan.first, ids, past, plan.width)
+            logits = active.model.session.step(plan.first, ids, past, plan.width)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             self._publish(busy_since=None)
-            self._step_failed(serving, rows, one_line(error))
+            self._step_failed(active, rows, one_line(error))
             return None
         self._publish(busy_since=None, batch_rows=self.status.batch_rows if plan.chunk else plan.rows)
-        serving.budget.note(plan, time.monotonic() - began)
+        active.budget.note(plan, time.monotonic() - began)
         return logits
 
-    def _advance(self, serving: _Serving, plan: StepPlan, logits: NDArray[np.floating]) -> None:
-        slots, prefixes = serving.slots, serving.model.prefixes
+    def _advance(self, active: _ActiveModel, plan: StepPlan, logits: NDArray[np.floating]) -> None:
+        slots, prefixes = active.slots, active.model.prefixes
         rows = slots.rows[plan.first : plan.first + plan.rows]
         # All rows first: one that ends below moves another, with as much of its cache as `computed` says.
         for slot, row in enumerate(rows, plan.first):
@@ -301,11 +301,11 @@ class Engine:
             try:
                 row.advance(row_logits)
             except NotFiniteError as error:
-                self._fail(serving, [row], f"{error} at token {row.made + 1}")
+                self._fail(active, [row], f"{error} at token {row.made + 1}")
                 continue
-            self._tell(serving, row)
+            self._tell(active, row)
 
-    def _tell(self, serving: _Serving, row: Sequence) -> None:
+    def _tell(self, active: _ActiveModel, row: Sequence) -> None:
         """Deliver a row's new text, and its answer if it has ended."""
         request = row.request
         text = row.take_text()
@@ -326,45 +326,45 @@ class Engine:
                 ended=time.monotonic(),
             )
         )
-        serving.model.prefixes.hold(row, serving.slots.rows.index(row))
-        self._leave(serving, row)
+        active.model.prefixes.hold(row, active.slots.rows.index(row))
+        self._leave(active, row)
 
     # Faults
 
-    def _step_failed(self, serving: _Serving, rows: list[Sequence], reason: str) -> None:
+    def _step_failed(self, active: _ActiveModel, rows: list[Sequence], reason: str) -> None:
         """Find out which row is to blame: rows that shared the step run again by themselves, a row alone fails."""
         if len(rows) > 1:
             log.error("engine_step_failed", jobs=len(rows), reason=reason, then="each runs again alone")
             for row in rows:
                 row.alone = True
             return
-        self._fail(serving, rows, f"the model failed at a step: {reason}")
-        fault = serving.model.session.probe(len(serving.slots.rows))
+        self._fail(active, rows, f"the model failed at a step: {reason}")
+        fault = active.model.session.probe(len(active.slots.rows))
         if fault is not None:
-            log.error("session_lost", reason=fault, jobs=len(serving.slots.rows))
-            self._parked = serving.slots.rows
+            log.error("session_lost", reason=fault, jobs=len(active.slots.rows))
+            self._parked = active.slots.rows
             for row in self._parked:
                 row.forget_computed()
-            self._serving = None
+            self._active = None
             self._lifecycle.lose()
 
-    def _fail(self, serving: _Serving, rows: list[Sequence], reason: str) -> None:
+    def _fail(self, active: _ActiveModel, rows: list[Sequence], reason: str) -> None:
         log.error("engine_step_failed", jobs=len(rows), reason=reason)
         for row in rows:
             self._deliver(Ended(row.request.key, failure=reason, tokens=row.made))
-            self._leave(serving, row)
+            self._leave(active, row)
 
     # Small things
 
-    def _leave(self, serving: _Serving, row: Sequence) -> None:
-        serving.slots.remove(row)
+    def _leave(self, active: _ActiveModel, row: Sequence) -> None:
+        active.slots.remove(row)
         self._write_running()
 
     def _write_running(self) -> None:
         self._note_running(row.request.key for row in (*self.rows, *self._parked))
 
-    def _publish_use(self, serving: _Serving) -> None:
-        model, rows = serving.model, serving.slots.rows
+    def _publish_use(self, active: _ActiveModel) -> None:
+        model, rows = active.model, active.slots.rows
         self._publish(
             rows=len(rows),
             batch_rows=self.status.batch_rows if rows else 0,

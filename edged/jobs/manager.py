@@ -5,7 +5,7 @@ It runs on the main thread alone. Other threads read the frozen snapshots that s
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,7 +26,7 @@ from edged.jobs.interrupted import recover
 from edged.jobs.maintenance import Maintenance
 from edged.jobs.outbox import Outbox, Publisher
 from edged.jobs.pinned import PinnedPrompts
-from edged.jobs.preparer import Prepared
+from edged.jobs.preparer import Prepared, PreparerStatus
 from edged.jobs.results import Reason
 from edged.jobs.running import JobEngine, JobPreparer
 from edged.jobs.spool import Spool
@@ -45,7 +45,8 @@ class JobLink(Publisher, Acknowledger, Protocol):
 class PinPreparer(JobPreparer, Protocol):
     """The part of the preparer that jobs need."""
 
-    number: int | None
+    @property
+    def status(self) -> PreparerStatus: ...
 
     def pin(self, texts: Sequence[str], loaded: LoadedModel, given_up: Container[int]) -> None:
         """Prepare pinned instructions; a Prepared comes of each."""
@@ -53,7 +54,7 @@ class PinPreparer(JobPreparer, Protocol):
 
 @dataclass(frozen=True)
 class JobsStatus:
-    """A snapshot of all jobs, for other threads."""
+    """All jobs at one moment."""
 
     queued: int
     """Jobs that wait for a row."""
@@ -64,18 +65,12 @@ class JobsStatus:
     full: bool
     """Further jobs are left at the broker."""
     fault: Fault | None
-    """Why the spool cannot be written now."""
-    speed: tuple[tuple[str, float], ...]
-    """Tokens per second of the last answer: ("prefill", …), ("decode", …), as far as known."""
+    """Why the spool cannot be written now; nothing is accepted and nothing lost meanwhile."""
+    speed: Mapping[str, float]
+    """Tokens per second of the last answer: prefill and decode, as far as known."""
     spool_bytes: int
     damaged_spools: int
     """Damaged spools that were set aside and are still there."""
-    settled: bool
-    """Nothing runs and nothing waits to be written."""
-    busy: bool
-    """Something is on its way, or waits for something better than the next heartbeat."""
-    preparing: int | None
-    """The number of the job or pinned prompt whose request is being prepared."""
 
 
 class JobManager:
@@ -149,48 +144,15 @@ class JobManager:
     def status(self) -> JobsStatus:
         """A snapshot as of now."""
         return JobsStatus(
-            queued=self.queued,
-            running=self.running,
+            queued=self._dispatch.queued,
+            running=self._dispatch.running,
             outbox=len(self.outbox),
-            full=self.full,
-            fault=self.fault,
-            speed=tuple(self.speed.items()),
+            full=self._intake.full,
+            fault=self._committer.fault,
+            speed=dict(self._endings.speed),
             spool_bytes=self._maintenance.spool_bytes,
             damaged_spools=self._maintenance.damaged_spools,
-            settled=self.settled,
-            busy=self.busy,
-            preparing=self.preparing,
         )
-
-    @property
-    def queued(self) -> int:
-        """Jobs that wait for a row."""
-        return self._dispatch.queued
-
-    @property
-    def running(self) -> int:
-        """Jobs that have a row."""
-        return self._dispatch.running
-
-    @property
-    def full(self) -> bool:
-        """Whether further jobs are left at the broker."""
-        return self._intake.full
-
-    @property
-    def fault(self) -> Fault | None:
-        """Why the spool cannot be written now; nothing is accepted and nothing lost meanwhile."""
-        return self._committer.fault
-
-    @property
-    def speed(self) -> dict[str, float]:
-        """Tokens per second of the last answer, prefill and decode."""
-        return self._endings.speed
-
-    @property
-    def preparing(self) -> int | None:
-        """The number of the job or pinned prompt whose request is being prepared."""
-        return self._preparer.number
 
     @property
     def due_in(self) -> float:
@@ -201,7 +163,7 @@ class JobManager:
     def busy(self) -> bool:
         """Whether something is on its way, or waits for something better than the next heartbeat."""
         waiting = self._dispatch.unfinished + len(self._committer) + len(self._intake)
-        return bool(waiting or self.fault or self.outbox.unsettled)
+        return bool(waiting or self._committer.fault or self.outbox.unsettled)
 
     @property
     def settled(self) -> bool:
@@ -252,7 +214,7 @@ class JobManager:
             self._committer.erased = False
             self._maintenance.scrub_later()
         self.outbox.pump()
-        if self.fault is None:  # else answers would pile up in memory
+        if self._committer.fault is None:  # else answers would pile up in memory
             self._dispatch.hand_over()
 
     def tick(self) -> None:

@@ -40,6 +40,16 @@ class Prepared:
     outcome: Request | JobError
 
 
+@dataclass(frozen=True)
+class PreparerStatus:
+    """The preparer at one moment."""
+
+    number: int | None = None
+    """The number of the prompt that is being prepared; so one that never ends, or crashes the process, can be named."""
+    busy_since: float | None = None
+    """When its preparation began (CLOCK_MONOTONIC seconds), None between two prompts."""
+
+
 class Preparer:
     """Prepares one prompt after another; each result goes to `deliver`, called on the thread."""
 
@@ -47,10 +57,8 @@ class Preparer:
         self._deliver = deliver
         self._work: queue.SimpleQueue[Callable[[], Iterator[Prepared]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="preparer", daemon=True)
-        self.busy_since: float | None = None
-        """When the prompt that is being prepared was begun (CLOCK_MONOTONIC), None between two. Any thread may read."""
-        self.number: int | None = None
-        """Its number; so a prompt that is never prepared, or crashes the process, can be named."""
+        self.status = PreparerStatus()
+        """The newest snapshot. Any thread may read it."""
 
     def start(self) -> None:
         """Start the thread."""
@@ -74,7 +82,7 @@ class Preparer:
         """Prepare a job; arguments as for prepare()."""
 
         def work() -> Iterator[Prepared]:
-            self.number = number
+            self._begin(number)
             yield Prepared(number, loaded, _outcome(job, number, id, loaded, received))
 
         self._work.put(work)
@@ -87,7 +95,8 @@ class Preparer:
 
         def work() -> Iterator[Prepared]:
             for place, text in enumerate(texts, 1):
-                self.number = number = pinned_number(text, loaded.package.name)
+                number = pinned_number(text, loaded.package.name)
+                self._begin(number)
                 if number in given_up:
                     log.warning("pinned_instruction_given_up", number=place, hint=_GIVEN_UP_HINT)
                 elif (request := pinned(text, place, number, loaded)) is not None:
@@ -97,11 +106,12 @@ class Preparer:
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
-            self.busy_since = time.monotonic()
             for prepared in work():
                 self._deliver(prepared)
-                self.busy_since = time.monotonic()
-            self.busy_since = self.number = None
+            self.status = PreparerStatus()
+
+    def _begin(self, number: int) -> None:
+        self.status = PreparerStatus(number, time.monotonic())
 
 
 def _outcome(job: Job, number: int, id: str, loaded: LoadedModel, received: float) -> Request | JobError:

@@ -38,7 +38,7 @@ def open_spool(path: Path) -> Spool:
     """Open the spool as Spool() does, or what can be recovered of it. Raises SpoolError, of damage never."""
     try:
         for ready in path.parent.glob(f"{path.name}.recovered-*"):
-            _swap(path, ready)  # a salvage that something cut short
+            _swap(path, ready)  # a recovery that something cut short
         reason = _known_damage(path)
     except OSError as error:
         raise spool_error(f"the spool {path} cannot be opened", error) from None
@@ -57,7 +57,7 @@ def open_spool(path: Path) -> Spool:
             reason = str(error)
     try:
         path.touch(0o600)  # where somebody removed it, and left its log or the note of its damage
-        return _salvage(path, reason)
+        return _recover(path, reason)
     except (OSError, sqlite3.Error) as error:  # the disk is full, say; the damaged file is as it was
         with contextlib.suppress(OSError):
             _clear(path)  # the room belongs to others
@@ -92,7 +92,7 @@ def _known_damage(path: Path) -> str | None:
     return None
 
 
-def _salvage(path: Path, reason: str) -> Spool:
+def _recover(path: Path, reason: str) -> Spool:
     part, copy = _clear(path)
     Spool(part).close()
     found = dict.fromkeys(("job", "result"), 0)
@@ -131,15 +131,15 @@ def _salvage(path: Path, reason: str) -> Spool:
 
 
 def _clear(path: Path) -> tuple[Path, Path]:
-    """The names of what a salvage writes, with nothing left there by one that did not come to its end."""
-    part, copy = (path.with_name(f"{path.name}.{kind}") for kind in ("salvage", "copy"))
+    """The names of the files that a recovery writes; what an earlier one left there is removed."""
+    part, copy = (path.with_name(f"{path.name}.{kind}") for kind in ("recovering", "copy"))
     for leftover in (part, copy):
         discard(leftover)
     return part, copy
 
 
 def _room(path: Path) -> str:
-    """What a salvage needs: for what it takes over, and once more where it must read from a copy."""
+    """The free space that a recovery needs: for what it takes over, and once more where it must read from a copy."""
     held = sum(os.stat(file).st_size for file in (path, f"{path}-wal") if os.path.exists(file))
     free = shutil.disk_usage(path.parent).free
     return f"it takes up to {2 * held / 2**20:.1f} MiB of free space, and there are {free / 2**20:.1f}"
@@ -178,9 +178,11 @@ def _reader(path: Path) -> sqlite3.Connection:
 def _has_schema(db: sqlite3.Connection) -> bool:
     """Whether the schema can be read. Raises sqlite3.Error where something else than damage is in the way."""
     try:
+        if db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'job'").fetchone() is None:
+            return False
         db.execute("EXPLAIN SELECT * FROM job").close()
     except sqlite3.DatabaseError as error:
-        if is_damage(error) or str(error).startswith("no such table"):
+        if is_damage(error):
             return False
         raise
     return True

@@ -94,7 +94,7 @@ def test_a_hung_step_ends_the_process_and_three_times_alone_are_a_crash_loop(pla
     error = client.result("hangs")["error"]
     assert error["code"] == "crash_loop"
     assert "a step of the model hung for" in error["message"]
-    assert [entry["jobs"] for entry in logged(daemon, "engine_stuck")] == [1, 1, 1]
+    assert [entry["jobs"] for entry in logged(daemon, "thread_stuck")] == [1, 1, 1]
     assert [entry["jobs"] for entry in logged(daemon, "crashed_before")] == [["hangs"]] * 3
 
 
@@ -108,7 +108,7 @@ def test_a_hung_load_is_a_fault_and_ends_the_process_and_no_job_is_to_blame(plac
     client.send(job("waits"))
     client.event("waits", "accepted")
     assert daemon.wait() == -signal.SIGABRT
-    [stuck] = logged(daemon, "engine_stuck")
+    [stuck] = logged(daemon, "thread_stuck")
     assert "loading the model hung for" in stuck["reason"]
     daemon.pace("")
     del daemon.env["TEST_LOAD_SECONDS"]

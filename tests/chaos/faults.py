@@ -20,12 +20,12 @@ RUNNING: Instant = ("running", 40, 0.01)
 RESULT_COMMITTED: Instant = ("result-committed", 3, 0.0)
 PUBLISHED: Instant = ("published", 12, 0.0)
 STARTING: Instant = ("starting", 20, 0.0)
-SALVAGING: Instant = ("salvaging", 60, 0.0)
+RECOVERING: Instant = ("recovering", 60, 0.0)
 """A start that takes the spool for damaged and takes over what is in it."""
 DRAINING: Instant = ("draining", 100, 0.0)
 LIFE = (RECEIVED, COMMITTING, COMMITTED, RUNNING, RESULT_COMMITTED, PUBLISHED)
 """Those of a job's life."""
-STAGES = [stage for stage, _, _ in (*LIFE, STARTING, SALVAGING, DRAINING)]
+STAGES = [stage for stage, _, _ in (*LIFE, STARTING, RECOVERING, DRAINING)]
 INSTANT_SECONDS = 30.0
 """An instant that does not come by then is none: jobs are sent all the time."""
 
@@ -47,7 +47,7 @@ def kill_at(world: World, instant: Instant, device: int = 0) -> bool:
 
 def _launch(world: World, device: Device, instant: Instant, count: int, delay: float) -> Life:
     stage = instant[0]
-    if instant is SALVAGING:
+    if instant is RECOVERING:
         stage = "starting"
         (device.state_dir / "spool.db.damage").write_text("chaos")  # the daemon's own note to its next start
     life = device.launch(f"{stage}:{count}:{delay:.4f}")

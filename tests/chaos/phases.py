@@ -8,7 +8,7 @@ from glob import glob
 
 import faults
 import places
-from faults import DRAINING, LIFE, RUNNING, SALVAGING, STARTING
+from faults import DRAINING, LIFE, RECOVERING, RUNNING, STARTING
 from world import PATIENCE, FaultLog, Outcome, World
 
 KEEP_ALIVE = 5.0
@@ -35,7 +35,7 @@ def kills_at_ends(seed: int, log: FaultLog) -> Outcome:
     for _ in range(3):
         faults.kill_at(world, STARTING)
     faults.kill_at(world, DRAINING)
-    instants = [STARTING, SALVAGING, DRAINING] * 20
+    instants = [STARTING, RECOVERING, DRAINING] * 20
     world.draw.shuffle(instants)
     for instant in instants:
         faults.kill_at(world, instant)

@@ -66,7 +66,7 @@ def test_a_job_comes_out_as_a_request_or_as_the_reason_why_not(done: tuple[Prepa
     codes = [error.code for error in (broken, long, bomb) if isinstance(error, JobError)]
     assert codes == [Code.INTERNAL, Code.CONTEXT_EXCEEDED, Code.INTERNAL]
     assert "secret-word" not in str(broken)
-    assert preparer.busy_since is None
+    assert preparer.status.busy_since is None
 
 
 def test_a_pinned_instruction_that_breaks_the_template_or_the_process_costs_itself_alone(
@@ -103,10 +103,10 @@ def test_a_pinned_instruction_is_read_up_to_where_chats_differ_by_the_model_it_w
 
 def test_what_is_being_prepared_is_told() -> None:
     seen: queue.Queue[int | None] = queue.Queue()
-    preparer = Preparer(lambda _: seen.put(preparer.number))
+    preparer = Preparer(lambda _: seen.put(preparer.status.number))
     preparer.start()
     preparer.submit(Job(id="a", prompt="good", max_tokens=2), 7, "a", SERVING, 0.0)
     assert seen.get(timeout=PATIENCE) == 7
     preparer.stop()
     assert preparer.join(PATIENCE)
-    assert preparer.number is None
+    assert preparer.status.number is None

@@ -267,7 +267,7 @@ def test_an_erased_job_whose_result_is_lost_is_not_taken_over(path: Path) -> Non
 
 
 @pytest.mark.parametrize("cut", ["rename", "unlink", "fsync"])
-def test_a_salvage_cut_short_anywhere_goes_on_at_the_next_start(
+def test_a_recovery_cut_short_anywhere_goes_on_at_the_next_start(
     path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
     """Each step that changes a name, in turn, is the last one before the power goes."""
