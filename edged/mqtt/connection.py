@@ -37,7 +37,7 @@ from edged.mqtt.session_types import (
     Will,
     WillLimits,
 )
-from edged.settings.model import MqttSettings
+from edged.settings.mqtt import MqttSettings
 
 LASTED_SECONDS = 30.0
 """A connection that was up for so long resets the back-off."""

@@ -12,7 +12,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.faults import Fault
 from edged.machine.clock import Clock
-from edged.settings.model import MqttSettings
+from edged.settings.mqtt import MqttSettings
 
 # MQTT 5 §2.4; paho gives the return codes of 3.1.1 the same numbers.
 NOT_AUTHORIZED = 0x87

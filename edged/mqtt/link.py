@@ -30,7 +30,7 @@ from edged.mqtt.events import (
 from edged.mqtt.identity import DeviceIdWatch, KnownInstances, read_status
 from edged.mqtt.session_types import Established, Publication, ReceivedMessage, Subscription, Will
 from edged.mqtt.topics import Topics
-from edged.settings.model import MqttSettings
+from edged.settings.mqtt import MqttSettings
 
 PROBE_SECONDS = 30.0
 """Interval of the checks whether another instance under our device id has left."""

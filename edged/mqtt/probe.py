@@ -13,7 +13,7 @@ from edged.mqtt.connection import Connection, Role
 from edged.mqtt.connection_faults import SUBSCRIPTION_REFUSED
 from edged.mqtt.session_types import Established, ReceivedMessage, Subscription
 from edged.mqtt.topics import Topics
-from edged.settings.model import MqttSettings
+from edged.settings.mqtt import MqttSettings
 
 
 @dataclass(frozen=True, slots=True)

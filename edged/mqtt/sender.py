@@ -15,7 +15,7 @@ from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
 from edged.mqtt.session_types import Established, Publication, ReceivedMessage, Subscription
-from edged.settings.model import MqttSettings
+from edged.settings.mqtt import MqttSettings
 
 RESEND_SECONDS = 5.0
 WAITING_SECONDS = 2.0

@@ -11,7 +11,7 @@ from edged.mqtt.connection_faults import LOST
 from edged.mqtt.events import ProtocolVersion
 from edged.mqtt.events import ReceivedMessage as ReceivedMessage
 from edged.mqtt.grants import Grants
-from edged.settings.model import MqttSettings
+from edged.settings.mqtt import MqttSettings
 
 
 @dataclass(frozen=True, slots=True)

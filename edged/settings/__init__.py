@@ -1,7 +1,8 @@
 """Settings from a TOML file, the environment and flags: checked, and traced back to where each came from."""
 
 from edged.settings.errors import SettingsError
-from edged.settings.model import Settings, address
+from edged.settings.fields import address
+from edged.settings.model import Settings
 from edged.settings.show import describe, example_toml
 from edged.settings.sources import DEFAULT_FILE, Loaded, load
 

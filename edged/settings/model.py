@@ -4,90 +4,29 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from edged.settings.errors import SettingsError, reason
+from edged.settings.fields import (
+    ID_ALLOWED,
+    Host,
+    Id,
+    Section,
+    conflict,
+    no_duplicates,
+    numbers_are_not_flags,
+    split_list,
+)
+from edged.settings.mqtt import MqttSettings
 
 ENV_PREFIX, ENV_NEST = "EDGED_", "__"
 
-_ID_ALLOWED = "1 to 64 characters out of A-Z a-z 0-9 . _ -"
-Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", json_schema_extra={"allowed": _ID_ALLOWED})]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
 
-def address(host: str, port: int) -> str:
-    """``host:port``, with an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _without_port(value: str) -> str:
-    """Refuse a colon outside an IPv6 address, which has no brackets here."""
-    if ":" in value:
-        try:
-            ipaddress.IPv6Address(value)
-        except ValueError:
-            raise ValueError("the port has a key of its own, and an IPv6 address no brackets") from None
-    return value
-
-
-Host = Annotated[
-    str,
-    Field(
-        pattern=r"^[^\s/@]{1,255}$",
-        json_schema_extra={"allowed": "a host name or an address, without scheme, user or port"},
-    ),
-    AfterValidator(_without_port),
-]
-
-
-def _split_list(value: Any) -> Any:
-    """Split a list in an environment variable, ``a,b``. One in JSON is decoded by the source already."""
-    if not isinstance(value, str) or value == "auto":
-        return value
-    if value.lstrip().startswith("["):
-        raise ValueError("not a JSON list")
-    return [part.strip() for part in value.split(",")]
-
-
-def _no_duplicates(value: Any) -> Any:
-    if isinstance(value, list) and any(value.count(item) > 1 for item in value):
-        raise ValueError("a name stands there twice")
-    return value
-
-
-def _numbers_are_not_flags(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
-    """Refuse booleans for numbers: pydantic would read ``port = true`` as 1."""
-    if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-        raise ValueError("true or false is not a value here")
-    return value
-
-
-def _conflict(field: str, reason: str) -> PydanticCustomError:
-    """An error between several keys of a section, reported for ``field``."""
-    return PydanticCustomError("edged_conflict", "{reason}", {"field": field, "reason": reason})
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    check_flags = field_validator("*", mode="before")(classmethod(_numbers_are_not_flags))
-
-
-class DeviceSettings(_Section):
+class DeviceSettings(Section):
     """Identity of this device."""
 
     id: Id | None = Field(
@@ -95,121 +34,15 @@ class DeviceSettings(_Section):
         description="The device's name in topics; unset: the board's serial, else a hash of machine-id.",
         examples=["pi-hall-3"],
     )
-    groups: Annotated[list[Id], BeforeValidator(_split_list)] = Field(
+    groups: Annotated[list[Id], BeforeValidator(split_list)] = Field(
         default=[],
         description="Groups whose jobs this device shares.",
         examples=[["hall-3"]],
-        json_schema_extra={"allowed": "a list of names, each " + _ID_ALLOWED},
+        json_schema_extra={"allowed": "a list of names, each " + ID_ALLOWED},
     )
 
 
-class MqttSettings(_Section):
-    """The broker and how to reach it."""
-
-    host: Host = Field(default="127.0.0.1", description="The broker's name or address.")
-    port: int | None = Field(
-        default=None,
-        ge=1,
-        le=65535,
-        description="The broker's TCP port; unset: 1883, or 8883 with TLS.",
-        examples=[1883],
-    )
-    protocol: Literal["auto", "5", "3.1.1"] = Field(
-        default="auto", description="The MQTT version; auto tries 5 and falls back to 3.1.1."
-    )
-    username: str | None = Field(default=None, min_length=1, description="The user at the broker.", examples=["edged"])
-    password: SecretStr | None = Field(
-        default=None,
-        min_length=1,
-        description="The password at the broker; password_file keeps it out of this file.",
-        examples=["change-me"],
-    )
-    password_file: Path | None = Field(
-        default=None,
-        description="A file whose first line is the password, as a systemd credential is.",
-        examples=["/run/credentials/edged.service/mqtt-password"],
-    )
-    tls: bool = Field(
-        default=False, description="Whether to encrypt the connection and to check the broker's certificate."
-    )
-    ca_file: Path | None = Field(
-        default=None,
-        description="PEM file of the authorities the broker is checked against; unset: the system's.",
-        examples=["/etc/edged/ca.pem"],
-    )
-    cert_file: Path | None = Field(
-        default=None,
-        description="PEM file of this device's own certificate.",
-        examples=["/etc/edged/device.pem"],
-    )
-    key_file: Path | None = Field(
-        default=None,
-        description="PEM file of the key that belongs to cert_file.",
-        examples=["/etc/edged/device.key"],
-    )
-    keep_alive: int = Field(
-        default=30,
-        ge=5,
-        le=3600,
-        description="Keep-alive in seconds; a dead connection is noticed within twice this time.",
-    )
-    root: str = Field(
-        default="edged/v1",
-        max_length=128,
-        pattern=r"^[^+#/$\x00-\x1f][^+#/\x00-\x1f]*(/[^+#/\x00-\x1f]+)*$",
-        description="Prefix of every topic.",
-        json_schema_extra={"allowed": "1 to 128 characters without + # or a leading $, no empty level"},
-    )
-
-    @model_validator(mode="after")
-    def _fit_together(self) -> MqttSettings:
-        if self.password and self.password_file:
-            raise _conflict("password_file", "must not be set together with mqtt.password")
-        if (self.password or self.password_file) and not self.username:
-            raise _conflict("username", "must be set where there is a password")
-        if bool(self.cert_file) != bool(self.key_file):
-            missing, present = ("key_file", "cert_file") if self.cert_file else ("cert_file", "key_file")
-            raise _conflict(missing, f"must be set together with mqtt.{present}")
-        for field in ("ca_file", "cert_file"):
-            if getattr(self, field) and not self.tls:
-                raise _conflict("tls", f"must be true where mqtt.{field} is set")
-        return self
-
-    @property
-    def effective_port(self) -> int:
-        """The TCP port to connect to."""
-        return self.port if self.port is not None else 8883 if self.tls else 1883
-
-    @property
-    def address(self) -> str:
-        """The broker's host and port, for people."""
-        return address(self.host, self.effective_port)
-
-    def read_password(self) -> str | None:
-        """The password; with ``password_file``, the first line of its present content.
-
-        Raises SettingsError where the file cannot be read, or where its first line is empty, begins with a byte order
-        mark, or begins or ends with white space: editors leave these behind unseen.
-        """
-        if self.password_file is None:
-            return self.password.get_secret_value() if self.password else None
-        try:
-            password = self.password_file.read_bytes().decode().partition("\n")[0].removesuffix("\r")
-        except (OSError, UnicodeDecodeError) as error:
-            wrong = reason(error)
-        else:
-            if not password:
-                wrong = "its first line must be the password, and is empty"
-            elif password.startswith("\ufeff"):
-                wrong = "it begins with a byte order mark: save it as UTF-8 without one"
-            elif password != password.strip():
-                wrong = "its first line begins or ends with white space: remove it, or set mqtt.password instead"
-            else:
-                return password
-        raise SettingsError(f"mqtt.password_file = {self.password_file}: {wrong}")
-
-
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """The model and its resources."""
 
     path: Path | None = Field(
@@ -219,8 +52,8 @@ class ModelSettings(_Section):
     )
     execution_provider: Annotated[
         Literal["auto"] | Annotated[list[Provider], Field(min_length=1)],
-        BeforeValidator(_no_duplicates),
-        BeforeValidator(_split_list),  # the last one runs first
+        BeforeValidator(no_duplicates),
+        BeforeValidator(split_list),  # the last one runs first
     ] = Field(
         default="auto",
         description="Execution providers in order of preference; auto: by board and package.",
@@ -262,7 +95,7 @@ class ModelSettings(_Section):
     )
 
 
-class CacheSettings(_Section):
+class CacheSettings(Section):
     """The prefix cache: limits for stored leading tokens that jobs share."""
 
     ram_bytes: int | None = Field(
@@ -292,7 +125,7 @@ class CacheSettings(_Section):
     )
 
 
-class JobsSettings(_Section):
+class JobsSettings(Section):
     """Limits for jobs, and how long results are kept."""
 
     max_queued: int = Field(
@@ -310,7 +143,7 @@ class JobsSettings(_Section):
     )
 
 
-class HttpSettings(_Section):
+class HttpSettings(Section):
     """The HTTP endpoint for metrics and health."""
 
     host: Host = Field(default="127.0.0.1", description="Address of the HTTP endpoint for metrics and health.")
@@ -338,11 +171,11 @@ class HttpSettings(_Section):
     def _fit_together(self) -> HttpSettings:
         if bool(self.cert_file) != bool(self.key_file):
             missing, present = ("key_file", "cert_file") if self.cert_file else ("cert_file", "key_file")
-            raise _conflict(missing, f"must be set together with http.{present}")
+            raise conflict(missing, f"must be set together with http.{present}")
         if self.client_ca_file and not self.cert_file:
-            raise _conflict("cert_file", "must be set where http.client_ca_file is")
+            raise conflict("cert_file", "must be set where http.client_ca_file is")
         if not self.cert_file and not self.plain_text and not self.is_loopback:
-            raise _conflict("cert_file", f"must be set where http.host is {self.host}, or http.plain_text be true")
+            raise conflict("cert_file", f"must be set where http.host is {self.host}, or http.plain_text be true")
         return self
 
     @property
@@ -354,7 +187,7 @@ class HttpSettings(_Section):
             return self.host == "localhost"
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """Log level and format."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(
@@ -395,7 +228,7 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
 
-    check_flags = field_validator("*", mode="before")(classmethod(_numbers_are_not_flags))
+    check_flags = field_validator("*", mode="before")(classmethod(numbers_are_not_flags))
 
     @classmethod
     def settings_customise_sources(

@@ -27,7 +27,7 @@ from patience import PATIENCE, QUIET, eventually
 
 from edged.mqtt.events import LinkDown, LinkUp
 from edged.mqtt.link import Link
-from edged.settings.model import MqttSettings
+from edged.settings.mqtt import MqttSettings
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from edged.mqtt.attempts import Backoff, ProtocolChoice
 from edged.mqtt.identity import MAX_SILENT_CHECKS, DeviceIdWatch, InstanceStatus, KnownInstances, read_status
 from edged.mqtt.session_types import Established
 from edged.mqtt.topics import Topics, is_id
-from edged.settings.model import MqttSettings
+from edged.settings.mqtt import MqttSettings
 
 
 class Highest(random.Random):

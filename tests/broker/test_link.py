@@ -19,7 +19,7 @@ from edged.mqtt.connection import Connection, Role
 from edged.mqtt.events import CancelReceived, JobReceived, LinkDown, LinkUp, Published
 from edged.mqtt.flow import MAX_UNACKNOWLEDGED, MAX_UNACKNOWLEDGED_BYTES, MAX_UNSENT
 from edged.mqtt.session_types import ReceivedMessage, Subscription
-from edged.settings.model import MqttSettings
+from edged.settings.mqtt import MqttSettings
 
 Make = Callable[..., Any]
 

@@ -9,7 +9,7 @@ import pytest
 
 from edged.machine.clock import Clock
 from edged.mqtt.connection_faults import broker_certificate_rejected
-from edged.settings.model import MqttSettings
+from edged.settings.mqtt import MqttSettings
 
 
 class SetClock(Clock):
