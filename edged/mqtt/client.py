@@ -157,13 +157,16 @@ def make_client(plan: SessionOptions, window: int) -> PahoClient:
         protocol=MQTTProtocolVersion.MQTTv5 if is_v5 else MQTTProtocolVersion.MQTTv311,
         reconnect_on_failure=False,
         manual_ack=True,
+        transport="tcp" if mqtt.websocket_path is None else "websockets",
     )
+    if mqtt.websocket_path is not None:
+        client.ws_set_options(mqtt.websocket_path)
     client.connect_timeout = CONNECT_SECONDS
     client.max_inflight_messages = window
     if mqtt.username is not None:
         client.username_pw_set(mqtt.username, mqtt.read_password())
     if mqtt.tls:
-        client.tls_set_context(client_context(mqtt.ca_file, mqtt.cert_file, mqtt.key_file))
+        client.tls_set_context(client_context(mqtt.ca_file, mqtt.cert_file, mqtt.key_file, mqtt.alpn))
     if plan.will is not None:
         client.will_set(plan.will.topic, plan.will.payload, plan.will_limits.qos, plan.will_limits.retain)
     # With this set, paho leaves all writing to our loop instead of writing within publish() and ack().

@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Sequence
 
+from paho.mqtt.client import WebsocketConnectionError
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -80,6 +81,10 @@ def connect_failed(error: Exception, mqtt: MqttSettings) -> Fault:
         perhaps = "; perhaps it does not speak TLS on this port" if mqtt.tls else ""
         hint = _NO_TLS_HINT if mqtt.tls else _SEE_BROKER_LOG
         return Fault("mqtt_connection_reset", f"the broker reset the connection while it was made{perhaps}", hint)
+    if isinstance(error, WebsocketConnectionError):
+        message = f"the server does not open a WebSocket for MQTT at {mqtt.websocket_path}"
+        hint = "set mqtt.websocket_path and mqtt.port to the broker's WebSocket listener, or unset mqtt.websocket_path"
+        return Fault("mqtt_websocket_refused", message, hint)
     if isinstance(error, OSError):
         message = f"the broker cannot be reached: {error.strerror or error}"
         return Fault("mqtt_unreachable", message, "check mqtt.host, and this board's network")

@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
@@ -153,7 +154,7 @@ class Session:
         give_up: float | None = None
         sock = client.socket()
         assert sock is not None
-        tls = sock if isinstance(sock, ssl.SSLSocket) else None
+        pending: Callable[[], int] = getattr(sock, "pending", lambda: 0)  # TLS and WebSocket have it
         with selectors.DefaultSelector() as selector:
             selector.register(sock, selectors.EVENT_READ)
             selector.register(self._wake_receiver, selectors.EVENT_READ)
@@ -181,7 +182,7 @@ class Session:
                     selector.unregister(sock)
                 if interest:
                     selector.register(sock, interest)
-                ready = selector.select(self._seconds_to_wait(now, started, give_up, tls))
+                ready = selector.select(self._seconds_to_wait(now, started, give_up, pending))
                 for key, events in ready:
                     if key.fileobj is self._wake_receiver:
                         self._wake_receiver.recv(4096)
@@ -194,8 +195,8 @@ class Session:
                     client.loop_read()
                 client.loop_misc()
 
-    def _seconds_to_wait(self, now: float, started: float, give_up: float | None, tls: ssl.SSLSocket | None) -> float:
-        if tls is not None and tls.pending() and not self._unacknowledged.full:
+    def _seconds_to_wait(self, now: float, started: float, give_up: float | None, pending: Callable[[], int]) -> float:
+        if pending() and not self._unacknowledged.full:
             return 0.0
         until = now + self._keep_alive / 4
         if self._accepted_at is None:

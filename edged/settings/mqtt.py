@@ -19,7 +19,7 @@ class MqttSettings(Section):
         default=None,
         ge=1,
         le=65535,
-        description="The broker's TCP port; unset: 1883, or 8883 with TLS.",
+        description="The broker's TCP port; unset: 1883, 8883 with TLS; over WebSocket 80, 443 with TLS.",
         examples=[1883],
     )
     protocol: Literal["auto", "5", "3.1.1"] = Field(
@@ -55,6 +55,20 @@ class MqttSettings(Section):
         description="PEM file of the key that belongs to cert_file.",
         examples=["/etc/edged/device.key"],
     )
+    alpn: str | None = Field(
+        default=None,
+        pattern=r"^[!-~]{1,255}$",
+        description="ALPN protocol to offer in the TLS handshake; AWS IoT Core on port 443 wants x-amzn-mqtt-ca.",
+        examples=["x-amzn-mqtt-ca"],
+        json_schema_extra={"allowed": "1 to 255 printable ASCII characters without spaces"},
+    )
+    websocket_path: str | None = Field(
+        default=None,
+        pattern=r"^/[!-~]{0,255}$",
+        description="Path for MQTT over WebSocket; unset: MQTT without WebSocket.",
+        examples=["/mqtt"],
+        json_schema_extra={"allowed": "a path that begins with /, without spaces"},
+    )
     keep_alive: int = Field(
         default=30,
         ge=5,
@@ -78,7 +92,7 @@ class MqttSettings(Section):
         if bool(self.cert_file) != bool(self.key_file):
             missing, present = ("key_file", "cert_file") if self.cert_file else ("cert_file", "key_file")
             raise conflict(missing, f"must be set together with mqtt.{present}")
-        for field in ("ca_file", "cert_file"):
+        for field in ("ca_file", "cert_file", "alpn"):
             if getattr(self, field) and not self.tls:
                 raise conflict("tls", f"must be true where mqtt.{field} is set")
         return self
@@ -86,7 +100,11 @@ class MqttSettings(Section):
     @property
     def effective_port(self) -> int:
         """The TCP port to connect to."""
-        return self.port if self.port is not None else 8883 if self.tls else 1883
+        if self.port is not None:
+            return self.port
+        if self.websocket_path is not None:
+            return 443 if self.tls else 80
+        return 8883 if self.tls else 1883
 
     @property
     def address(self) -> str:
