@@ -250,7 +250,7 @@ def test_of_two_pulls_at_once_the_second_says_so(board: Board, nginx: Nginx) -> 
     package = publish(nginx.www, pad=PAD)
     first = started(board, nginx)
     done = board.run_apart("pull", f"{nginx.url}/phi3/SHA256SUMS", "--name", "other")
-    assert refusal(done.returncode, done.stderr).startswith("edged: another edged model pull is at work here")
+    assert refusal(done.returncode, done.stderr).startswith("edged: another edged model pull is running")
     assert finished(first)["verified_at"]
     assert same_files(package, board.models / "phi3")
     assert len(nginx.sent(WEIGHTS)) == 1
