@@ -93,7 +93,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         """Raises ValueError for sampling that cannot be used."""
-        self.sampler = Sampler(self.request.sampling)
+        self.sampler = Sampler(self.request.sampling, self.request.prompt)
         self.tokens = self.tokens or list(self.request.prompt)
 
     @property
@@ -144,14 +144,14 @@ class Sequence:
         self.unheld.clear()
 
     def advance(self, logits: NDArray[np.floating]) -> list[int]:
-        """Choose the next token by `logits`, [vocabulary], those after the last computed token.
+        """Choose the next token by `logits`, [vocabulary], those after the last computed token; they may be changed.
 
         Returns the tokens made: none while known tokens are still pending. Raises NotFiniteError.
         """
         self.alone = False
         if self.pending:
             return []
-        token = self.sampler.sample(logits, self.tokens)
+        token = self.sampler.sample(logits)
         self.token_times.append(time.monotonic())
         self.tokens.append(token)
         stop = token in self.eos and not self.request.ignore_eos

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edged.engine.sampler import NotFiniteError, Sampling, sample
+from edged.engine.sampler import NotFiniteError, Sampler, Sampling, sample
 
 LOGITS = np.array([1.0, 3.0, -2.0, 2.5, 0.0, 2.5, -1.0, 1.5], np.float32)
 
@@ -19,7 +19,7 @@ def draws(count: int, logits: NDArray[Any] = LOGITS, **sampling: Any) -> NDArray
     """How often each token is drawn."""
     generator = np.random.default_rng(5)
     wanted = Sampling(**{"temperature": 1.0, **sampling})
-    return np.bincount([sample(logits, wanted, generator) for _ in range(count)], minlength=len(logits))
+    return np.bincount([sample(logits.copy(), wanted, generator) for _ in range(count)], minlength=len(logits))
 
 
 def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
@@ -37,8 +37,8 @@ def assert_distributed(counts: NDArray[np.int64], expected: NDArray[np.float64])
 
 class TestGreedy:
     def test_the_best_is_taken_the_first_among_equals(self) -> None:
-        assert sample(LOGITS, Sampling(), np.random.default_rng(0)) == 1
-        assert sample(np.array([0, 7, 7], np.float16), Sampling(), np.random.default_rng(0)) == 1
+        assert Sampler(Sampling()).sample(LOGITS.copy()) == 1
+        assert Sampler(Sampling()).sample(np.array([0, 7, 7], np.float16)) == 1
 
     def test_nothing_is_drawn_from_the_generator(self) -> None:
         generator = np.random.default_rng(3)
@@ -81,7 +81,7 @@ class TestDrawing:
         assert set(np.flatnonzero(draws(3000, top_k=3, top_p=0.6))) == {1, 3}
 
     @pytest.mark.parametrize("sampling", [{"top_k": 1}, {"top_p": 0.0}, {"temperature": 1e-300}, {"top_p": 1e-12}])
-    def test_only_the_best_is_left(self, sampling: dict[str, float]) -> None:
+    def test_only_the_best_is_left(self, sampling: dict[str, Any]) -> None:
         assert set(np.flatnonzero(draws(200, **sampling))) == {1}
 
     def test_top_k_beyond_the_vocabulary_leaves_all(self) -> None:
@@ -98,7 +98,7 @@ class TestDrawing:
         """So that a job's tokens do not depend on what else is computed."""
         for sampling in (Sampling(1.0), Sampling(1.0, top_k=3), Sampling(1.0, top_p=0.5), Sampling(0.7, 0.9, 4)):
             generator, other = np.random.default_rng(1), np.random.default_rng(1)
-            sample(LOGITS, sampling, generator)
+            sample(LOGITS.copy(), sampling, generator)
             other.random()
             assert generator.random() == other.random()
 
@@ -107,39 +107,156 @@ class TestDrawing:
         st.floats(0.05, 5),
         st.integers(0, 60),
         st.floats(0, 1),
+        st.sampled_from([0.0, 0.0, 0.05, 0.3, 1.0]),
         st.integers(0, 2**31),
     )
     def test_the_choice_is_what_sorting_everything_would_give(
-        self, halves: list[int], temperature: float, top_k: int, top_p: float, seed: int
+        self, halves: list[int], temperature: float, top_k: int, top_p: float, min_p: float, seed: int
     ) -> None:
-        """The shortcuts (partition, a bound for the nucleus) change nothing."""
-        logits = np.array(halves, np.float32) / 2
-        chosen = sample(logits, Sampling(temperature, top_p, top_k, seed), np.random.default_rng(seed))
-        order = np.lexsort((np.arange(len(logits)), -logits))[: top_k or None]
-        cumulative = np.cumsum(np.exp((logits[order].astype(np.float64) - logits.max()) / temperature))
-        if top_p < 1.0:
-            order = order[: int((cumulative < cumulative[-1] * top_p * (1 - 1e-12)).sum()) + 1]
-        if not (0 < top_k < len(logits) or top_p < 1.0):
-            order = np.sort(order)  # nothing was left out, so nothing had to be sorted
-        assert chosen in order
-        if top_k != 1:
-            shares = np.cumsum(np.exp((logits[order].astype(np.float64) - logits.max()) / temperature))
-            place = list(order).index(chosen)
-            uniform = np.random.default_rng(seed).random() * shares[-1]
-            assert (shares[place - 1] if place else 0.0) - 1e-9 <= uniform <= shares[place] + 1e-9
+        """The shortcuts (in place, float32, blocks, a bound for the nucleus) change nothing."""
+        logits = (np.array(halves) / 2).astype(np.float32)
+        sampling = Sampling(temperature, top_p, top_k, seed, min_p=min_p)
+        chosen = sample(logits.copy(), sampling, np.random.default_rng(seed))
+        assert_right_choice(chosen, logits, sampling)
+
+    @pytest.mark.parametrize("size", [5_003, 40_000])
+    @pytest.mark.parametrize("spread", [0.1, 1.0, 8.0])
+    def test_the_choice_is_right_in_large_vocabularies_flat_or_peaked(self, size: int, spread: float) -> None:
+        chance = np.random.default_rng(size)
+        for seed in range(2):
+            logits = chance.normal(0, spread, size).astype(np.float32)
+            for more in ({}, {"top_k": 50}, {"top_k": 900}, {"top_p": 0.5}, {"top_p": 0.99}, {"min_p": 0.2}):
+                for sampling in (Sampling(1.0, seed=seed, **more), Sampling(0.7, 0.9, 60, seed, min_p=0.05)):
+                    chosen = sample(logits.copy(), sampling, np.random.default_rng(seed))
+                    assert_right_choice(chosen, logits, sampling)
 
 
-class TestRepetitionPenalty:
-    def test_what_was_seen_becomes_less_likely_whatever_its_sign(self) -> None:
-        logits = np.array([2.0, 1.9, -1.0, -1.1], np.float32)
-        penalty = Sampling(repetition_penalty=1.5)
-        assert sample(logits, penalty, np.random.default_rng(0), [0, 0, 0]) == 1
-        assert sample(logits[2:], penalty, np.random.default_rng(0), [0]) == 1
+def assert_right_choice(chosen: int, logits: NDArray[np.float32], sampling: Sampling) -> None:
+    """By the definitions: everything sorted and in float64. Where two borders are within rounding, either may do."""
+    order = np.lexsort((np.arange(len(logits)), -logits))[: sampling.top_k or None]
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / sampling.temperature)
+    allowed = []
+    for slack in (-1e-6, 1e-6):
+        kept, cumulative = order, np.cumsum(weights[order])
+        if sampling.top_p < 1.0:
+            kept = order[: int((cumulative < cumulative[-1] * (sampling.top_p + slack)).sum()) + 1]
+        kept = np.sort(kept[weights[kept] >= sampling.min_p * (1 + slack)])
+        shares = np.cumsum(weights[kept])
+        if chosen in kept:
+            place = int(np.searchsorted(kept, chosen))
+            uniform = np.random.default_rng(sampling.seed).random() * shares[-1]
+            margin = 1e-5 * shares[-1]
+            allowed.append((shares[place - 1] if place else 0.0) - margin <= uniform <= shares[place] + margin)
+    assert sampling.top_k == 1 or any(allowed)
 
-    def test_the_models_own_logits_stay_as_they_are(self) -> None:
+
+def reference(logits: NDArray[np.float32], sampling: Sampling, prompt: list[int], answer: list[int]) -> NDArray[Any]:
+    """Logits after bias and penalties, token by token, as the documents of OpenAI, vLLM and transformers have it."""
+    changed = logits.astype(np.float64)
+    for token, bias in sampling.logit_bias:
+        changed[token] = changed[token] + bias
+    for token in range(len(logits)):
+        if token in prompt or token in answer:
+            if changed[token] < 0:
+                changed[token] = changed[token] * sampling.repetition_penalty
+            else:
+                changed[token] = changed[token] / sampling.repetition_penalty
+        count = answer.count(token)
+        changed[token] = (
+            changed[token] - count * sampling.frequency_penalty - float(count > 0) * sampling.presence_penalty
+        )
+    return changed
+
+
+class TestPenaltiesAndBias:
+    """Against a reference on random logits."""
+
+    CASES = (
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 0.7},
+        {"presence_penalty": 1.5},
+        {"presence_penalty": -2.0},
+        {"frequency_penalty": 0.8},
+        {"frequency_penalty": -0.4},
+        {"logit_bias": ((3, 100.0), (9, -100.0), (0, 0.5))},
+        {
+            "repetition_penalty": 1.2,
+            "presence_penalty": 0.6,
+            "frequency_penalty": 0.4,
+            "logit_bias": ((1, 2.5), (50, -3.0), (7, 4.0)),
+        },
+    )
+
+    @pytest.mark.parametrize("wanted", CASES)
+    @pytest.mark.parametrize("dtype", [np.float32, np.float16])
+    def test_greedy_answers_are_those_of_the_reference(self, wanted: dict[str, Any], dtype: type) -> None:
+        for seed in range(4):
+            chance = np.random.default_rng(seed)
+            prompt = chance.integers(0, 60, 25).tolist()
+            sampling, answer = Sampling(**wanted), list[int]()
+            sampler = Sampler(sampling, prompt)
+            for _ in range(80):
+                logits: NDArray[Any] = (chance.normal(-2, 1, 60) + np.linspace(-1, 1, 60)).astype(dtype)
+                expected = reference(logits.astype(np.float32), sampling, prompt, answer)
+                token = sampler.sample(logits)
+                assert expected[token] >= expected.max() - 1e-4
+                answer.append(token)
+            assert len(set(answer)) > 1 or "logit_bias" in wanted or wanted.get("presence_penalty", 0) < 0
+
+    @pytest.mark.parametrize("wanted", CASES)
+    def test_draws_follow_the_changed_logits(self, wanted: dict[str, Any]) -> None:
+        logits = np.random.default_rng(1).normal(-1, 1, 60).astype(np.float32)
+        prompt, answer = [1, 7, 7, 20], [3, 3, 7, 41]
+        sampling = Sampling(temperature=1.0, top_k=8, **wanted)
+        weights = np.exp(reference(logits, sampling, prompt, answer))
+        weights[np.argsort(weights)[:-8]] = 0
+        counts = np.zeros(60, np.int64)
+        for seed in range(800):
+            sampler = Sampler(Sampling(**{**vars(sampling), "seed": seed}), prompt)
+            for token in answer:
+                forced = np.full(60, -1e4, np.float32)
+                forced[token] = 1e4
+                assert sampler.sample(forced) == token
+            counts[sampler.sample(logits.copy())] += 1
+        assert_distributed(counts, weights / weights.sum())
+
+    def test_a_prompt_counts_for_the_repetition_penalty_alone(self) -> None:
+        for wanted in (Sampling(presence_penalty=2.0), Sampling(frequency_penalty=2.0)):
+            assert Sampler(wanted, [1, 1, 1]).sample(LOGITS.copy()) == 1
+        assert Sampler(Sampling(repetition_penalty=2.0), [1]).sample(LOGITS.copy()) == 3
+
+    def test_neutral_values_change_nothing(self) -> None:
         logits = LOGITS.copy()
-        sample(logits, Sampling(repetition_penalty=2.0), np.random.default_rng(0), [1, 3])
+        assert Sampler(Sampling(logit_bias=((2, 0.0),)), [1]).sample(logits) == 1
         assert (logits == LOGITS).all()
 
-    def test_one_changes_nothing(self) -> None:
-        assert sample(LOGITS, Sampling(repetition_penalty=1.0), np.random.default_rng(0), [1]) == 1
+    def test_not_finite_logits_are_found_behind_penalties_and_bias(self) -> None:
+        for bad in (np.nan, np.inf):
+            logits = LOGITS.copy()
+            logits[2] = bad
+            with pytest.raises(NotFiniteError):
+                Sampler(Sampling(repetition_penalty=1.5, presence_penalty=1, logit_bias=((2, -100),)), [2]).sample(
+                    logits
+                )
+
+    def test_a_long_answer_has_room(self) -> None:
+        sampler = Sampler(Sampling(presence_penalty=2.0))
+        logits = np.linspace(0, 1.5, 500).astype(np.float32)
+        assert len({sampler.sample(logits.copy()) for _ in range(500)}) == 500
+
+
+class TestMinP:
+    @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+    @pytest.mark.parametrize("min_p", [0.02, 0.1, 0.5, 1.0])
+    def test_tokens_below_a_share_of_the_bests_probability_are_out(self, temperature: float, min_p: float) -> None:
+        probabilities = softmax(LOGITS, temperature)
+        expected = np.where(probabilities < min_p * probabilities.max(), 0, probabilities)
+        counts = draws(6000, temperature=temperature, min_p=min_p)
+        assert_distributed(counts, expected / expected.sum())
+
+    def test_min_p_comes_after_top_k_and_top_p(self) -> None:
+        """As in transformers: top-p counts the tokens that min-p will drop."""
+        probabilities = softmax(LOGITS)
+        expected = np.where(np.isin(np.arange(8), [1, 3, 5]), probabilities, 0)
+        assert_distributed(draws(6000, top_p=0.8, min_p=0.1), expected / expected.sum())
+        assert set(np.flatnonzero(draws(3000, top_k=2, min_p=0.1))) == {1, 3}
