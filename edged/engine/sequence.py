@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edged.engine.detokenizer import TextStream
 from edged.engine.sampler import Sampler, Sampling
-from edged.engine.tokenizer import TextStream
 
 PRIORITY_SECONDS = 300.0
 """A job goes before those of the next priority that came up to this much earlier. So urgent jobs go first, and none

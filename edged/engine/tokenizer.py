@@ -1,20 +1,18 @@
-"""Between text and token ids: encodes prompts, and decodes an answer to whole characters while it is being made."""
+"""Between text and token ids: encodes prompts, and decodes answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from edged.engine.chat import Chat, ChatError
+from edged.engine.detokenizer import TextStream, detokenizers
 from edged.engine.package import Package, PackageError
 from edged.engine.template import ChatTemplate, TemplateFaultError
 
-_REPLACEMENT = "\ufffd"
-_LONGEST_HALF = 3
-"""Most tokens that an unfinished character can have: UTF-8 takes four bytes, a token has at least one."""
 _CONTEXT = 8
 """Tokens of a prompt that the decoder is given before those of its continuation."""
 
@@ -44,6 +42,7 @@ class Tokenizer:
             for token in range(self._tokenizer.get_vocab_size(), package.vocabulary)
             if self._tokenizer.id_to_token(token) is None  # the model's vocabulary is often padded
         }
+        self._detokenizer = detokenizers(self._tokenizer)
         self.eos = package.eos | self._eos(package.texts.eos_text)
         """Token ids that end an answer: of genai_config.json, generation_config.json and tokenizer_config.json."""
         named = {text for text in package.texts.special_tokens.values() if isinstance(text, str)}
@@ -136,7 +135,8 @@ class Tokenizer:
         string that is a special token's text ends the answer at that token.
         """
         ends = frozenset(self._special[text] for text in stop if text in self._special)
-        return TextStream(self.decode, stop, self._silent, ends, continued[-_CONTEXT:])
+        context = [token for token in continued[-_CONTEXT:] if token not in self._silent]
+        return TextStream(self._detokenizer(context), stop, self._silent, ends)
 
     def close(self) -> None:
         """End the template's process."""
@@ -214,101 +214,3 @@ class Tokenizer:
             if not 0 <= token < self._vocabulary:
                 raise PromptError(f"token id {token} is not in the model's vocabulary of {self._vocabulary}")
         return ids
-
-
-class TextStream:
-    """Turns tokens into text as they come: whole characters only, and nothing of a stop string.
-
-    The joined pieces are the text of all tokens, cut before the first stop string. Bytes of a character that spans
-    tokens are held until it is whole, and text that may be the beginning of a stop string until it is not. Bytes that
-    are no character come out as U+FFFD. (Where a byte-fallback decoder would take back a whole run of characters for
-    one such byte, the characters stay.)
-    """
-
-    def __init__(
-        self,
-        decode: Callable[[Sequence[int]], str],
-        stop: Sequence[str] = (),
-        silent: frozenset[int] = frozenset(),
-        ends: frozenset[int] = frozenset(),
-        continued: Sequence[int] = (),
-    ) -> None:
-        """`decode` turns ids into text, `silent` are ids that it leaves out anyway, `ends` those of them that stop.
-
-        `continued`: ids before the answer's first, which give the decoder the context to space it.
-        """
-        self._decode = decode
-        self._stop = tuple(text for text in stop if text)
-        self._silent = silent
-        self._ends = ends
-        self._tokens: list[int] = list(continued)
-        self._context = 0  # tokens from here to _read give the decoder the context to space the next ones
-        self._read = len(continued)  # tokens before here are already text
-        self._held = ""
-        self.stopped = False
-
-    def push(self, token: int) -> str:
-        """The text that can be shown now that `token` has come, perhaps none. Sets `stopped` at a stop string."""
-        if token in self._ends:
-            text = self.finish()
-            self.stopped = True
-            return text
-        if token in self._silent:
-            return ""
-        self._tokens.append(token)
-        new = self._unread()
-        if new.endswith(_REPLACEMENT):
-            return self._give_up_bytes(new)
-        if not new:
-            return ""
-        self._context, self._read = self._read, len(self._tokens)
-        return self._release(new)
-
-    def finish(self) -> str:
-        """The text held back, once no more tokens come."""
-        if self.stopped:
-            return ""
-        new = self._unread()
-        self._context = self._read = len(self._tokens)
-        text = self._release(new)
-        if not self.stopped:
-            text, self._held = text + self._held, ""
-        return text
-
-    def _unread(self) -> str:
-        before = self._decode(self._tokens[self._context : self._read])
-        after = self._decode(self._tokens[self._context :])
-        if after.startswith(before):
-            return after[len(before) :]
-        # The token that came last made a byte-fallback decoder drop a run of byte tokens.
-        self._context = self._read
-        return self._decode(self._tokens[self._read :])
-
-    def _give_up_bytes(self, new: str) -> str:
-        """Release bytes that can no longer become a character, so that a run of them neither stalls nor piles up."""
-        split = len(self._tokens) - _LONGEST_HALF
-        if split <= self._read:
-            return ""
-        hopeless = self._decode(self._tokens[self._read : split])
-        if hopeless + self._decode(self._tokens[split:]) != new:  # a character lies across the split
-            return ""
-        self._context = self._read = split
-        return self._release(hopeless)
-
-    def _release(self, new: str) -> str:
-        text = self._held + new
-        places = [at for stop in self._stop if (at := text.find(stop)) >= 0]
-        if places:
-            self.stopped, self._held = True, ""
-            return text[: min(places)]
-        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0

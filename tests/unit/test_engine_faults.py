@@ -26,6 +26,7 @@ from engine_rig import (
 from patience import PATIENCE, eventually
 
 from edged.engine import lifecycle
+from edged.engine.detokenizer import TextStream, WindowDetokenizer
 from edged.engine.events import Ended, EngineEvent, Finished, ModelChanged, Piece, Started
 from edged.engine.kv_cache import KVCache
 from edged.engine.loaded_model import LoadedModel, TooLargeError
@@ -33,7 +34,6 @@ from edged.engine.sampler import Sampling
 from edged.engine.scheduler import LEAST_CHUNK, ChunkBudget, StepPlan
 from edged.engine.sequence import Sequence
 from edged.engine.slots import Slots
-from edged.engine.tokenizer import TextStream
 
 
 def break_after(one: LoadedModel, steps: int) -> None:
@@ -231,7 +231,10 @@ class TestMoves:
     def test_slots_measure_moves(self) -> None:
         package = serving("phi3").package
         slots = Slots(KVCache(package, 4, 512), 4)
-        rows = [Sequence(request(key, (5, 6, 7)), TextStream(lambda _ids: ""), computed=2) for key in range(3)]
+        rows = [
+            Sequence(request(key, (5, 6, 7)), TextStream(WindowDetokenizer(lambda _ids: "")), computed=2)
+            for key in range(3)
+        ]
         for row in rows:
             slots.place(row)
         assert slots.take_move_seconds() == 0.0

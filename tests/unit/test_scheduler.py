@@ -23,12 +23,12 @@ from engine_rig import (
     serving,
 )
 
+from edged.engine.detokenizer import TextStream, WindowDetokenizer
 from edged.engine.events import EngineEvent, Finished, Started
 from edged.engine.sampler import Sampling
 from edged.engine.scheduler import ChunkBudget, StepPlan, chunk_of, schedule
 from edged.engine.sequence import PRIORITY_SECONDS, Request, Sequence
 from edged.engine.slots import swaps
-from edged.engine.tokenizer import TextStream
 
 SWITCH = 256
 
@@ -37,7 +37,7 @@ def row(tokens: int, computed: int = 0, **more: Any) -> Sequence:
     priority = more.pop("priority", 5)
     return Sequence(
         request=Request(key=0, prompt=tuple(range(tokens)), max_tokens=9, priority=priority),
-        text=TextStream(lambda _ids: ""),
+        text=TextStream(WindowDetokenizer(lambda _ids: "")),
         computed=computed,
         **more,
     )
