@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import struct
 from typing import Any
 
@@ -12,6 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
+from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.mqtt.session_types import SessionOptions
 from edged.tls import client_context
@@ -33,6 +35,12 @@ class PahoClient(Client):
 
     socket_error: OSError | None = None
     """The error of the operating system or OpenSSL that broke the connection; paho only logs it."""
+    closed_by_peer = False
+    """Whether the other side closed the connection or reset it; paho tells this from no other loss."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._foreign_codes: dict[int, int] = {}
 
     def ping_within(self, seconds: float) -> None:
         """Ping the broker at least every `seconds`, in a loop that turns every quarter of that time.
@@ -43,12 +51,15 @@ class PahoClient(Client):
 
     def _sock_recv(self, bufsize: int) -> bytes:
         try:
-            return super()._sock_recv(bufsize)
+            data = super()._sock_recv(bufsize)
         except BlockingIOError:
             raise
         except OSError as error:
-            self.socket_error = error
+            self._note_error(error)
             raise
+        if not data:
+            self.closed_by_peer = True
+        return data
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         try:
@@ -56,11 +67,41 @@ class PahoClient(Client):
         except BlockingIOError:
             raise
         except OSError as error:
-            self.socket_error = error
+            self._note_error(error)
             # A TLS alert that says why may have come before the broker closed; reading notes it.
             with contextlib.suppress(OSError):
                 self._sock_recv(1)
             raise
+
+    def _note_error(self, error: OSError) -> None:
+        self.socket_error = error
+        # A broker that closes with bytes of ours unread sends a reset.
+        if isinstance(error, (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            self.closed_by_peer = True
+
+    def puback_code(self, mid: int, code: ReasonCode) -> ReasonCode:
+        """The reason code of the PUBACK that on_publish was called for: `code`, or the one that paho does not know."""
+        number = self._foreign_codes.pop(mid, None)
+        if number is not None:
+            with contextlib.suppress(ValueError):  # a code that paho does not know at all
+                # A DISCONNECT may have nearly every code, so paho has their names there.
+                foreign = ReasonCode(PacketTypes.DISCONNECT, identifier=number)
+                foreign.getName()
+                return foreign
+        return code
+
+    def _handle_pubackcomp(self, cmd: Any) -> MQTTErrorCode:
+        """Take reason codes that MQTT 5 §3.4.2.1 does not list for PUBACK as "unspecified error".
+
+        mosquitto answers a publication above its `message_size_limit` with "packet too large". paho takes such a PUBACK
+        for malformed and drops the connection, now and at every attempt.
+        """
+        packet = bytearray(self._in_packet["packet"])
+        if self._protocol == MQTTProtocolVersion.MQTTv5 and len(packet) > 2 and packet[2] not in _PUBACK_CODES:
+            self._foreign_codes[int.from_bytes(packet[:2], "big")] = packet[2]
+            packet[2] = _UNSPECIFIED_ERROR
+            self._in_packet["packet"] = packet
+        return super()._handle_pubackcomp(cmd)
 
     def _handle_publish(self) -> MQTTErrorCode:
         """Deliver a message with only the properties that edged reads, or without any if they are malformed.
@@ -89,6 +130,10 @@ class PahoClient(Client):
         self._in_packet["packet"] = bytearray(packet)
         return super()._handle_publish()
 
+
+_UNSPECIFIED_ERROR = 0x80
+_PUBACK_CODES = (0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99)
+"""Those of MQTT 5 §3.4.2.1."""
 
 _NEEDED = (0x02, 0x08, 0x09)
 """Message Expiry Interval, Response Topic, Correlation Data (MQTT 5 §3.3.2.3)."""

@@ -41,6 +41,8 @@ from edged.settings.mqtt import MqttSettings
 
 LASTED_SECONDS = 30.0
 """A connection that was up for so long resets the back-off."""
+LASTED_ALONE_SECONDS = 1.0
+"""The same where the broker closed it on a publication that was sent alone: it does so because of that one."""
 LOG_EVERY = 10
 """Of failures with the same fault, the first and then every tenth is logged."""
 
@@ -54,7 +56,7 @@ class Owner(Protocol):
     def published(self, token: Hashable) -> None: ...
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None: ...
     def up(self, established: Established) -> None: ...
-    def down(self, fault: Fault) -> None: ...
+    def down(self, end: SessionEnd) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,7 @@ class Connection:
                 seconds=round(ending.accepted_seconds, 1),
             )
             self._choice.new_series()
-            if ending.accepted_seconds >= LASTED_SECONDS:
+            if ending.accepted_seconds >= (LASTED_ALONE_SECONDS if ending.alone else LASTED_SECONDS):
                 self._backoff.reset()
         else:
             if fault.code == PROTOCOL_UNSUPPORTED:
@@ -225,7 +227,7 @@ class Connection:
                 self._log_failure(plan, fault)
         if was_up or fault.code == SESSION_TAKEN_OVER or (wanted and not at_once and fault != self._reported):
             self._reported = fault
-            self._owner.down(fault)
+            self._owner.down(ending)
         return 0.0 if at_once else self._backoff.next()
 
     def _lower_will(self, fault: Fault) -> bool:

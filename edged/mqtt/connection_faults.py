@@ -24,6 +24,12 @@ _KEEP_ALIVE_TIMEOUT = 0x8D
 _SESSION_TAKEN_OVER = 0x8E
 _RETAIN_NOT_SUPPORTED = 0x9A
 _QOS_NOT_SUPPORTED = 0x9B
+PACKET_TOO_LARGE = 0x95
+QUOTA_EXCEEDED = 0x97
+TRANSIENT = frozenset({0x80, 0x83, QUOTA_EXCEEDED})
+"""Reason codes of a PUBACK after which the same publication may be taken later."""
+_MAY_BLAME_PUBLICATION = frozenset({0x80, 0x81, 0x82, 0x83, PACKET_TOO_LARGE, QUOTA_EXCEEDED, 0x99})
+"""Reason codes of a DISCONNECT with which a broker may answer a publication; others say that it goes away."""
 
 # Codes of faults that other modules act on.
 PROTOCOL_UNSUPPORTED = "mqtt_protocol_unsupported"
@@ -31,6 +37,7 @@ NO_CONNACK = "mqtt_no_connack"
 CONNACK_TIMEOUT = "mqtt_connack_timeout"
 SESSION_TAKEN_OVER = "mqtt_session_taken_over"
 CONNECTION_LOST = "mqtt_connection_lost"
+TOO_LARGE = "mqtt_packet_too_large"
 SUBSCRIPTION_REFUSED = "mqtt_subscription_refused"
 WILL_RETAIN_REFUSED = "mqtt_will_retain_refused"
 WILL_QOS_REFUSED = "mqtt_will_qos_refused"
@@ -181,7 +188,19 @@ def disconnected(code: ReasonCode, properties: Properties | None, from_broker: b
         hint = "give each device a device.id of its own"
         return Fault(SESSION_TAKEN_OVER, "another client connected under the same id", hint)
     message = f"the broker closed the connection: {_name(code)}{_broker_words(properties)}"
+    if code.value == PACKET_TOO_LARGE:
+        return Fault(TOO_LARGE, message, "raise the broker's limit on the size of packets")
     return Fault("mqtt_disconnected", message, _other_server_hint(properties))
+
+
+def curable(code: int | None) -> bool:
+    """Whether a refused publication may be taken later, or smaller."""
+    return code in TRANSIENT or code == PACKET_TOO_LARGE
+
+
+def may_blame_publication(code: ReasonCode) -> bool:
+    """Whether a DISCONNECT with this code may answer a publication, rather than say that the broker goes away."""
+    return code.value in _MAY_BLAME_PUBLICATION
 
 
 def lost_during(subscribing: Sequence[str], publishing: str | None) -> Fault:

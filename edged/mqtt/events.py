@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from edged.faults import Fault
@@ -87,6 +88,10 @@ class LinkDown:
 
     which: ConnectionName
     fault: Fault
+    closed_by_broker: bool = False
+    """The broker closed it, and gave no reason that has nothing to do with a publication under way."""
+    at: float = field(default_factory=time.monotonic)
+    """CLOCK_MONOTONIC seconds."""
 
     @property
     def reason(self) -> str:
@@ -103,7 +108,11 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class PublishRefused:
-    """The publication was not taken. `code` is MQTT 5's reason code (§2.4), None if it was never sent."""
+    """The publication was not taken.
+
+    `code` is MQTT 5's reason code (§2.4), also for one that was not sent since the broker's limit says that it is too
+    large; None for a topic that cannot be published to.
+    """
 
     token: Hashable
     reason: str

@@ -21,10 +21,18 @@ class PublishSlots:
     def __init__(self) -> None:
         self.free = 0
         """Slots for QoS 1; none before CONNACK."""
+        self._window = 0
         self._free_qos0 = MAX_UNSENT
+        self._alone = False
 
-    def take(self, qos: int) -> bool:
-        """Take a slot; False when there is none."""
+    def open(self, window: int) -> None:
+        """Give out up to `window` slots for QoS 1."""
+        self.free = self._window = window
+
+    def take(self, qos: int, alone: bool = False) -> bool:
+        """Take a slot; False when there is none. `alone`: while no other is taken, and no other is given meanwhile."""
+        if self._alone or (alone and (self.free < self._window or self._free_qos0 < MAX_UNSENT)):
+            return False
         if qos > 0:
             if self.free <= 0:
                 return False
@@ -33,10 +41,12 @@ class PublishSlots:
             if self._free_qos0 <= 0:
                 return False
             self._free_qos0 -= 1
+        self._alone = alone
         return True
 
     def release(self, qos: int) -> None:
         """Give a slot back."""
+        self._alone = False
         if qos > 0:
             self.free += 1
         else:

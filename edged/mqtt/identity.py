@@ -7,8 +7,7 @@ import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from edged.faults import Fault
-from edged.mqtt.session_types import Established, ReceivedMessage
+from edged.mqtt.session_types import Established, ReceivedMessage, SessionEnd
 
 STATUS_INSTANCE = "instance"
 """The field of the status document that tells one run of edged from another."""
@@ -104,7 +103,7 @@ class DeviceIdWatch:
         with self._lock:
             self._up = True
 
-    def down(self, _fault: Fault) -> None:
+    def down(self, _end: SessionEnd) -> None:
         with self._lock:
             self._up = False
             self._status = None

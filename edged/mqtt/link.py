@@ -28,7 +28,7 @@ from edged.mqtt.events import (
     Receipt,
 )
 from edged.mqtt.identity import DeviceIdWatch, KnownInstances, read_status
-from edged.mqtt.session_types import Established, Publication, ReceivedMessage, Subscription, Will
+from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd, Subscription, Will
 from edged.mqtt.topics import Topics
 from edged.settings.mqtt import MqttSettings
 
@@ -147,13 +147,15 @@ class Link:
         retain: bool = False,
         token: Hashable | None = None,
         correlation: bytes | None = None,
+        alone: bool = False,
     ) -> bool:
         """Hand a publication to the control connection; False: not connected or no place, nothing was taken.
 
         One that was taken ends as `Published(token)`, as `PublishRefused(token)`, or, unanswered, with the
         next `LinkDown("control")`: then the caller must publish it again. Without a token, nothing is told.
+        `alone`: it is taken only while nothing else is under way, and nothing else is taken until it is answered.
         """
-        return self._control.publish(Publication(topic, payload, qos, retain, token, correlation))
+        return self._control.publish(Publication(topic, payload, qos, retain, token, correlation, alone))
 
     def connected(self, which: ConnectionName) -> bool:
         """Whether the connection is up with all subscriptions that jobs need."""
@@ -204,13 +206,13 @@ class Link:
         if which == "control":
             self._let_jobs_connect()
 
-    def _down(self, which: ConnectionName, fault: Fault) -> None:
+    def _down(self, which: ConnectionName, end: SessionEnd) -> None:
         if which == "control":
             with self._lock:
                 self._control_up = False
             self._jobs.hold()
-        self._deliver(LinkDown(which, fault))
-        if fault.code == SESSION_TAKEN_OVER:
+        self._deliver(LinkDown(which, end.fault, end.closed_by_broker))
+        if end.fault.code == SESSION_TAKEN_OVER:
             self._yield_device_id("")
 
     def _received(self, which: ConnectionName, message: ReceivedMessage) -> None:
@@ -298,8 +300,8 @@ class _ConnectionOwner:
     def up(self, established: Established) -> None:
         self._link._up(self._which, established)
 
-    def down(self, fault: Fault) -> None:
-        self._link._down(self._which, fault)
+    def down(self, end: SessionEnd) -> None:
+        self._link._down(self._which, end)
 
     def received(self, message: ReceivedMessage) -> None:
         self._link._received(self._which, message)

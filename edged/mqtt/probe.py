@@ -11,7 +11,7 @@ from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
 from edged.mqtt.connection_faults import SUBSCRIPTION_REFUSED
-from edged.mqtt.session_types import Established, ReceivedMessage, Subscription
+from edged.mqtt.session_types import Established, ReceivedMessage, SessionEnd, Subscription
 from edged.mqtt.topics import Topics
 from edged.settings.mqtt import MqttSettings
 
@@ -56,8 +56,8 @@ class _Owner:
         refusal = next((warning for warning in warnings if warning.code == SUBSCRIPTION_REFUSED), None)
         self._answer.put(Answer(refusal, warnings))
 
-    def down(self, fault: Fault) -> None:
-        self._answer.put(Answer(fault))
+    def down(self, end: SessionEnd) -> None:
+        self._answer.put(Answer(end.fault))
 
     def received(self, message: ReceivedMessage) -> None:
         message.receipt.session.acknowledge(message.receipt)

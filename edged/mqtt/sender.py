@@ -11,10 +11,9 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
-from edged.mqtt.session_types import Established, Publication, ReceivedMessage, Subscription
+from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd, Subscription
 from edged.settings.mqtt import MqttSettings
 
 RESEND_SECONDS = 5.0
@@ -132,8 +131,8 @@ class _Owner:
         reason = f"the broker refuses to subscribe {', '.join(refused)}: check its access list"
         self._deliver(Update("link", {"up": False, "reason": reason} if refused else {"up": True}))
 
-    def down(self, fault: Fault) -> None:
-        self._deliver(Update("link", {"up": False, "reason": fault.message}))
+    def down(self, end: SessionEnd) -> None:
+        self._deliver(Update("link", {"up": False, "reason": end.fault.message}))
 
     def received(self, message: ReceivedMessage) -> None:
         message.receipt.session.acknowledge(message.receipt)

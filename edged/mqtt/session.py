@@ -32,8 +32,6 @@ RECHECK_CLOSE_SECONDS = 5.0
 """Time for acknowledgements under way before a disconnect that only changes the version."""
 DISCONNECT_SECONDS = 2.0
 """Time limit for writing DISCONNECT and what is queued before it."""
-_PACKET_OVERHEAD = 32
-"""Bytes of a PUBLISH beside topic, payload and correlation data, at most."""
 
 
 class Session:
@@ -56,6 +54,8 @@ class Session:
         self._close_by: float | None = None
         self._closing = False
         self._fault: Fault | None = None
+        self._blamed: bool | None = None
+        """Whether a DISCONNECT of the broker may be about a publication; None: there was none."""
         self._accepted_at: float | None = None
         self._recheck_at: float | None = None
         self._session_present = False
@@ -79,7 +79,11 @@ class Session:
     def publish(self, publication: Publication) -> bool:
         """Take the publication; False when not connected, closing, or without a free slot."""
         with self._lock:
-            if not self._is_ready or self._close_by is not None or not self._slots.take(publication.qos):
+            if (
+                not self._is_ready
+                or self._close_by is not None
+                or not self._slots.take(publication.qos, publication.alone)
+            ):
                 return False
             self._commands.append(publication)
         self._wake()
@@ -231,11 +235,11 @@ class Session:
 
     def _send(self, client: Client, publication: Publication) -> None:
         topic, correlation, limit = publication.topic, publication.correlation, self._grants.maximum_packet_size
-        size = len(topic.encode()) + len(publication.payload) + len(correlation or b"") + _PACKET_OVERHEAD
-        if limit is not None and size > limit:
+        if limit is not None and (size := publication.packet_bytes(self._plan.protocol)) > limit:
             # The broker would close the connection (MQTT 5 §3.2.2.3.6), now and at every attempt.
             self._release(publication)
-            self._refuse(publication, f"{topic}: {size} bytes, but the broker takes at most {limit}", None)
+            reason = f"{topic}: {size} bytes, but the broker takes at most {limit}"
+            self._refuse(publication, reason, connection_faults.PACKET_TOO_LARGE)
             return
         properties: Any = None
         if self._plan.protocol == "5" and correlation is not None:
@@ -262,7 +266,7 @@ class Session:
     def _refuse(self, publication: Publication, reason: str, code: int | None) -> None:
         if publication.token is not None:
             self._listener.publish_refused(publication.token, reason, code)
-        else:
+        if publication.token is None or (publication.retain and not connection_faults.curable(code)):
             self._listener.document_refused(publication.topic, reason)
 
     def _end_with(self, fault: Fault) -> None:
@@ -276,11 +280,13 @@ class Session:
             return SessionEnd(connection_faults.tls_read_failed(client.socket_error, self._plan.mqtt))
         if self._closing and self._fault != connection_faults.RECHECK:
             return SessionEnd(connection_faults.CLOSED, seconds)
+        alone = any(publication.alone for publication in self._under_way.values())
+        closed = self._blamed if self._blamed is not None else client.closed_by_peer
         fault = self._fault or connection_faults.LOST
         if seconds is not None and fault == connection_faults.LOST:
             under_way = next(iter(self._under_way.values()), None)
             fault = connection_faults.lost_during(self._subscriber.asked, under_way.topic if under_way else None)
-        return SessionEnd(fault, seconds)
+        return SessionEnd(fault, seconds, closed, alone)
 
     # paho's callbacks, called from within loop_read, loop_write and loop_misc.
 
@@ -305,7 +311,7 @@ class Session:
         assert isinstance(client, PahoClient)
         client.ping_within(self._keep_alive)
         with self._lock:
-            self._slots.free = self._grants.window
+            self._slots.open(self._grants.window)
         self._subscribe_next(client)
 
     def _subscribe_next(self, client: Client) -> None:
@@ -340,6 +346,8 @@ class Session:
         properties: Properties | None,
     ) -> None:
         from_broker = flags.is_disconnect_packet_from_server
+        if from_broker:
+            self._blamed = code is not None and connection_faults.may_blame_publication(code)
         if code is None:
             self._end_with(connection_faults.LOST)
         elif self._accepted_at is None and not from_broker:
@@ -370,8 +378,10 @@ class Session:
         )
 
     def _on_publish(
-        self, _client: Client, _data: object, mid: int, code: ReasonCode, properties: Properties | None
+        self, client: Client, _data: object, mid: int, code: ReasonCode, properties: Properties | None
     ) -> None:
+        assert isinstance(client, PahoClient)
+        code = client.puback_code(mid, code)
         publication = self._under_way.pop(mid, None)
         if publication is None:
             return

@@ -70,6 +70,21 @@ class Publication:
     retain: bool
     token: Hashable | None
     correlation: bytes | None
+    alone: bool = False
+    """Nothing else is published until the broker has answered it."""
+
+    def packet_bytes(self, protocol: ProtocolVersion) -> int:
+        """Size of the PUBLISH packet (MQTT 5 §3.3), which a broker may limit."""
+        size = 2 + len(self.topic.encode()) + (2 if self.qos else 0) + len(self.payload)
+        if protocol == "5":
+            properties = 0 if self.correlation is None else 3 + len(self.correlation)
+            size += _length_bytes(properties) + properties
+        return 1 + _length_bytes(size) + size
+
+
+def _length_bytes(length: int) -> int:
+    """Bytes of a Variable Byte Integer (MQTT 5 §1.5.5)."""
+    return 1 if length < 1 << 7 else 2 if length < 1 << 14 else 3 if length < 1 << 21 else 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +102,16 @@ class Established:
 
 @dataclass(frozen=True, slots=True)
 class SessionEnd:
-    """How the connection ended. `accepted_seconds`: time since CONNACK accepted it, None if that never came."""
+    """How the connection ended. `accepted_seconds`: time since CONNACK accepted it, None if that never came.
+
+    `closed_by_broker`: the broker closed it, and gave no reason that has nothing to do with a publication under way.
+    `alone`: a publication that was sent alone was under way.
+    """
 
     fault: Fault = LOST
     accepted_seconds: float | None = None
+    closed_by_broker: bool = False
+    alone: bool = False
 
 
 class Listener(Protocol):

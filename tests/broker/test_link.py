@@ -13,12 +13,11 @@ import pytest
 from broker_rig import Device, Mosquitto, Peer, Proxy
 from patience import PATIENCE, QUIET, eventually
 
-from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
 from edged.mqtt.events import CancelReceived, JobReceived, LinkDown, LinkUp, Published
 from edged.mqtt.flow import MAX_UNACKNOWLEDGED, MAX_UNACKNOWLEDGED_BYTES, MAX_UNSENT
-from edged.mqtt.session_types import ReceivedMessage, Subscription
+from edged.mqtt.session_types import ReceivedMessage, SessionEnd, Subscription
 from edged.settings.mqtt import MqttSettings
 
 Make = Callable[..., Any]
@@ -392,7 +391,7 @@ class Hearer:
     def up(self, *_: object) -> None:
         self.is_up.set()
 
-    def down(self, _fault: Fault) -> None: ...
+    def down(self, _end: SessionEnd) -> None: ...
 
     def received(self, message: ReceivedMessage) -> None:
         if message.receipt.qos == 0:
