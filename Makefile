@@ -104,6 +104,10 @@ bench: $(VENV)/.dev | mosquitto ## the engine beside onnxruntime alone, on a ful
 bench-peers: $(VENV)-peers/.done ## the engine beside llama.cpp and onnxruntime-genai: make bench-peers MODEL=FOLDER
 	@$(VENV)-peers/bin/python tests/benchmarks/peers.py $(MODEL)
 
+.PHONY: bench-digests
+bench-digests: $(VENV)/.dev ## a load with and without the check of the package's files: make bench-digests MODEL=FOLDER
+	@$(BIN)/python tests/benchmarks/digests.py $(MODEL)
+
 test-runtimes: ## the engine and known answers under older onnxruntimes and beside onnxruntime-genai
 	@set -e; for runtime in $(RUNTIMES); do \
 		venv=$(VENV)-$$(echo "$$runtime" | tr -d '=*'); \

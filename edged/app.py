@@ -15,6 +15,7 @@ from edged.announcer import Announcer
 from edged.daemon import Daemon, Inbox, Parts
 from edged.engine import runtime
 from edged.engine.engine import Engine
+from edged.engine.kept_manifests import MANIFESTS, KeptManifests
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import signature
 from edged.engine.prefix_files import PREFIXES
@@ -161,6 +162,8 @@ def _link(settings: Settings, device: str, instance: str, inbox: Inbox, latest: 
 def _loader(
     settings: Settings, board: Board, supervisor: Supervisor, path: Path, name: str | None
 ) -> Callable[[], LoadedModel]:
+    manifests = KeptManifests(settings.state_dir / MANIFESTS, may_add=True)
+
     def load() -> LoadedModel:
         """Load the package; called on the engine's thread."""
         # onnxruntime 1.23 holds the GIL during a load: no thread can send a sign of life.
@@ -173,6 +176,7 @@ def _loader(
                 path=path.resolve(),  # all files of one version, even if a pull replaces the package during the load
                 name=name,
                 prefix_folder=settings.state_dir / PREFIXES,
+                manifests=manifests,
             )
         finally:
             supervisor.long_work_done()

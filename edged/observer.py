@@ -145,6 +145,7 @@ class Observer:
             outbox=jobs.outbox,
             spool_bytes=jobs.spool_bytes,
             damaged_spools=jobs.damaged_spools,
+            corrupt_blocks=self._changed.corrupt_blocks,
             batch_rows=engine.batch_rows,
             kv_used_ratio=engine.kv_used_ratio,
             prefixes=engine.prefixes if self._model.state == "serving" else PrefixStatus(),
@@ -156,7 +157,8 @@ class Observer:
         if self._model.state == "loading":
             faults.append(Fault("model_loading", "model loading"))
         elif self._model.state == "unavailable":
-            faults.append(Fault("model_unavailable", f"model unavailable: {self._model.reason}"))
+            unavailable = Fault("model_unavailable", f"model unavailable: {self._model.reason}")
+            faults.append(self._changed.fault or unavailable)
         if self._device_id_taken:
             hint = "give one of them another device.id"
             faults.append(Fault("device_id_taken", f"another device uses the id {self._device!r}", hint))

@@ -97,6 +97,8 @@ class Status:
     outbox: int = 0
     spool_bytes: int = 0
     damaged_spools: int = 0
+    corrupt_blocks: int = 0
+    """Blocks of the package that are not as its manifest says; the package is not served."""
     batch_rows: int = 0
     kv_used_ratio: float = 0.0
     prefixes: PrefixStatus = PrefixStatus()

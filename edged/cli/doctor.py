@@ -204,16 +204,20 @@ def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
 
 
 def _model(settings: Settings, board: Board) -> Iterator[Finding]:
+    from edged.engine.integrity import CorruptPackageError
     from edged.engine.loaded_model import load_model
     from edged.engine.package import PackageError
-    from edged.models.store import served
+    from edged.models.store import kept_manifests, served
 
     if is_running(settings):
         yield _ask_daemon(settings)
         return
     path, name = served(settings)
     try:
-        loaded = load_model(settings, board, available, path, name)
+        loaded = load_model(settings, board, available, path, name, manifests=kept_manifests(settings))
+    except CorruptPackageError as error:
+        yield Finding("model", "fail", error.fault.message, error.fault.hint)
+        return
     except PackageError as error:
         yield Finding("model", "fail", str(error), "mend the package or set model.path")
         return
@@ -239,7 +243,7 @@ def _ask_daemon(settings: Settings) -> Finding:
         message = f"edged is running and was not asked over HTTP: {error}; the model was not loaded a second time"
         return Finding("model", "warn", message, "systemctl status edged says what is missing")
     if faults:
-        state = "fail" if any(fault.code == "model_unavailable" for fault in faults) else "warn"
+        state = "fail" if any(fault.code in ("model_unavailable", "model_corrupt") for fault in faults) else "warn"
         return Finding("model", state, f"edged is running and says: {sentence(faults)}")
     return Finding("model", "ok", "edged is running and says that it is ready; not loaded a second time")
 

@@ -31,7 +31,7 @@ from edged.models.listing import NAME, NAME_ALLOWED, RESERVED, SourceError
 from edged.models.pull import PullError, pull_package, select_package
 from edged.models.record import record_known_answers
 from edged.models.sources import open_source
-from edged.models.store import DEMO_FOLDER, StoreError, served, store_of, switch_to_owner
+from edged.models.store import DEMO_FOLDER, StoreError, kept_manifests, served, store_of, switch_to_owner
 
 NameArgument = Annotated[str, typer.Argument(help="The package's name, as edged model list shows it.")]
 
@@ -178,7 +178,7 @@ def verify(
     try:
         if record:
             record_known_answers(settings, detect(), available, path, name)
-        loaded = load_model(settings, detect(), available, path, name)
+        loaded = load_model(settings, detect(), available, path, name, manifests=kept_manifests(settings))
         loaded.close()
         known = read_known_answers(loaded.package)
     except PackageError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edged.engine.loaded_model import LoadedModel
+from edged.faults import Fault
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,10 @@ class ModelChanged:
     state: Literal["loading", "serving", "unavailable"]
     reason: str = ""
     loaded: LoadedModel | None = None
+    fault: Fault | None = None
+    """What is wrong with the package, where that has a code of its own."""
+    corrupt_blocks: int = 0
+    """Blocks of the package that are not as its manifest says."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from edged.engine.events import ModelChanged
+from edged.engine.integrity import CorruptPackageError
 from edged.engine.loaded_model import LoadedModel, TooLargeError
 from edged.engine.package import PackageError
 from edged.engine.session import one_line
@@ -66,6 +67,10 @@ class ModelLifecycle:
             if again:
                 return None
             reason = str(error) if isinstance(error, TooLargeError) else f"out of memory: {one_line(error)}"
+        except CorruptPackageError as error:
+            log.error("model_corrupt", reason=str(error), blocks=error.blocks, hint=error.fault.hint)
+            self._deliver(ModelChanged("unavailable", str(error), fault=error.fault, corrupt_blocks=error.blocks))
+            return None
         except PackageError as error:
             reason = str(error)
         except Exception as error:  # a package must never take the daemon down

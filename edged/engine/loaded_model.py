@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import structlog
 
 from edged.engine import ort, runtime
 from edged.engine.bit_classes import BitClasses, find_bit_classes
+from edged.engine.integrity import Damage
+from edged.engine.kept_manifests import KeptManifests
 from edged.engine.known_answers import (
     Verified,
     check_answers,
@@ -24,6 +26,8 @@ from edged.engine.known_answers import (
 )
 from edged.engine.kv_cache import KVCache
 from edged.engine.kv_layout import KVLayout
+from edged.engine.load_check import LoadCheck
+from edged.engine.manifest import Manifest
 from edged.engine.package import Package, PackageError, open_package
 from edged.engine.package import signature as package_signature
 from edged.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
@@ -72,6 +76,8 @@ class LoadedModel:
     load_seconds: float
     signature: str
     """Package.signature when it was loaded: requests are prepared for this."""
+    manifest: Manifest | None = None
+    """What the package's files were checked against."""
 
     def release(self) -> None:
         """Close, and free the weights and the caches though others still hold this object."""
@@ -94,20 +100,54 @@ def load_model(
     name: str | None = None,
     prefix_folder: Path | None = None,
     verify: bool = True,
+    manifests: KeptManifests | None = None,
+    suspects: Sequence[Damage] = (),
 ) -> LoadedModel:
     """Load the package at `path`. `name`: its name in jobs (default: the folder's name).
 
     `available` reads the host's memory. `prefix_folder`: where shared prefixes outlive a restart; None: nowhere.
-    Without `verify` the known answers are not compared.
+    Without `verify` neither the files nor the known answers are checked. `manifests`, `suspects`: as for LoadCheck.
 
-    Raises PackageError if the package is broken, the provider is missing or an answer is wrong, TooLargeError if it
-    does not fit into memory.
+    Raises PackageError if the package is broken, the provider is missing or an answer is wrong, CorruptPackageError if
+    a file has decayed, TooLargeError if it does not fit into memory.
     """
+    if not verify:
+        return _load(settings, board, available, path, name, prefix_folder, None)
+    started = time.monotonic()
+    check = LoadCheck(path, manifests, suspects)
+    check.check_small()
+    try:
+        loaded = _load(settings, board, available, path, name, prefix_folder, check)
+    except Exception:
+        check.finish()  # raises in place of what a decayed file led to
+        raise
+    try:
+        check.finish()
+    except BaseException:
+        loaded.release()
+        raise
+    if loaded.verified is not None:
+        check.keep_manifest()
+    loaded = replace(loaded, manifest=check.manifest, load_seconds=time.monotonic() - started)
+    _log_loaded(loaded)
+    return loaded
+
+
+def _load(
+    settings: Settings,
+    board: Board,
+    available: Callable[[], Available],
+    path: Path,
+    name: str | None,
+    prefix_folder: Path | None,
+    check: LoadCheck | None,
+) -> LoadedModel:
+    """As load_model(); `check` is started, not finished. None: the known answers are not compared either."""
     started = time.monotonic()
     wanted = settings.model
     signature = package_signature(path)  # before its files are read
     package = open_package(path, name)
-    known = read_known_answers(package) if verify else None
+    known = read_known_answers(package) if check is not None else None
     try:
         choice = choose_provider(wanted.execution_provider, board, ort.get_available_providers(), package.made_for)
         host = available()
@@ -122,6 +162,8 @@ def load_model(
     try:
         if known is not None:
             check_tokenizer(known, tokenizer)
+        if check is not None:
+            check.start()
         session = ModelSession(package, choice.providers, threads)
         confirmed = _confirm(settings, choice, session)
         if choice.on_device and not confirmed.on_device:  # the GPU did not start: the host's memory and rows apply
@@ -139,7 +181,7 @@ def load_model(
     except BaseException:
         tokenizer.close()
         raise
-    loaded = LoadedModel(
+    return LoadedModel(
         package=package,
         session=session,
         tokenizer=tokenizer,
@@ -157,8 +199,6 @@ def load_model(
         load_seconds=time.monotonic() - started,
         signature=signature,
     )
-    _log_loaded(loaded)
-    return loaded
 
 
 def plan_package(settings: Settings, package: Package, choice: ProviderChoice, available: Available) -> MemoryPlan:

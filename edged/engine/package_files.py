@@ -1,4 +1,4 @@
-"""Reads the files of a package: none outside its folder, none larger than such a file is."""
+"""The files of a package: which belong to one, and reads that leave its folder or are too large are refused."""
 
 from __future__ import annotations
 
@@ -16,12 +16,27 @@ _MAX_TEXT_BYTES = {
     "chat_template.json": 1 << 20,
     "known_answers.json": 64 << 10,
 }
+MOST_FILES = 256
+"""Most files of a package."""
+# What a package may hold. edged runs none of it; pickles (.bin, .pt, …) and code are left out.
+_SUFFIXES = {".json", ".jinja", ".txt", ".md", ".onnx", ".data", ".onnx_data", ".model"}
+_NAMES = {"LICENSE", "LICENCE", "NOTICE"}
+_EDGEDS_OWN = {"origin.json", "edged-manifest.json"}
+"""What edged writes beside a package's files."""
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
 _MAX_POINTER_BYTES = 1024
 
 
 class PackageError(ValueError):
     """The package cannot be served; the message is one line that says what is wrong and what would be right."""
+
+
+def may_hold(path: str) -> bool:
+    """Whether a file of this path, relative to the package's folder, can belong to a package."""
+    parts = PurePosixPath(path)
+    if any(part.startswith(".") for part in parts.parts) or path in _EDGEDS_OWN:
+        return False
+    return parts.suffix in _SUFFIXES or parts.name in _NAMES
 
 
 def inside(folder: Path, relative: object, told_by: str = "") -> Path:

@@ -7,9 +7,11 @@ import http.client
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edged.engine.manifest import FileDigest, FileEntry
 from edged.models.listing import Digest, SourceFile
 from edged.models.web import Remote, WebError, open_url
 
@@ -24,8 +26,16 @@ class FetchError(Exception):
     """The file could not be fetched; the message is one line with the reason."""
 
 
-def fetch(file: SourceFile, target: Path, progress: Progress) -> str:
-    """Fetch `file` to `target` and return its digest.
+@dataclass(frozen=True)
+class Fetched:
+    """A file that was fetched: its digest of the source's kind, and its entry in the manifest."""
+
+    digest: str
+    entry: FileEntry
+
+
+def fetch(file: SourceFile, target: Path, progress: Progress) -> Fetched:
+    """Fetch `file` to `target`.
 
     An incomplete file is kept beside the target as `.NAME.part`, for the next attempt. Raises FetchError.
     """
@@ -51,7 +61,7 @@ class _PartialFile:
         if target.exists():  # from an earlier pull: checked again
             target.replace(self._part)
         self._out = self._part.open("a+b", buffering=0)
-        self._hasher, self._have = self._digest.hasher(file.bytes), 0
+        self._hasher, self._blocks, self._have = self._digest.hasher(file.bytes), FileDigest(), 0
         self._resume()
 
     def close(self) -> None:
@@ -60,7 +70,7 @@ class _PartialFile:
     def _report(self, count: int) -> None:
         self._progress(self._file.path, count)
 
-    def complete(self) -> str:
+    def complete(self) -> Fetched:
         """Fetch the missing bytes, retry where that can help, and move the file to its target."""
         failures = 0
         while self._have < self._file.bytes:
@@ -72,7 +82,7 @@ class _PartialFile:
                 if not error.passing or failures > len(PAUSES):
                     raise FetchError(f"{self._file.path}: {error}") from None
                 time.sleep(PAUSES[max(0, failures - 1)])
-        digest = str(self._hasher.hexdigest())
+        digest = self._value
         if self._file.digest is not None and digest != self._file.digest.value:
             self._part.unlink()
             self._tag.unlink(missing_ok=True)
@@ -83,7 +93,20 @@ class _PartialFile:
         os.fsync(self._out.fileno())
         self._part.replace(self._target)
         self._tag.unlink(missing_ok=True)
-        return digest
+        return Fetched(digest, self._blocks.entry())
+
+    @property
+    def _value(self) -> str:
+        """The digest of the partial file, of the source's kind."""
+        return self._blocks.sha256 if self._hasher is None else str(self._hasher.hexdigest())
+
+    def _take(self, data: bytes | memoryview) -> None:
+        """Count and hash the next bytes of the partial file."""
+        self._blocks.update(data)
+        if self._hasher is not None:
+            self._hasher.update(data)
+        self._have += len(data)
+        self._report(len(data))
 
     def _resume(self) -> None:
         """Hash the bytes of an earlier attempt. Without a digest of the source they cannot be trusted."""
@@ -93,17 +116,15 @@ class _PartialFile:
             return
         self._out.seek(0)
         while chunk := self._out.read(_CHUNK):
-            self._hasher.update(chunk)
-            self._have += len(chunk)
-            self._report(len(chunk))
-        if self._have == self._file.bytes and self._hasher.hexdigest() != self._digest.value:
+            self._take(chunk)
+        if self._have == self._file.bytes and self._value != self._digest.value:
             self._restart()
 
     def _restart(self) -> None:
         self._report(-self._have)
         self._out.truncate(0)
         self._tag.unlink(missing_ok=True)
-        self._hasher, self._have = self._digest.hasher(self._file.bytes), 0
+        self._hasher, self._blocks, self._have = self._digest.hasher(self._file.bytes), FileDigest(), 0
 
     def _append(self) -> None:
         origin = self._file.origin
@@ -162,9 +183,7 @@ class _PartialFile:
             view = memoryview(chunk)
             while view:
                 count = self._out.write(view)
-                self._hasher.update(view[:count])
-                self._have += count
-                self._report(count)
+                self._take(view[:count])
                 view = view[count:]
 
     def _where(self) -> str:

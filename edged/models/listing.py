@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Literal
 
+from edged.engine.package_files import MOST_FILES, may_hold
 from edged.models.web import Remote
 
 SUMS = "SHA256SUMS"
@@ -16,12 +17,8 @@ SUMS = "SHA256SUMS"
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
 NAME_ALLOWED = "1 to 64 characters out of A-Z a-z 0-9 . _ -, the first no dot"
 RESERVED = ("current", "origin.json", SUMS)
-MOST_FILES = 256
 _MOST_FOLDERS = 8
-# What a package may hold. edged runs none of it; pickles (.bin, .pt, …) and code are left out.
-_SUFFIXES = {".json", ".jinja", ".txt", ".md", ".onnx", ".data", ".onnx_data", ".model"}
 _WEIGHTS = {".onnx", ".data", ".onnx_data"}
-_NAMES = {"LICENSE", "LICENCE", "NOTICE"}
 
 
 class SourceError(Exception):
@@ -39,9 +36,9 @@ class Digest:
     kind: Literal["sha256", "git-sha1"]
     value: str
 
-    def hasher(self, size: int) -> Any:
-        """A new hashlib object for a file of `size` bytes."""
-        return hashlib.sha256() if self.kind == "sha256" else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    def hasher(self, size: int) -> Any | None:
+        """A new hashlib object for a file of `size` bytes; None for SHA-256, which a manifest needs anyway."""
+        return None if self.kind == "sha256" else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 @dataclass(frozen=True)
@@ -113,11 +110,3 @@ def path_inside(path: str) -> str:
     if len(parts) > _MOST_FOLDERS or any(len(part.encode()) > 200 for part in parts):
         raise SourceError(f"{ascii(path)[:80]} is too long a path for a package")
     return plain
-
-
-def may_hold(path: str) -> bool:
-    """Whether a package may hold a file of this path."""
-    parts = PurePosixPath(path)
-    if any(part.startswith(".") for part in parts.parts) or path in RESERVED:
-        return False
-    return parts.suffix in _SUFFIXES or parts.name in _NAMES

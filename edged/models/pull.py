@@ -10,13 +10,14 @@ from pathlib import Path
 
 from edged.engine.known_answers import Verified
 from edged.engine.loaded_model import LOADED_RATIO, RUNTIME_BYTES, TooLargeError, load_model, plan_package
+from edged.engine.manifest import manifest_of, write_manifest
 from edged.engine.package import PackageError
 from edged.machine.board import Board
 from edged.machine.memory import Available, available, size
 from edged.machine.storage import SPARE_BYTES
 from edged.models.fetch import Progress, fetch
 from edged.models.listing import Listing, content_id
-from edged.models.store import Origin, Store, write_origin
+from edged.models.store import Origin, Store, kept_manifests, write_origin
 from edged.settings import Settings
 
 _LEAST_CONTEXT = 16
@@ -66,9 +67,10 @@ def _pull(listing: Listing, name: str, settings: Settings, board: Board, store: 
     _check_disk(listing, present, store)
     _check_memory(listing, settings)
     staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-    digests = {file.path: fetch(file, staging / file.path, progress) for file in listing.files}
-    _remove_others(staging, set(digests))
-    content, fetched = content_id(digests), listing.bytes - present
+    files = {file.path: fetch(file, staging / file.path, progress) for file in listing.files}
+    _remove_others(staging, set(files))
+    write_manifest(staging, manifest_of({path: file.entry for path, file in files.items()}))
+    content, fetched = content_id({path: file.digest for path, file in files.items()}), listing.bytes - present
     if old is not None and origin is not None and origin.content == content:  # the source had no digests
         shutil.rmtree(staging)
         return Pulled(old.folder, origin, fetched, None, unchanged=True)
@@ -117,7 +119,7 @@ def check_package(settings: Settings, board: Board, folder: Path, name: str) -> 
         }
     )
     host = _available_to_daemon(settings)
-    loaded = load_model(small, board, available, folder, name)
+    loaded = load_model(small, board, available, folder, name, manifests=kept_manifests(settings))
     loaded.close()
     memory = loaded.plan.available if loaded.plan.available.on_gpu else host
     remark = None

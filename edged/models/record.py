@@ -27,6 +27,7 @@ from edged.engine.known_answers import (
     write_known_answers,
 )
 from edged.engine.loaded_model import LoadedModel, load_model
+from edged.engine.manifest import make_manifest, write_manifest
 from edged.engine.package import Package, PackageError, open_package
 from edged.engine.sequence import Request
 from edged.engine.session import one_line
@@ -61,7 +62,7 @@ SAMPLE = (
 def record_known_answers(
     settings: Settings, board: Board, available: Callable[[], Available], path: Path, name: str | None = None
 ) -> KnownAnswers:
-    """Generate answers with the package at `path` and write known_answers.json into its folder.
+    """Generate answers with the package at `path` and write known_answers.json and the manifest into its folder.
 
     Raises PackageError: it cannot be loaded, onnxruntime-genai gives other answers, or too few tokens can be compared.
     """
@@ -88,6 +89,10 @@ def record_known_answers(
         questions=questions,
     )
     write_known_answers(package.folder, known)
+    try:
+        write_manifest(package.folder, make_manifest(package.folder))
+    except OSError as error:
+        raise PackageError(f"no manifest can be written: {(error.strerror or str(error)).lower()}") from None
     return known
 
 

@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
+from edged.engine.package_files import may_hold
 from edged.models.hub import open_hub
-from edged.models.listing import SUMS, Digest, Listing, SourceError, SourceFile, listing, may_hold, path_inside
+from edged.models.listing import SUMS, Digest, Listing, SourceError, SourceFile, listing, path_inside
 from edged.models.web import Remote, WebError, open_url
 
 MOST_SUMS_BYTES = 1 << 20

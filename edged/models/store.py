@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edged.engine.kept_manifests import MANIFESTS, KeptManifests
 from edged.engine.package import PackageError, read_json
 from edged.models.listing import NAME
 from edged.settings import Settings
@@ -68,6 +69,11 @@ class Stored:
 def store_of(settings: Settings) -> Store:
     """The store of these settings' state_dir."""
     return Store(settings.state_dir / "models")
+
+
+def kept_manifests(settings: Settings) -> KeptManifests:
+    """The manifests that the daemon keeps, to be read."""
+    return KeptManifests(settings.state_dir / MANIFESTS, may_add=False)
 
 
 def served(settings: Settings) -> tuple[Path, str | None]:

@@ -94,6 +94,7 @@ class _StatusCollector(Collector):
             ("edged_kv_cache_used_ratio", "Share of the KV cache that holds tokens", status.kv_used_ratio),
             ("edged_model_load_seconds", "Duration of the last load", status.last_load_seconds),
             ("edged_outbox_results", "Publications of results that the broker has not confirmed", status.outbox),
+            ("edged_model_corrupt_blocks", "Damaged blocks of the package, which is not served", status.corrupt_blocks),
             ("edged_spool_bytes", "Size of the spool on disk", status.spool_bytes),
             ("edged_spool_damaged_files", "Damaged spools that were set aside and still exist", status.damaged_spools),
         )

@@ -19,6 +19,7 @@ from patience import PATIENCE
 from pull_rig import Board, Server, publish, refusal, same_files, serving, write_sums
 from test_known_answers import flip_block
 
+from edged.engine.manifest import FILE, make_manifest, read_manifest
 from edged.machine.memory import Available
 from edged.models import fetch, pull
 from edged.models.web import explain
@@ -78,6 +79,16 @@ def test_pulled_again_nothing_is_copied(board: Board, tmp_path: Path) -> None:
     assert list(board.models.glob(".pulls/*")) == []
 
 
+def test_what_was_pulled_has_a_manifest_of_what_came(board: Board, server: Server, tmp_path: Path) -> None:
+    package = publish(server.folder)
+    (package / FILE).write_text("of somebody else")  # is not taken for one
+    write_sums(package)
+    document = json.loads(board.succeed("pull", f"{server.url}/phi3/SHA256SUMS", "--json"))
+    assert document["left_out"] == [FILE]
+    (package / FILE).unlink()
+    assert read_manifest(board.models / "phi3" / FILE) == make_manifest(package)
+
+
 def test_a_new_version_takes_the_place_of_the_old_one(board: Board, tmp_path: Path) -> None:
     stick = publish(tmp_path)
     board.succeed("pull", stick)
@@ -135,7 +146,7 @@ def test_use_checks_first(board: Board, tmp_path: Path) -> None:
     board.succeed("pull", tmp_path / "phi3", "--name", "second")
     board.succeed("use", "phi3")
     flip_block(board.models / "second", 35)
-    assert "nothing is changed: the model answers otherwise" in board.refused("use", "second")
+    assert f"nothing is changed: {WEIGHTS} at byte 0: " in board.refused("use", "second")
     assert os.readlink(board.models / "current") == "phi3"
 
 
