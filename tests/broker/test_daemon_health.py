@@ -34,6 +34,7 @@ METRICS = {
     "edged_prefix_cache_bytes": {"tier"},
     "edged_prefix_cache_refused_files": set(),
     "edged_prefix_cache_written_bytes": set(),
+    "edged_model_corrupt_blocks": set(),
     "edged_model_info": {"name", "state", "execution_provider", "reason"},
     "edged_model_load_seconds": set(),
     "edged_mqtt_connected": {"connection"},
