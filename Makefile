@@ -21,7 +21,7 @@ PYTHON_trixie := python3.13
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test test-slow check unit broker families test-cuda test-pull test-system test-runtimes test-templates bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve test-arm clean test-loaded
+.PHONY: help demo test test-slow check unit broker families test-cuda test-pull test-clients test-system test-runtimes test-templates bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve test-arm clean test-loaded
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,12 @@ test-cuda: ## a package for a GPU on a real GPU, with the python3 and the onnxru
 test-faults: $(VENV)/.dev | mosquitto ## floods, 50,000 jobs, a day offline, erasure on a raw disk: with figures (root for some; minutes)
 	@command -v faketime >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends faketime >/dev/null; }
 	@$(BIN)/pytest -q -rsP tests/faults
+
+test-clients: $(VENV)/.dev | mosquitto ## every example of docs/clients.md with the client that it is for (Node.js, Node-RED; minutes the first time)
+	@command -v npm >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends nodejs npm >/dev/null; }
+	@[ -d $(VENV)-clients/node_modules/node-red ] || npm install --silent --no-audit --no-fund --prefix $(VENV)-clients mqtt node-red
+	@[ -d $(VENV)-clients/python ] || $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)-clients/python aiomqtt
+	@CLIENTS_NODE=$(abspath $(VENV)-clients) PYTHONPATH=$(abspath $(VENV)-clients/python) $(BIN)/pytest -q -rs tests/clients
 
 test-arm: $(VENV)/.dev | mosquitto ## the package for Arm, emulated on the processors of a Pi 4 and a Pi 5 (root, Linux 6.7; minutes, 400 MB)
 	@{ command -v debootstrap && command -v qemu-aarch64-static; } >/dev/null || { \
