@@ -21,12 +21,17 @@ from pydantic_core import PydanticCustomError
 
 from edged.mqtt.topics import ID_ALLOWED, is_id
 
-MAX_MESSAGES = 1000
+MAX_MESSAGES = MAX_PARTS = 1000
+MAX_BIASES = 1024
 MAX_STOPS = 16
 MAX_TTL = 10 * 365 * 86400
 """Seconds."""
 _STOP_ALLOWED = f"text or a list of up to {MAX_STOPS} texts, each of 1 to 256 characters"
 _TIME_ALLOWED = "an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z"
+_PARTS_ALLOWED = f'text or a list of 1 to {MAX_PARTS} parts such as {{"type": "text", "text": "…"}}'
+_BIAS_ALLOWED = (
+    f'an object of up to {MAX_BIASES} token ids with what is added to their logits, -100 to 100, such as {{"42": -100}}'
+)
 _TURN = '{"role": "user", "content": "…"}'
 EXAMPLE = f'{{"id": "a", "messages": [{_TURN}]}}'
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
@@ -76,7 +81,34 @@ class Message(BaseModel):
         description="who speaks: system, user, assistant, or what the chat template knows",
         json_schema_extra={"allowed": "a word of up to 32 letters, such as system, user or assistant"},
     )
-    content: str = Field(description="what is said", json_schema_extra={"allowed": "text"})
+    content: str | list[dict[str, Any]] = Field(
+        description="what is said: text, or parts of it, which are joined by line breaks",
+        json_schema_extra={"allowed": _PARTS_ALLOWED},
+    )
+
+    @property
+    def text(self) -> str:
+        """What is said, as one text. vLLM and llama.cpp join parts the same way."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part["text"] for part in self.content)
+
+    @property
+    def is_well_formed(self) -> bool:
+        """Whether a list of parts has the form that it must have. Parts of other types than text may have any."""
+        if isinstance(self.content, str):
+            return True
+        return 1 <= len(self.content) <= MAX_PARTS and all(
+            isinstance(part.get("type"), str)
+            and (part["type"] != "text" or (part.keys() == {"type", "text"} and isinstance(part["text"], str)))
+            for part in self.content
+        )
+
+    @property
+    def foreign_part(self) -> str | None:
+        """The type of the first part that is no text, None without one."""
+        parts = [] if isinstance(self.content, str) else self.content
+        return next((part["type"] for part in parts if part["type"] != "text"), None)
 
 
 class ResponseFormat(BaseModel):
@@ -134,6 +166,31 @@ class Job(BaseModel):
         json_schema_extra={"allowed": "a number above 0 and up to 1"},
     )
     top_k: int | None = Field(default=None, ge=0, le=1 << 24, description="when sampling; default: the package's")
+    min_p: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="when sampling: tokens below this share of the best's probability are left out",
+    )
+    repetition_penalty: float | None = Field(
+        default=None,
+        ge=0.01,
+        le=100.0,
+        allow_inf_nan=False,
+        description="for tokens of prompt and answer; 1: none; default: the package's",
+    )
+    presence_penalty: float = Field(
+        default=0.0, ge=-2.0, le=2.0, allow_inf_nan=False, description="for tokens that the answer has"
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-2.0, le=2.0, allow_inf_nan=False, description="for tokens of the answer, each time anew"
+    )
+    logit_bias: dict[str, Any] | None = Field(
+        default=None,
+        description="what is added to the logits of token ids",
+        json_schema_extra={"allowed": _BIAS_ALLOWED},
+    )
     seed: int | None = Field(
         default=None, ge=0, le=(1 << 63) - 1, description="when sampling; default: derived from the id"
     )
@@ -200,6 +257,11 @@ class Job(BaseModel):
             _refuse("prompt", "must not be empty")
         if len(self.stops) > MAX_STOPS or not all(1 <= len(stop) <= 256 for stop in self.stops):
             _refuse("stop", f"must be {_STOP_ALLOWED}")
+        if self.logit_bias is not None and not _is_bias(self.logit_bias):
+            _refuse("logit_bias", f"must be {_BIAS_ALLOWED}")
+        for place, message in enumerate(self.messages or ()):
+            if not message.is_well_formed:
+                _refuse(f"messages.{place}.content", f"must be {_PARTS_ALLOWED}")
         if self.deadline is not None:
             parse_time(self.deadline)
         return self
@@ -212,9 +274,24 @@ class Job(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """Token ids with what is added to their logits."""
+        return tuple((int(token), float(bias)) for token, bias in (self.logit_bias or {}).items())
+
+    @property
     def deadline_time(self) -> float | None:
         """The deadline as Unix time in seconds."""
         return None if self.deadline is None else parse_time(self.deadline)
+
+
+def _is_bias(value: dict[str, Any]) -> bool:
+    return len(value) <= MAX_BIASES and all(
+        re.fullmatch(r"0|[1-9][0-9]{0,8}", token)
+        and isinstance(bias, (int, float))
+        and not isinstance(bias, bool)
+        and -100 <= bias <= 100
+        for token, bias in value.items()
+    )
 
 
 def parse_time(text: str) -> float:

@@ -151,7 +151,13 @@ def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float
             top_p=defaults.top_p if job.top_p is None else job.top_p,
             top_k=defaults.top_k if job.top_k is None else job.top_k,
             seed=derived_seed(id) if job.seed is None else job.seed,
-            repetition_penalty=defaults.repetition_penalty,
+            repetition_penalty=(
+                defaults.repetition_penalty if job.repetition_penalty is None else job.repetition_penalty
+            ),
+            presence_penalty=job.presence_penalty,
+            frequency_penalty=job.frequency_penalty,
+            min_p=job.min_p,
+            logit_bias=_biases(job, id, loaded),
         ),
         stop=job.stops,
         priority=job.priority,
@@ -204,11 +210,25 @@ def derived_seed(id: str) -> int:
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") >> 1
 
 
+def _biases(job: Job, id: str, loaded: LoadedModel) -> tuple[tuple[int, float], ...]:
+    for token, _ in job.biases:
+        if token >= loaded.package.vocabulary:
+            raise JobError(
+                Code.INVALID_JOB,
+                f"logit_bias has token id {token}, which is not in the model's vocabulary of "
+                f"{loaded.package.vocabulary}",
+                id,
+            )
+    return job.biases
+
+
 def _encode(job: Job, id: str, loaded: LoadedModel) -> list[int]:
     tokenizer = loaded.tokenizer
     try:
         if job.messages is not None:
-            return tokenizer.encode_messages([message.model_dump() for message in job.messages])
+            return tokenizer.encode_messages(
+                [{"role": message.role, "content": message.text} for message in job.messages]
+            )
         if isinstance(job.prompt, str):
             return tokenizer.encode_text(job.prompt)
         return tokenizer.check_ids(job.prompt or [])

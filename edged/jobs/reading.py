@@ -97,6 +97,13 @@ def check_served(job: Job, id: str) -> None:
         )
     if job.logprobs is not None:
         raise JobError(Code.UNSUPPORTED, "logprobs are not served by this version: leave them out", id)
+    for place, message in enumerate(job.messages or ()):
+        if message.foreign_part is not None:
+            raise JobError(
+                Code.UNSUPPORTED,
+                f"messages.{place}.content has a part of type {_shown(message.foreign_part)}: this version serves text",
+                id,
+            )
 
 
 def canonical_json(document: object) -> bytes:
@@ -111,10 +118,10 @@ def explain(error: ValidationError) -> str:
         if detail["type"] == "edged":
             found[""] = 0, detail["msg"]
             continue
-        # Members of a union stand in `loc` like fields: str, list[int], list[str]. What is below them is one field.
+        # Members of a union stand in `loc` like fields: str, list[int]. What is below them is one field.
         parts = [str(part) for part in detail["loc"]]
-        where = ".".join(part for part in parts if part not in _UNION_TAGS)
-        field = ".".join(itertools.takewhile(lambda part: part not in _UNION_TAGS, parts))
+        where = ".".join(part for part in parts if not _is_union_tag(part))
+        field = ".".join(itertools.takewhile(lambda part: not _is_union_tag(part), parts))
         field = re.sub(r"\.\d+$", "", field)
         if detail["type"] == "extra_forbidden":
             told = _unknown(parts)
@@ -146,7 +153,10 @@ def _what(value: object) -> str:
     return "an object" if isinstance(value, dict) else json.dumps(value)[:40]
 
 
-_UNION_TAGS = ("str", "list[int]", "list[str]")
+def _is_union_tag(part: str) -> bool:
+    return part == "str" or part.startswith("list[")
+
+
 _FIELDS = {"": Job.model_fields, "messages": Message.model_fields, "cache": Cache.model_fields}
 """The fields that may stand in the document, and in a field of it."""
 _ALLOWED = {

@@ -12,12 +12,15 @@ from typing import Any
 ROOT = "edged/v1"
 FIELDS = (
     "id messages prompt max_tokens max_completion_tokens temperature top_p top_k seed stop response_format logprobs "
-    "stream priority store cache metadata model ttl deadline return_token_ids ignore_eos tools"
+    "stream priority store cache metadata model ttl deadline return_token_ids ignore_eos min_p repetition_penalty "
+    "presence_penalty frequency_penalty logit_bias tools"
 ).split()
 ODD: list[Any] = [
     None, True, False, 0, -1, 1 << 64, 1.5, -0.0, 1e308, "", "x", "\0", "\ud800", "\u202e", "a" * 5000, "{{ 7 * 7 }}",
     "{% for i in range(9999) %}{% endfor %}", "<|endoftext|>", "../../etc/passwd", [], [[]], [1, "x"], [None] * 300,
     {}, {"": {}}, {"a": [{"b": [{}]}]}, {"pin": "yes"}, {"type": "json_schema"}, {"role": "user"},
+    {"5": 1}, {"05": 1, "x": None}, [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+    [{"role": "user", "content": [{"type": "image_url"}]}],
 ]  # fmt: skip
 NUMBERS = [
     b"1e400",

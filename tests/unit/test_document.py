@@ -21,6 +21,7 @@ from edged.machine.clock import format_time
 
 LIMIT = 1 << 20
 TURNS = 'a list of 1 to 1000 turns such as {"role": "user", "content": "…"}'
+PARTS = 'text or a list of 1 to 1000 parts such as {"type": "text", "text": "…"}'
 STOPS = "text or a list of up to 16 texts, each of 1 to 256 characters"
 FIELDS = sorted({*Job.model_fields, "max_completion_tokens"})
 
@@ -158,8 +159,24 @@ def test_what_was_accepted_can_be_read_again_from_its_canonical_form(document: d
         ({"messages": []}, f"messages must be {TURNS}, is an empty list"),
         ({"messages": ["x"]}, f"messages must be {TURNS}, but messages.0 is text"),
         ({"messages": [{}] * 1001}, f"messages must be {TURNS}, is a list of 1001"),
-        ({"messages": [{"role": "user"}]}, "messages.0.content is missing: it must be text"),
-        ({"messages": [{"role": "user", "content": [{}]}]}, "messages.0.content must be text, is a list of 1"),
+        ({"messages": [{"role": "user"}]}, f"messages.0.content is missing: it must be {PARTS}"),
+        ({"messages": [{"role": "user", "content": 1}]}, f"messages.0.content must be {PARTS}, is 1"),
+        (
+            {"messages": [{"role": "user", "content": [1]}]},
+            f"messages.0.content must be {PARTS}, but messages.0.content.0",
+        ),
+        *(
+            ({"messages": [{"role": "user", "content": content}]}, f"messages.0.content must be {PARTS}")
+            for content in (
+                [],
+                [{}],
+                [{"type": 1}],
+                [{"type": "text"}],
+                [{"type": "text", "text": 1}],
+                [{"type": "text", "text": "", "more": 1}],
+                [{"type": "text", "text": ""}] * 1001,
+            )
+        ),
         ({"messages": [{"role": "a b", "content": ""}]}, "messages.0.role must be a word of up to 32 letters, such as"),
         ({"messages": [{"contents": ""}]}, "unknown field 'contents' in messages.0; did you mean 'content'?"),
         ({"stop": 5}, f"stop must be {STOPS}, is 5"),
@@ -167,6 +184,28 @@ def test_what_was_accepted_can_be_read_again_from_its_canonical_form(document: d
         ({"stop": [""]}, f"stop must be {STOPS}"),
         ({"stop": ["x"] * 17}, f"stop must be {STOPS}"),
         ({"stop": "x" * 257}, f"stop must be {STOPS}"),
+        ({"min_p": 1.1}, "min_p must be a number from 0 to 1, is 1.1"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be a number from 0.01 to 100, is 0"),
+        ({"presence_penalty": 2.1}, "presence_penalty must be a number from -2 to 2, is 2.1"),
+        ({"frequency_penalty": -3}, "frequency_penalty must be a number from -2 to 2, is -3"),
+        *(
+            ({"logit_bias": value}, "logit_bias must be an object of up to 1024 token ids with what is added to their")
+            for value in (
+                [],
+                {"x": 1},
+                {"-1": 1},
+                {"05": 1},
+                {"1.0": 1},
+                {"٣": 1},
+                {"9" * 10: 1},
+                {"5": 100.5},
+                {"5": -101},
+                {"5": "1"},
+                {"5": True},
+                {"5": None},
+                {str(token): 1 for token in range(1025)},
+            )
+        ),
         ({"ttl": 0}, "ttl must be a number of seconds above 0 and up to 315360000, is 0"),
         ({"deadline": 5}, "deadline must be an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z, is 5"),
         ({"deadline": "2027-02-30T00:00:00Z"}, "deadline is not a time that exists"),
@@ -218,6 +257,24 @@ def test_a_refusal_of_a_million_faults_is_short_and_soon_there() -> None:
     assert str(error) == "prompt must be text or a list of token ids, but prompt.0 is text"
     many = refusal({"id": "a", **{f"f{number}": 1 for number in range(9)}})
     assert str(many).count("unknown field") == MAX_FAULTS
+
+
+def said(content: object) -> dict[str, Any]:
+    return {"id": "a", "messages": [{"role": "user", "content": content}]}
+
+
+def test_text_parts_are_joined_by_line_breaks() -> None:
+    parts = [{"type": "text", "text": text} for text in ("What is this?", "", "Be brief.")]
+    read = read_submission(json.dumps(said(parts)).encode(), LIMIT)
+    assert [message.text for message in read.job.messages or ()] == ["What is this?\n\nBe brief."]
+    assert read.digest != read_submission(json.dumps(said("What is this?\n\nBe brief.")).encode(), LIMIT).digest
+
+
+@pytest.mark.parametrize("type", ["image_url", "input_audio", "file", "refusal", "image", "txet", "a\nb"])
+def test_a_part_that_is_no_text_is_unsupported_and_named(type: str) -> None:
+    error = refusal(said([{"type": "text", "text": "What is this?"}, {"type": type, type: {"url": "data:"}}]))
+    assert error.code is Code.UNSUPPORTED
+    assert f"messages.0.content has a part of type {type!a}: this version serves text" in str(error)
 
 
 @pytest.mark.parametrize("fields", [{"logprobs": 2}, {"response_format": {"type": "regex", "regex": "a"}}])

@@ -520,6 +520,21 @@ def stored(world: World, id: str, **fields: Any) -> None:
         world.spool.add_job(id, hashlib.sha256(document).digest(), document, MOMENT, **ANY)
 
 
+def test_a_restart_loses_no_field_of_a_job(world: World, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": [{"type": "text", "text": "On?"}]}]
+    fields = {"min_p": 0.1, "repetition_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": -1}
+    world.arrive({"id": "a", "messages": chat, "logit_bias": {"5": -100}, **fields})
+    world.jobs.flush()
+    world.spool.close()
+    again = World(tmp_path)
+    again.asked = []
+    again.serve()
+    again.jobs.flush()
+    job = again.asked[0][0]
+    assert {name: getattr(job, name) for name in fields} == fields
+    assert (job.biases, job.messages[0].text) == (((5, -100.0),), "On?")
+
+
 @pytest.mark.parametrize("fields", NEWER)
 def test_a_job_of_a_newer_edged_waits_for_it_and_the_others_run(
     world: World, tmp_path: Path, fields: dict[str, Any]

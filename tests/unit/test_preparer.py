@@ -11,10 +11,11 @@ import pytest
 from patience import PATIENCE
 from structlog.testing import capture_logs
 
+from edged.engine.sampler import Sampling
 from edged.engine.sequence import Request
 from edged.engine.template import TemplateFaultError
 from edged.jobs.document import Code, Job, JobError
-from edged.jobs.preparer import Prepared, Preparer, pinned_number
+from edged.jobs.preparer import Prepared, Preparer, pinned_number, prepare
 
 
 class Tokens:
@@ -32,7 +33,9 @@ class Tokens:
 
 
 SERVING: Any = SimpleNamespace(
-    package=SimpleNamespace(name="m", search=SimpleNamespace(top_p=1.0, top_k=0, repetition_penalty=1.0)),
+    package=SimpleNamespace(
+        name="m", vocabulary=50, search=SimpleNamespace(top_p=0.8, top_k=0, repetition_penalty=1.1)
+    ),
     tokenizer=Tokens(),
     context=16,
     signature="files of m",
@@ -110,3 +113,19 @@ def test_what_is_being_prepared_is_told() -> None:
     preparer.stop()
     assert preparer.join(PATIENCE)
     assert preparer.status.number is None
+
+
+def test_sampling_is_the_jobs_and_where_it_says_nothing_the_packages() -> None:
+    own: Any = {"temperature": 0.5, "top_k": 7, "min_p": 0.1, "presence_penalty": 0.5, "frequency_penalty": -0.5}
+    job = Job(id="a", prompt="x", max_tokens=2, seed=3, logit_bias={"4": 1, "49": -100}, **own)
+    assert prepare(job, 0, "a", SERVING).sampling == Sampling(
+        top_p=0.8, seed=3, repetition_penalty=1.1, logit_bias=((4, 1.0), (49, -100.0)), **own
+    )
+    plain = prepare(Job(id="a", prompt="x", max_tokens=2, seed=0, repetition_penalty=1.0), 0, "a", SERVING).sampling
+    assert plain == Sampling(top_p=0.8, repetition_penalty=1.0)
+
+
+def test_a_bias_for_a_token_that_the_model_has_not_is_refused() -> None:
+    with pytest.raises(JobError, match="token id 50, which is not in the model's vocabulary of 50") as caught:
+        prepare(Job(id="a", prompt="x", max_tokens=2, logit_bias={"3": 1, "50": 1}), 0, "a", SERVING)
+    assert caught.value.code is Code.INVALID_JOB

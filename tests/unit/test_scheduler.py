@@ -264,6 +264,14 @@ class TestLongRope:
             assert ids(ends[job.key]) == greedy_by_fresh_prefill("phi3-longrope", job.prompt, 24)
 
 
+PENALTIES: Any = {
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.3,
+    "logit_bias": ((9, 1.5), (10, -100.0)),
+}
+
+
 def some_jobs(name: str, chance: random.Random, count: int, sampling: bool) -> list[Request]:
     lengths = [1, 2, 9, 30, 75] + ([SWITCH - 12, SWITCH - 2, SWITCH + 20] if name == "phi3-longrope" else [])
     return [
@@ -273,9 +281,14 @@ def some_jobs(name: str, chance: random.Random, count: int, sampling: bool) -> l
             chance.randint(1, 24),
             priority=chance.randrange(10),
             stream=True,
-            sampling=Sampling(temperature=0.9, top_p=0.95, top_k=chance.choice([0, 40]), seed=key)
-            if sampling
-            else Sampling(),
+            sampling=Sampling(
+                temperature=0.9 if sampling else 0.0,
+                top_p=0.95,
+                top_k=chance.choice([0, 40]),
+                min_p=chance.choice([0.0, 0.01]),
+                seed=key,
+                **PENALTIES if key % 2 else {},
+            ),
         )
         for key in range(count)
     ]
