@@ -240,6 +240,20 @@ class Job(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
+    def _whole_numbers(cls, value: Any) -> Any:
+        """Read whole numbers that are written as 5.0: JSON has one kind of number, and so have some senders."""
+        if not isinstance(value, dict):
+            return value
+        whole: dict[str, Any] = {
+            name: int(number) for name, number in value.items() if name in _WHOLE and _is_whole(number)
+        }
+        ids = value.get("prompt")
+        if isinstance(ids, list) and any(isinstance(token, float) for token in ids):
+            whole["prompt"] = [int(token) if _is_whole(token) else token for token in ids]
+        return {**value, **whole}
+
+    @model_validator(mode="before")
+    @classmethod
     def _one_limit(cls, value: Any) -> Any:
         if isinstance(value, dict) and {"max_tokens", "max_completion_tokens"} <= value.keys():
             _refuse("max_completion_tokens", "stands there beside its other name max_tokens: send one of them")
@@ -282,6 +296,16 @@ class Job(BaseModel):
     def deadline_time(self) -> float | None:
         """The deadline as Unix time in seconds."""
         return None if self.deadline is None else parse_time(self.deadline)
+
+
+_WHOLE = {name for name, field in Job.model_fields.items() if field.annotation in (int, int | None)} | {
+    "max_completion_tokens"
+}
+"""Fields that take whole numbers only."""
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer() and abs(value) < 1 << 63
 
 
 def _is_bias(value: dict[str, Any]) -> bool:

@@ -138,10 +138,21 @@ def explain(error: ValidationError) -> str:
 
 
 def _unknown(parts: list[str]) -> str:
-    owner = parts[0] if len(parts) > 1 else ""
-    near = difflib.get_close_matches(parts[-1], _FIELDS[owner], 1)
+    meant = _meant(parts[-1], parts[0] if len(parts) > 1 else "")
     place = f" in {'.'.join(parts[:-1])}" if len(parts) > 1 else ""
-    return f"unknown field {_shown(parts[-1])}{place}" + (f"; did you mean {near[0]!r}?" if near else ": leave it out")
+    return f"unknown field {_shown(parts[-1])}{place}" + (f"; did you mean {meant!r}?" if meant else ": leave it out")
+
+
+def _meant(name: str, owner: str) -> str | None:
+    """The field that an unknown one stands for: its name elsewhere, its beginning, or a slip of the finger."""
+    if not owner and name in _ELSEWHERE:
+        return _ELSEWHERE[name]
+    fields = [field for field in _FIELDS[owner] if field not in ("logprobs", "response_format")]
+    begun = [field for field in fields if len(name) >= 3 and field.startswith(name)]
+    if len(begun) == 1:
+        return begun[0]
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), fields, 1, 0.8)
+    return near[0] if near else None
 
 
 def _what(value: object) -> str:
@@ -159,6 +170,20 @@ def _is_union_tag(part: str) -> bool:
 
 _FIELDS = {"": Job.model_fields, "messages": Message.model_fields, "cache": Cache.model_fields}
 """The fields that may stand in the document, and in a field of it."""
+_ELSEWHERE: dict[str, str | None] = {
+    **dict.fromkeys(
+        "max_new_tokens max_output_tokens max_gen_len n_predict num_predict max_length".split(), "max_tokens"
+    ),
+    **dict.fromkeys("repeat_penalty rep_pen rep_penalty".split(), "repetition_penalty"),
+    **dict.fromkeys("stop_sequences stop_strings stop_words".split(), "stop"),
+    **dict.fromkeys("enable_thinking template_kwargs".split(), "chat_template_kwargs"),
+    **dict.fromkeys("input inputs".split(), "prompt"),
+    **dict.fromkeys("request_id job_id".split(), "id"),
+    "random_seed": "seed",
+    # What edged has not, though a field of another meaning is called almost so.
+    **dict.fromkeys("min_tokens top_a top_n min_k stop_token_ids return_tokens stream_options".split()),
+}
+"""The fields by their names in other servers; None: edged has no such field."""
 _ALLOWED = {
     name: allowed(schema)
     for model in (Job, Message, ResponseFormat, Cache)

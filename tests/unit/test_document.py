@@ -259,6 +259,60 @@ def test_a_refusal_of_a_million_faults_is_short_and_soon_there() -> None:
     assert str(many).count("unknown field") == MAX_FAULTS
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *[("temp", "temperature"), ("Temperature", "temperature"), ("temprature", "temperature"), ("top-p", "top_p")],
+        *[
+            ("topk", "top_k"),
+            ("max_new_tokens", "max_tokens"),
+            ("n_predict", "max_tokens"),
+            ("MAX_TOKENS", "max_tokens"),
+        ],
+        *[("repeat_penalty", "repetition_penalty"), ("repetition", "repetition_penalty"), ("stops", "stop")],
+        *[("freq_penalty", "frequency_penalty"), ("presence", "presence_penalty"), ("stop_sequences", "stop")],
+        *[("message", "messages"), ("promt", "prompt"), ("inputs", "prompt"), ("random_seed", "seed")],
+        *[("streaming", "stream"), ("meta", "metadata"), ("logits_bias", "logit_bias"), ("request_id", "id")],
+    ],
+)
+def test_an_unknown_field_that_is_another_servers_or_a_slip_is_led_to_ours(name: str, meant: str) -> None:
+    assert str(refusal(job(**{name: 1}))) == f"unknown field '{name}'; did you mean '{meant}'?"
+
+
+@pytest.mark.parametrize(
+    "name",
+    "n best_of tools tool_choice functions function_call user suffix echo top_logprobs stream_options stop_token_ids "
+    "min_tokens bad_words allowed_token_ids guided_json guided_regex structured_outputs typical_p tfs_z top_a mirostat "
+    "mirostat_tau xtc_probability dry_multiplier num_ctx keep_alive num_beams do_sample length_penalty early_stopping "
+    "use_beam_search add_generation_prompt documents truncate_prompt_tokens skip_special_tokens cache_salt modalities "
+    "audio service_tier reasoning_effort verbosity logits_processors prompt_logprobs grammar json_schema".split(),
+)
+def test_a_field_that_edged_does_not_have_gets_no_misleading_advice(name: str) -> None:
+    assert str(refusal(job(**{name: 1}))) == f"unknown field '{name}': leave it out"
+
+
+def test_whole_numbers_may_be_written_with_a_point() -> None:
+    text = b'{"id": "a", "prompt": [1.0, 2e0, 3], "max_tokens": 5.0, "top_k": 4e1, "seed": 7.0, "priority": 0.0}'
+    read = read_submission(text, LIMIT).job
+    assert (read.prompt, read.max_tokens, read.top_k, read.seed, read.priority) == ([1, 2, 3], 5, 40, 7, 0)
+    assert all(isinstance(number, int) for number in (read.max_tokens, read.top_k, read.seed, *(read.prompt or ())))
+    assert read_submission(b'{"id": "a", "prompt": "x", "max_completion_tokens": 9.0}', LIMIT).job.max_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"max_tokens": 5.5}, "max_tokens must be a whole number from 1 to 16777216, is 5.5"),
+        ({"max_tokens": 0.0}, "max_tokens must be a whole number from 1 to 16777216, is 0"),
+        ({"seed": 1e300}, "seed must be a whole number from 0 to 9223372036854775807, is 1e+300"),
+        ({"prompt": [1.5]}, "prompt must be text or a list of token ids, but prompt.0 is 1.5"),
+        ({"stream": 1.0}, "stream must be true or false, is 1.0"),
+    ],
+)
+def test_other_numbers_with_a_point_are_refused_where_whole_ones_are_due(fields: dict[str, Any], words: str) -> None:
+    assert words in str(refusal(job(**fields)))
+
+
 def said(content: object) -> dict[str, Any]:
     return {"id": "a", "messages": [{"role": "user", "content": content}]}
 
