@@ -6,6 +6,8 @@ text may hold the very tokens that the template marks turns with. Here messages 
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +27,9 @@ _LOOKALIKES = (*range(0x2000, 0x2100), *range(0xFE30, 0xFFF0))
 _UNTELLING = "_-.,"
 """Punctuation that control tokens have, but ordinary text too."""
 _REMEMBERED = 256
-"""Role sequences whose check is remembered."""
+"""Role sequences, with variables, whose check is remembered."""
+_LONGEST_GIVEN = 500
+"""Characters of JSON that the variables of one of them may have."""
 _QUESTION = "Is the pump running?"
 
 
@@ -71,26 +75,37 @@ class Chat:
         )
         self._telling, self._masking = _masking(control, source)
 
-    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> Rendered:
+    def render(
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] | None = None,
+        continue_final: bool = False,
+    ) -> Rendered:
         """Render `messages`; `variables` are what else the template may use, such as tools.
+
+        With `continue_final` the text ends with the content of the last message, which is text, and no new turn begins.
 
         Raises ChatError where the template would drop a message, TemplateRefusalError, TemplateFaultError.
         """
         messages = _system_first(messages) if self.system == "first_user_message" else messages
-        self._check_kept(messages)
+        variables = {**(variables or {}), "add_generation_prompt": False} if continue_final else (variables or {})
+        self._check_kept(messages, variables)
         fitted = [_typed(message) for message in messages] if self._typed else messages
-        variables = variables or {}
-        strings = list(_strings([[_without_role(message) for message in fitted], variables]))
+        strings = list(_strings([[_without_role(message) for message in fitted], list(variables.values())]))
         separator = self._separator(strings)
         separate = self._separate(separator) if separator is not None else _unchanged
+        end = _End(strings, str(messages[-1]["content"])) if continue_final else None
 
         def render(change: Callable[[str], str]) -> str:
             given = [{**_mapped(_without_role(message), change), "role": message["role"]} for message in fitted]
-            return self._template.render(given, **_mapped(variables, change))
+            if end is not None:
+                given[-1]["content"] = end.marked(given[-1]["content"])
+            text = self._template.render(given, **{name: _mapped(value, change) for name, value in variables.items()})
+            if separator is not None:
+                text = text.replace(_escaped(separator), separator)
+            return text if end is None else end.cut(text)
 
         text = render(separate)
-        if separator is not None:
-            text = text.replace(_escaped(separator), separator)
         if not any(self._telling(string) for string in strings):
             return Rendered(text, separator)
         try:
@@ -120,32 +135,35 @@ class Chat:
         if _marker(0) not in text:
             self.system = "first_user_message"
 
-    def _check_kept(self, messages: Sequence[Message]) -> None:
+    def _check_kept(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> None:
         """Raise ChatError where the template would drop what a message says."""
         roles = tuple(str(message["role"]) for message in messages)
-        plain = all(message.keys() == {"role", "content"} for message in messages)
-        if plain and roles in self._known:
-            dropped = self._known[roles]
+        case = (json.dumps(variables, sort_keys=True), *roles)
+        plain = all(message.keys() == {"role", "content"} for message in messages) and len(case[0]) <= _LONGEST_GIVEN
+        if plain and case in self._known:
+            dropped = self._known[case]
         else:
-            dropped = self._dropped(messages)
+            dropped = self._dropped(messages, variables)
             if plain:
                 if len(self._known) >= _REMEMBERED:
                     self._known.clear()
-                self._known[roles] = dropped
+                self._known[case] = dropped
         if dropped is not None and messages[dropped]["content"]:
             raise ChatError(
                 f"the model's chat template leaves out what role {roles[dropped]!r} says in message {dropped + 1}: "
                 + ("send prompt in place of messages" if roles[dropped] == "user" else "use another role, such as user")
             )
 
-    def _dropped(self, messages: Sequence[Message]) -> int | None:
+    def _dropped(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> int | None:
         """The first message whose content is not in the render, by markers in place of contents."""
         marked = [
             {**message, "content": _marker(at)} if isinstance(message.get("content"), str) else message
             for at, message in enumerate(messages)
         ]
         try:
-            text = self._template.render([_typed(message) for message in marked] if self._typed else marked)
+            text = self._template.render(
+                [_typed(message) for message in marked] if self._typed else marked, **variables
+            )
         except TemplateRefusalError:
             return None  # the render of the messages themselves says so
         return next((at for at in range(len(marked)) if self._is_lost(marked[at], text, at)), None)
@@ -201,6 +219,35 @@ class Chat:
         pattern = self._pattern
         assert pattern is not None
         return lambda string: pattern.sub(lambda found: found[0][0] + separator + found[0][1:], string)
+
+
+class _End:
+    """Finds where the last message's content ends in a render: a mark behind it is rendered along, and cut off there.
+
+    As transformers does for continue_final_message: a template that trims contents is taken at its word.
+    """
+
+    def __init__(self, strings: Sequence[str], content: str) -> None:
+        """`strings`: all that the template is given; the mark is in none. `content`: that of the last message."""
+        self._mark = next(
+            mark for at in itertools.count() if not any((mark := _marker(at)) in string for string in strings)
+        )
+        self._tail = content[len(content.rstrip()) :]
+
+    def marked(self, content: Any) -> Any:
+        """The content, text or a list with one part of text, with the mark and a space behind it."""
+        if isinstance(content, str):
+            return f"{content}{self._mark} "
+        return [{**content[0], "text": f"{content[0]['text']}{self._mark} "}]
+
+    def cut(self, text: str) -> str:
+        """What comes before the mark. Raises ChatError where the template has left it out."""
+        kept, mark, rest = text.rpartition(self._mark)
+        if not mark:
+            raise ChatError(
+                "the model's chat template leaves out the end of the last message: leave continue_final_message out"
+            )
+        return kept if rest.startswith(" ") else kept.removesuffix(self._tail)
 
 
 def _masking(control: Iterable[str], source: str) -> tuple[Callable[[str], bool], Callable[[str], str]]:

@@ -158,7 +158,7 @@ def _load(
     planned = plan_package(settings, package, choice, available_for(choice, board, host))
     context, chunk = wanted.context or package.context_length, chunk_limit(package.vocabulary, wanted.prefill_chunk)
     threads = thread_count(settings, board)
-    tokenizer = Tokenizer(package)
+    tokenizer = Tokenizer(package, wanted.chat_template_kwargs)
     try:
         if known is not None:
             check_tokenizer(known, tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,12 @@ class PromptError(ValueError):
 class Tokenizer:
     """A package's tokenizer and chat template. Thread-safe."""
 
-    def __init__(self, package: Package) -> None:
-        """Raises PackageError when tokenizer.json is broken, or the chat template does not compile or end."""
+    def __init__(self, package: Package, template_kwargs: Mapping[str, Any] | None = None) -> None:
+        """`template_kwargs`: variables that each render of the chat template has, of the operator's choice.
+
+        Raises PackageError when tokenizer.json is broken, the chat template does not compile or end, or a variable is
+        one that the package itself gives the template.
+        """
         try:
             self._tokenizer = HuggingFaceTokenizer.from_file(str(package.tokenizer_file))
         except Exception as error:  # the library raises plain Exception for anything wrong in the file
@@ -45,12 +50,15 @@ class Tokenizer:
         self._detokenizer = detokenizers(self._tokenizer)
         self.eos = package.eos | self._eos(package.texts.eos_text)
         """Token ids that end an answer: of genai_config.json, generation_config.json and tokenizer_config.json."""
+        self._given = package.texts.special_tokens.keys()
+        source = package.texts.chat_template or ""
+        self._unused = [name for name in template_kwargs or {} if not re.search(rf"\b{name}\b", source)]
         named = {text for text in package.texts.special_tokens.values() if isinstance(text, str)}
         special = {
             entry.content: entry.special or entry.content in named or token in self.eos
             for token, entry in added.items()
         }
-        self._chat = self._open_chat(package, special)
+        self._chat = self._open_chat(package, special, template_kwargs or {})
         control = frozenset[str]() if self._chat is None else self._chat.control
         self._control = frozenset(token for token, entry in added.items() if entry.content in control)
 
@@ -78,6 +86,10 @@ class Tokenizer:
             )
         if self._chat is not None and self._chat.refusal is not None:
             faults.append(f"the chat template refuses a plain question ({self._chat.refusal}): use prompt")
+        if self._unused:
+            faults.append(
+                f"the chat template has no {' or '.join(self._unused)}, which model.chat_template_kwargs sets"
+            )
         return faults
 
     def encode_text(self, text: str) -> list[int]:
@@ -92,18 +104,28 @@ class Tokenizer:
             count += 1
         return self._checked(ids[count:] if count and ids[count : 2 * count] == ids[:count] else ids)
 
-    def encode_messages(self, messages: Sequence[Mapping[str, Any]], **variables: object) -> list[int]:
+    def encode_messages(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any] | None = None,
+        continue_final: bool = False,
+    ) -> list[int]:
         """Token ids of the rendered chat; the template writes the special tokens, none are added.
 
-        Control tokens in a job's strings are encoded as text. `variables`: what else the template may use.
+        Control tokens in a job's strings are encoded as text. `variables`: what else the template may use; they go
+        before those that each render has. `continue_final`: the ids end with the last message's content.
 
         Raises PromptError without a template, or where it would drop a message or make a control token out of a job's
-        text; TemplateRefusalError or TemplateFaultError as ChatTemplate.render.
+        text, or for a variable that the package itself gives; TemplateRefusalError or TemplateFaultError as
+        ChatTemplate.render.
         """
         if self._chat is None:
             raise PromptError("this package has no chat template: send prompt in place of messages")
+        variables = variables or {}
+        if given := sorted(self._given & variables.keys()):
+            raise PromptError(f"the model's package itself gives the chat template {given[0]}: leave it out")
         try:
-            rendered = self._chat.render(messages, variables)
+            rendered = self._chat.render(messages, variables, continue_final)
         except ChatError as error:
             raise PromptError(str(error)) from None
         encoding = self._encoding(rendered.text, add_special_tokens=False)
@@ -172,11 +194,15 @@ class Tokenizer:
         token = None if text is None else self._tokenizer.token_to_id(text)
         return set() if token is None or token >= self._vocabulary else {token}
 
-    def _open_chat(self, package: Package, special: Mapping[str, bool]) -> Chat | None:
+    def _open_chat(self, package: Package, special: Mapping[str, bool], kwargs: Mapping[str, Any]) -> Chat | None:
         if package.texts.chat_template is None:
             return None
+        if given := sorted(self._given & kwargs.keys()):
+            raise PackageError(
+                f"model.chat_template_kwargs has {given[0]}, which the package itself gives the template"
+            )
         try:
-            template = ChatTemplate(package.texts.chat_template, package.texts.special_tokens)
+            template = ChatTemplate(package.texts.chat_template, {**package.texts.special_tokens, **kwargs})
         except TemplateFaultError as error:
             raise PackageError(str(error)) from None
         try:

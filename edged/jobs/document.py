@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from edged.mqtt.topics import ID_ALLOWED, is_id
+from edged.settings import template_kwargs
 
 MAX_MESSAGES = MAX_PARTS = 1000
 MAX_BIASES = 1024
@@ -143,6 +144,14 @@ class Job(BaseModel):
         max_length=MAX_MESSAGES,
         description="a chat, rendered by the package's template",
         json_schema_extra={"allowed": f"a list of 1 to {MAX_MESSAGES} turns such as {_TURN}"},
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None,
+        description="variables for the chat template, beside those of the setting model.chat_template_kwargs",
+        json_schema_extra={"allowed": template_kwargs.ALLOWED},
+    )
+    continue_final_message: bool = Field(
+        default=False, description="the answer continues the last message, which is the assistant's"
     )
     prompt: str | list[int] | None = Field(
         default=None,
@@ -273,12 +282,26 @@ class Job(BaseModel):
             _refuse("stop", f"must be {_STOP_ALLOWED}")
         if self.logit_bias is not None and not _is_bias(self.logit_bias):
             _refuse("logit_bias", f"must be {_BIAS_ALLOWED}")
-        for place, message in enumerate(self.messages or ()):
-            if not message.is_well_formed:
-                _refuse(f"messages.{place}.content", f"must be {_PARTS_ALLOWED}")
+        self._check_chat()
         if self.deadline is not None:
             parse_time(self.deadline)
         return self
+
+    def _check_chat(self) -> None:
+        """Refuse what a chat template cannot be given."""
+        for place, message in enumerate(self.messages or ()):
+            if not message.is_well_formed:
+                _refuse(f"messages.{place}.content", f"must be {_PARTS_ALLOWED}")
+        for field in ("chat_template_kwargs", "continue_final_message"):
+            if getattr(self, field) and self.messages is None:
+                _refuse(field, "is for messages, which a chat template renders: leave it out beside prompt")
+        wrong = template_kwargs.refusal(self.chat_template_kwargs or {})
+        if wrong is not None:
+            _refuse("chat_template_kwargs", wrong)
+        if self.continue_final_message and self.messages is not None:
+            last = self.messages[-1]
+            if last.role != "assistant" or (last.foreign_part is None and not last.text.strip()):
+                _refuse("continue_final_message", "needs a last message of role assistant that says something")
 
     @property
     def stops(self) -> tuple[str, ...]:

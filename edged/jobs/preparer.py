@@ -164,7 +164,7 @@ def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float
         received=received,
         stream=job.stream,
         ignore_eos=job.ignore_eos,
-        continued=job.prompt is not None,
+        continued=job.prompt is not None or job.continue_final_message,
         store=job.store,
         pin=job.cache is not None and job.cache.pin,
         signature=loaded.signature,
@@ -227,7 +227,9 @@ def _encode(job: Job, id: str, loaded: LoadedModel) -> list[int]:
     try:
         if job.messages is not None:
             return tokenizer.encode_messages(
-                [{"role": message.role, "content": message.text} for message in job.messages]
+                [{"role": message.role, "content": message.text} for message in job.messages],
+                job.chat_template_kwargs,
+                job.continue_final_message,
             )
         if isinstance(job.prompt, str):
             return tokenizer.encode_text(job.prompt)

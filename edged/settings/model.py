@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from edged.settings import template_kwargs
 from edged.settings.fields import (
     ID_ALLOWED,
     Host,
@@ -62,6 +63,12 @@ class ModelSettings(Section):
         default=None,
         description="A folder with a wheel of onnxruntime to use; unset: the installed one.",
         examples=["/etc/edged/wheels"],
+    )
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(template_kwargs.checked)] = Field(
+        default={},
+        description="Variables for the model's chat template; those of a job go before them.",
+        examples=[{"enable_thinking": False}],
+        json_schema_extra={"allowed": template_kwargs.ALLOWED},
     )
     threads: int | None = Field(
         default=None,

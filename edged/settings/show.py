@@ -45,5 +45,7 @@ def _entry(key: Key) -> str:
 
 
 def _toml(value: Any) -> str:
-    # What settings hold (text, whole numbers, true and false, lists of text) looks the same in TOML and JSON.
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + "}"
+    # What else settings hold (text, whole numbers, true and false, lists of text) looks the same in TOML and JSON.
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)

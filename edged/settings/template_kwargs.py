@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 MAX_KWARGS = 64
+_MAX_JSON = 65_536
+"""Characters of JSON that the settings' variables may have. Those of a job are part of its document."""
 ALLOWED = f'an object of up to {MAX_KWARGS} variables of the chat template, such as {{"enable_thinking": false}}'
 RESERVED = frozenset(
     # what transformers' apply_chat_template takes or gives the template
@@ -31,3 +34,17 @@ def refusal(kwargs: Mapping[str, Any]) -> str | None:
         if name in RESERVED:
             return f"must not have {name}, which edged gives the chat template itself"
     return None
+
+
+def checked(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The variables of the settings. Raises ValueError where they may not be given, or are not JSON (a TOML date)."""
+    wrong = refusal(kwargs)
+    if wrong is not None:
+        raise ValueError(wrong)
+    try:
+        size = len(json.dumps(kwargs, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("must have values of JSON: text, numbers, true, false, lists and objects") from None
+    if size > _MAX_JSON:
+        raise ValueError(f"must have at most {_MAX_JSON} characters of JSON, has {size}")
+    return kwargs

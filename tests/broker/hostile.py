@@ -13,7 +13,7 @@ ROOT = "edged/v1"
 FIELDS = (
     "id messages prompt max_tokens max_completion_tokens temperature top_p top_k seed stop response_format logprobs "
     "stream priority store cache metadata model ttl deadline return_token_ids ignore_eos min_p repetition_penalty "
-    "presence_penalty frequency_penalty logit_bias tools"
+    "presence_penalty frequency_penalty logit_bias chat_template_kwargs continue_final_message tools"
 ).split()
 ODD: list[Any] = [
     None, True, False, 0, -1, 1 << 64, 1.5, -0.0, 1e308, "", "x", "\0", "\ud800", "\u202e", "a" * 5000, "{{ 7 * 7 }}",

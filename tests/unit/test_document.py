@@ -206,6 +206,10 @@ def test_what_was_accepted_can_be_read_again_from_its_canonical_form(document: d
                 {str(token): 1 for token in range(1025)},
             )
         ),
+        ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs is for messages, which a chat template renders"),
+        ({"continue_final_message": True}, "continue_final_message is for messages, which a chat template renders"),
+        ({"continue_final_message": 1}, "continue_final_message must be true or false, is 1"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs must be an object of up to 64 variables of the chat"),
         ({"ttl": 0}, "ttl must be a number of seconds above 0 and up to 315360000, is 0"),
         ({"deadline": 5}, "deadline must be an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z, is 5"),
         ({"deadline": "2027-02-30T00:00:00Z"}, "deadline is not a time that exists"),
@@ -322,6 +326,35 @@ def test_text_parts_are_joined_by_line_breaks() -> None:
     read = read_submission(json.dumps(said(parts)).encode(), LIMIT)
     assert [message.text for message in read.job.messages or ()] == ["What is this?\n\nBe brief."]
     assert read.digest != read_submission(json.dumps(said("What is this?\n\nBe brief.")).encode(), LIMIT).digest
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        *(
+            ({name: 1}, f"must not have {name}, which edged gives the chat template itself")
+            for name in "messages tools documents add_generation_prompt continue_final_message chat_template bos_token "
+            "eos_token raise_exception strftime_now namespace range loop self tokenize return_dict".split()
+        ),
+        ({"_x": 1}, "must have names of 1 to 64 letters, digits and underscores that begin with a letter"),
+        *(({name: 1}, "must have names of") for name in ("", "a-b", "a b", "x" * 65, "ä", "a\n", "<|end|>")),
+        ({f"a{number}": 1 for number in range(65)}, "must be an object of up to 64 variables of the chat template"),
+    ],
+)
+def test_reserved_and_impossible_template_variables_are_refused(kwargs: dict[str, Any], words: str) -> None:
+    error = refusal({**said("x"), "chat_template_kwargs": kwargs})
+    assert error.code is Code.INVALID_JOB
+    assert f"chat_template_kwargs {words}" in str(error)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [{"role": "user", "content": "x"}, {"role": "assistant", "content": " \n"}, {"role": "assistant", "content": ""}],
+)
+def test_only_something_that_the_assistant_said_can_be_continued(last: dict[str, Any]) -> None:
+    chat = [{"role": "user", "content": "x"}, last]
+    error = refusal({"id": "a", "messages": chat, "continue_final_message": True})
+    assert "continue_final_message needs a last message of role assistant that says something" in str(error)
 
 
 @pytest.mark.parametrize("type", ["image_url", "input_audio", "file", "refusal", "image", "txet", "a\nb"])

@@ -521,8 +521,9 @@ def stored(world: World, id: str, **fields: Any) -> None:
 
 
 def test_a_restart_loses_no_field_of_a_job(world: World, tmp_path: Path) -> None:
-    chat = [{"role": "user", "content": [{"type": "text", "text": "On?"}]}]
-    fields = {"min_p": 0.1, "repetition_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": -1}
+    chat = [{"role": "assistant", "content": [{"type": "text", "text": "On?"}]}]
+    chat_fields = {"chat_template_kwargs": {"enable_thinking": False}, "continue_final_message": True}
+    fields = chat_fields | {"min_p": 0.1, "repetition_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": -1}
     world.arrive({"id": "a", "messages": chat, "logit_bias": {"5": -100}, **fields})
     world.jobs.flush()
     world.spool.close()

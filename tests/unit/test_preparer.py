@@ -26,7 +26,7 @@ class Tokens:
             raise KeyError("secret-word")
         return [1] * len(text)
 
-    def encode_messages(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode_messages(self, messages: list[dict[str, str]], *_given: Any) -> list[int]:
         if messages[-1]["content"] == "break" or messages[0]["role"] == "system":
             raise KeyError("secret-word")
         raise TemplateFaultError("the chat template did not finish within 5 s")
@@ -123,6 +123,20 @@ def test_sampling_is_the_jobs_and_where_it_says_nothing_the_packages() -> None:
     )
     plain = prepare(Job(id="a", prompt="x", max_tokens=2, seed=0, repetition_penalty=1.0), 0, "a", SERVING).sampling
     assert plain == Sampling(top_p=0.8, repetition_penalty=1.0)
+
+
+def test_a_chat_goes_to_the_tokenizer_with_all_that_the_job_says_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(Tokens, "encode_messages", lambda _self, *what: given.append(what) or [1])
+    chat: Any = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": "It is"},
+    ]
+    fields: Any = {"chat_template_kwargs": {"x": 1}, "continue_final_message": True}
+    request = prepare(Job(id="a", messages=chat, max_tokens=2, **fields), 0, "a", SERVING)
+    assert given == [([{"role": "user", "content": "a\nb"}, chat[1]], {"x": 1}, True)]
+    assert request.continued
+    assert not prepare(Job(id="a", messages=chat, max_tokens=2), 0, "a", SERVING).continued
 
 
 def test_a_bias_for_a_token_that_the_model_has_not_is_refused() -> None:
