@@ -21,7 +21,7 @@ PYTHON_trixie := python3.13
 # The oldest onnxruntime that edged takes, one in between, and the newest beside its oracle.
 RUNTIMES := 'onnxruntime==1.23.2' 'onnxruntime==1.28.*' 'onnxruntime-genai'
 
-.PHONY: help demo test test-slow check unit broker families test-cuda test-pull test-clients test-system test-runtimes test-templates bench bench-peers bench-jobs bench-card power eval-demo demo-model test-faults chaos chaos-selftest soak deb sbom deb-resolve test-arm clean test-loaded
+.PHONY: check unit broker $(shell awk -F: '/^[a-z-]+:.*\#\#/ {print $$1}' $(MAKEFILE_LIST))
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -133,6 +133,9 @@ bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overh
 
 bench-card: $(VENV)/.dev | mosquitto ## what a job writes to the card, counted at the block device (root; four minutes)
 	@$(BIN)/python tests/benchmarks/card.py
+
+bench-streaming: $(VENV)/.dev ## what a token costs on its way to text, for each kind of tokenizer: make bench-streaming [MODEL=FOLDER]
+	@$(BIN)/python tests/benchmarks/streaming.py $(MODEL)
 
 power: $(VENV)/.dev | mosquitto ## cut the power at every fsync and at 1,000 instants between, and look what is left in the spool
 	@command -v gcc >/dev/null || { echo "installing gcc …"; $(APT) update -qq && $(APT) install -qq -y --no-install-recommends gcc libc6-dev >/dev/null; }

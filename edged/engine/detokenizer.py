@@ -19,7 +19,7 @@ _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 _LONGEST_HALF = 3
 """Most bytes, and so most tokens, of an unfinished character."""
 _CONTEXT, _WINDOW = 8, 16
-"""Tokens that WindowDetokenizer keeps when it shortens its window, and those that the window has at most."""
+"""Unread tokens that WindowDetokenizer keeps when there are too many, and how many are too many."""
 
 
 def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
@@ -166,10 +166,10 @@ class WindowDetokenizer:
         known = max(self._out, len(text.rstrip(_REPLACEMENT)), len(text) - _LONGEST_HALF)
         new, self._out = text[self._out : known], known
         if known >= len(text):
-            # Tokens without text are not enough of a context.
-            self._context = self._unread if text else (self._context + self._unread)[-_CONTEXT:]
+            # Tokens without text give no context by themselves.
+            self._context = self._unread if text else (self._context + self._unread)[:_WINDOW]
             self._unread, self._out = [], 0
-        elif len(self._unread) > _WINDOW:
+        elif len(self._unread) >= _WINDOW:
             # Every token ends within a character, or the bytes are no characters.
             self._context, self._unread = [], self._unread[-_CONTEXT:]
             self._out = max(0, len(self._decode(self._unread)) - (len(text) - known))

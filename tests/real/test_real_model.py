@@ -13,6 +13,8 @@ from engine_rig import ids, load, request, run_at_random, running
 from patience import eventually
 from real_rig import CONTEXT, GENAI_PYTHON, PACKAGE, ROWS, THREADS, TOKENS, Answer, BareLoop, Comparison, compare
 from real_rig import genai_answers as ask_genai
+from text_rig import check_any_tokens, check_continuations, check_text
+from tokenizers import Tokenizer
 
 from edged.engine.loaded_model import LoadedModel
 from edged.engine.prefix_cache import BLOCK_TOKENS, usable_blocks
@@ -189,3 +191,10 @@ def answers_over_mqtt(client: Client5, name: str, genai: tuple[Answer, ...]) -> 
 def cached(answer: Answer) -> range:
     """Numbers of blocks that a prefix of the prompt can have."""
     return range(1, usable_blocks(len(answer.prompt)) + 1)
+
+
+def test_pieces_of_any_tokens_join_to_their_text() -> None:
+    made = Tokenizer.from_file(str(PACKAGE / "tokenizer.json"))
+    check_any_tokens(made, random.Random(0))
+    check_text(made, random.Random(1))
+    check_continuations(made, random.Random(2))

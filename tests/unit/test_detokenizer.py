@@ -208,16 +208,16 @@ class TestLongAnswers:
         assert "".join(map(window.push, ids)) + window.finish() == whole(made, ids)
         assert longest < 30
 
-    def test_tokens_without_text_do_not_pile_up(self) -> None:
+    def test_tokens_without_text_neither_pile_up_nor_hide_what_was_before(self) -> None:
         longest = 0
 
         def decode(ids: Sequence[int]) -> str:
             nonlocal longest
             longest = max(longest, len(ids))
-            return "x" * sum(ids)
+            return (" x" * sum(ids)).removeprefix(" ")
 
         window = WindowDetokenizer(decode)
-        assert [window.push(token) for token in [0] * 100 + [1]] == [""] * 100 + ["x"]
+        assert [window.push(token) for token in [1, *[0] * 100, 1]] == ["x", *[""] * 100, " x"]
         assert longest < 30
 
     def test_special_tokens_have_no_text(self) -> None:
