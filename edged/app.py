@@ -96,6 +96,7 @@ def build(
         max_queued=settings.jobs.max_queued,
         max_bytes=settings.jobs.max_bytes,
         retention=settings.jobs.retention,
+        pieces_per_second=settings.jobs.pieces_per_second,
         allow_pin=settings.cache.allow_pin,
         pinned=settings.cache.pinned,
     )

@@ -20,6 +20,7 @@ from edged.jobs.results import Reason
 from edged.jobs.running import Active, JobEngine, JobPreparer
 from edged.jobs.schema import SpoolError
 from edged.jobs.spool import Spool
+from edged.jobs.streams import Streams
 from edged.report.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,7 @@ class Dispatch:
         endings: Endings,
         times: JobTimes,
         metrics: Metrics,
+        streams: Streams,
     ) -> None:
         self._spool = spool
         self._outbox = outbox
@@ -53,6 +55,7 @@ class Dispatch:
         self._endings = endings
         self._times = times
         self._metrics = metrics
+        self._streams = streams
         self._queue = JobQueue(lambda queued: rank(queued.priority, times.received(queued)))
         self._active: dict[int, Active] = {}
         self._preparing: int | None = None
@@ -134,9 +137,9 @@ class Dispatch:
             active.waited = max(0.0, self._times.age(queued))
             self._outbox.tell(queued.id, "retrying" if queued.starts else "started")
         elif isinstance(event, engine_events.Piece):
-            self._outbox.stream(queued.id, active.pieces, event.text)
-            active.pieces += 1
+            self._streams.add(number, queued.id, event.text)
         elif isinstance(event, engine_events.Finished):
+            self._streams.end(number)
             self._remove(active)
             self._endings.with_answer(queued, active.job, active.waited, event)
         else:
@@ -236,7 +239,8 @@ class Dispatch:
     def abandon(self) -> list[str]:
         """Forget what runs: it is on disk without a result and runs again after the next start. Returns the ids."""
         cut: list[Queued] = []
-        for active in list(self._active.values()):
+        for number, active in list(self._active.items()):
+            self._streams.end(number)
             if active.stopping is not None:
                 self._end_active(active, active.stopping)
             elif active.started:
@@ -276,6 +280,7 @@ class Dispatch:
 
     def _ended(self, active: Active, event: engine_events.Ended) -> None:
         self._metrics.generated_tokens.inc(event.tokens)
+        self._streams.end(event.key)
         if active.stopping is not None:
             self._end_active(active, active.stopping)
         elif event.failure is not None:

@@ -30,6 +30,7 @@ from edged.jobs.preparer import Prepared, PreparerStatus
 from edged.jobs.results import Reason
 from edged.jobs.running import JobEngine, JobPreparer
 from edged.jobs.spool import Spool
+from edged.jobs.streams import Streams
 from edged.machine.clock import Clock
 from edged.mqtt.events import CancelReceived, JobReceived, Published, PublishRefused
 from edged.mqtt.topics import Topics
@@ -91,6 +92,7 @@ class JobManager:
         max_queued: int,
         max_bytes: int,
         retention: float,
+        pieces_per_second: int,
         allow_pin: bool,
         pinned: Sequence[str] = (),
     ) -> None:
@@ -103,6 +105,7 @@ class JobManager:
         self._committer = Committer(spool, self.outbox, times, metrics)
         self._endings = Endings(device, spool, times, metrics, commit=self._committer.end)
         self._pinned = PinnedPrompts(spool)
+        self._streams = Streams(self.outbox.stream, pieces_per_second)
         self._dispatch = Dispatch(
             spool=spool,
             outbox=self.outbox,
@@ -112,6 +115,7 @@ class JobManager:
             endings=self._endings,
             times=times,
             metrics=metrics,
+            streams=self._streams,
         )
         self._admission = Admission(
             device=device,
@@ -157,7 +161,8 @@ class JobManager:
     @property
     def due_in(self) -> float:
         """Seconds until another flush() is due, though nothing new comes in."""
-        return self._committer.due_in(self._intake, company=self._dispatch.active > 0)
+        commit = self._committer.due_in(self._intake, company=self._dispatch.active > 0)
+        return min(commit, self._streams.due_in)
 
     @property
     def busy(self) -> bool:
@@ -209,6 +214,7 @@ class JobManager:
 
     def flush(self) -> None:
         """Commit what waits, publish what that allows, and give the engine its next jobs. Raises SpoolError."""
+        self._streams.flush()
         self._committer.flush(self._intake, company=self._dispatch.active > 0)
         if self._committer.erased:
             self._committer.erased = False

@@ -40,8 +40,6 @@ class Active:
     """Seconds from receipt to its row."""
     started: bool = False
     """It has a row."""
-    pieces: int = 0
-    """Pieces of its answer that were published."""
     recalled: bool = False
     """Cancelled in the engine, before it had a row, in favour of a more urgent job: it will wait again."""
     stopping: Reason | None = None

@@ -148,6 +148,12 @@ class JobsSettings(Section):
         le=31_536_000,
         description="Seconds for which a result is kept to answer repeats of its job.",
     )
+    pieces_per_second: int = Field(
+        default=20,
+        ge=1,
+        le=1000,
+        description="Most pieces of an answer that are published in a second; faster ones are joined.",
+    )
 
 
 class HttpSettings(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -187,13 +188,16 @@ def test_a_bad_cancel_is_answered(client: Client5, daemon: Daemon) -> None:
         assert client.refusal(payload, to="cancel")["error"]["code"] == "invalid_job"
 
 
-def test_streamed_pieces_join_to_the_text(client: Client5, daemon: Daemon) -> None:
-    document = {"id": "streamed", "prompt": "The device", "max_tokens": 60, "ignore_eos": True, "stream": True}
+def test_pieces_that_come_fast_are_joined_and_all_leave_before_the_result(client: Client5, daemon: Daemon) -> None:
+    daemon.pace(0.005)
+    document = {"id": "streamed", "prompt": "The device", "max_tokens": 480, "ignore_eos": True, "stream": True}
+    began = time.monotonic()
     result = client.ask(document)
+    seconds = time.monotonic() - began
     pieces = [json.loads(message.payload) for message in client.all("stream/streamed")]
     assert [piece["seq"] for piece in pieces] == list(range(len(pieces)))
     assert "".join(piece["text"] for piece in pieces) == result["text"]
-    assert len(pieces) > 5
+    assert 5 < len(pieces) <= 2 + 20 * seconds  # the first, one for each 50 ms, and the rest
     order = [m.topic.split("/")[-2] for m in client.messages if m.topic.endswith("/streamed")]
     assert order == ["event", "event", *["stream"] * len(pieces), "result"]
 

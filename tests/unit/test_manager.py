@@ -87,7 +87,8 @@ class World:
             ledger=SimpleNamespace(last_end=last_end),  # type: ignore[arg-type]
             clock=Clock(),
             metrics=Metrics(detect(folder), LatestStatus(), ()),
-            **{"max_queued": 1000, "max_bytes": 1 << 20, "retention": 1e6, "allow_pin": False} | options,
+            **{"max_queued": 1000, "max_bytes": 1 << 20, "retention": 1e6, "pieces_per_second": 1, "allow_pin": False}
+            | options,
         )
 
     # The link.
@@ -455,6 +456,57 @@ def test_a_cancel_of_a_ready_job_does_not_wait_for_the_engine(world: World) -> N
     world.finish(2)
     world.run()
     assert world.kinds("ready") == ["accepted", "result"]
+
+
+@pytest.fixture
+def streaming(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """One job that streams and has made three pieces at once; the clock stands still."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    world.serve().arrive(job("a", stream=True))
+    world.jobs.flush()
+    for event in (Started(1), Piece(1, "one "), Piece(1, "two "), Piece(1, "three")):
+        world.jobs.engine_event(event)
+    world.jobs.flush()
+    return world
+
+
+def pieces(world: World) -> list[dict[str, Any]]:
+    return [said[2] for said in world.said if said[0] == "stream"]
+
+
+def test_the_first_piece_leaves_at_once_and_those_that_come_too_fast_are_joined(
+    streaming: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert streaming.kinds("a") == ["accepted", "started", "stream"]
+    assert pieces(streaming) == [{"seq": 0, "text": "one "}]
+    assert streaming.jobs.due_in == pytest.approx(1)
+    later = time.monotonic() + 1.001
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    streaming.jobs.flush()
+    assert pieces(streaming)[1:] == [{"seq": 1, "text": "two three"}]
+    assert streaming.jobs.due_in == math.inf
+
+
+def test_the_last_piece_leaves_before_the_result(streaming: World) -> None:
+    streaming.finish(1)
+    streaming.jobs.flush()
+    assert streaming.kinds("a") == ["accepted", "started", "stream", "stream", "result"]
+    assert pieces(streaming)[1:] == [{"seq": 1, "text": "two three"}]
+    assert streaming.jobs.due_in == math.inf
+
+
+def test_the_last_piece_leaves_before_the_end_of_a_cancelled_job(streaming: World) -> None:
+    streaming.cancelled("a")
+    streaming.jobs.engine_event(Ended(1, tokens=3))
+    streaming.jobs.flush()
+    assert streaming.kinds("a") == ["accepted", "started", "stream", "stream", "result"]
+    assert pieces(streaming)[1:] == [{"seq": 1, "text": "two three"}]
+
+
+def test_the_last_piece_of_an_abandoned_job_leaves(streaming: World) -> None:
+    assert streaming.jobs.abandon() == ["a"]
+    assert pieces(streaming)[1:] == [{"seq": 1, "text": "two three"}]
 
 
 def test_a_remembered_cancel_is_forgotten_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
