@@ -43,6 +43,7 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             raise spool_error(f"the spool {path} cannot be opened", error) from None
         try:
+            self._db.text_factory = lambda text: text.decode("utf-8", "replace")  # for a checksum to judge
             self._db.create_function("boot_number", 1, boot_number, deterministic=True)
             self._db.execute(f"PRAGMA page_size={PAGE_BYTES}")  # of a new file
             self._db.execute("PRAGMA journal_mode=WAL")

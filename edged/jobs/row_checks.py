@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from edged.jobs.spool import checksum
+from edged.jobs.checksums import COVERED, document_crc, is_whole
 from edged.mqtt.topics import is_id
 
 Row = dict[str, Any]
@@ -23,11 +23,13 @@ def is_job(row: Row) -> bool:
         return False
     if not (isinstance(row["boot_id"], str) and isinstance(row["synchronised"], int)):
         return False
+    if not has_its_checksum("job", row):
+        return False
     return document is None or (isinstance(document, bytes) and hashlib.sha256(document).digest() == digest)
 
 
 def is_result(row: Row, id: str) -> bool:
-    """Whether a row of the table `result` is whole and that of the job with this id."""
+    """Whether a row of the table `result` has a whole document, and is that of the job with this id."""
     if not (isinstance(row["state"], str) and isinstance(row["boot_id"], str)):
         return False
     if not all(isinstance(row[name], (int, float)) for name in ("finished", "boottime")):
@@ -36,10 +38,18 @@ def is_result(row: Row, id: str) -> bool:
         return False
     if row["document"] is None:
         return True
-    if not isinstance(row["document"], bytes) or row.get("crc") not in (None, checksum(row["seq"], row["document"])):
+    if not isinstance(row["document"], bytes) or row.get("crc") not in (
+        None,
+        document_crc(row["seq"], row["document"]),
+    ):
         return False
     try:
         document = json.loads(row["document"])
     except (ValueError, TypeError, RecursionError):
         return False
     return isinstance(document, dict) and document.get("id") == id and document.get("state") == row["state"]
+
+
+def has_its_checksum(table: str, row: Row, *more: str) -> bool:
+    """Whether the other columns are as they were written; older versions have no checksum of them."""
+    return is_whole(table, (*(row.get(column) for column in COVERED[table]), *more), row.get("row_crc"))

@@ -65,7 +65,7 @@ CREATE TABLE attempt (
     suspect INTEGER NOT NULL   -- ran beside others in such a crash: runs alone from now on
 );
 """),
-    # made: the order in which results were made. crc: checksum() in spool.py. Both are NULL where version 1 wrote.
+    # made: the order in which results were made. crc: checksums.py. Both are NULL where version 1 wrote.
     # An id is looked up in memory (ids.py): its index cost the card a quarter of all bytes and more.
     Migration("""
 ALTER TABLE result ADD COLUMN made INTEGER;
@@ -78,6 +78,13 @@ DROP INDEX job_id;
 ALTER TABLE delivered ADD COLUMN finished REAL;
 ALTER TABLE delivered ADD COLUMN boottime REAL;
 ALTER TABLE delivered ADD COLUMN boot INTEGER;
+"""),
+    # checksums.py
+    Migration("""
+ALTER TABLE job ADD COLUMN row_crc INTEGER;
+ALTER TABLE result ADD COLUMN row_crc INTEGER;
+ALTER TABLE delivered ADD COLUMN row_crc INTEGER;
+ALTER TABLE waiter ADD COLUMN row_crc INTEGER;
 """),
 )
 """STEPS[n] leads from version n to n + 1. A step that was released is not changed any more."""

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import zlib
+import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from edged.erasure import erase_file
-from edged.jobs.database import Database
+from edged.jobs.checksums import COVERED, columns, document_crc, is_whole, row_crc
+from edged.jobs.database import Database, boot_number
 from edged.jobs.id_index import IdIndex
 from edged.jobs.records import Delivery, Known, Moment, Queued
 from edged.jobs.waiters import Row, Waiters
@@ -32,7 +34,7 @@ class Spool(Database):
 
     def adopt_older_rows(self) -> None:
         """Complete what an edged that knows schema 2 or less wrote since."""
-        self.waiters = Waiters(self._db)
+        self.waiters = Waiters(self._db, self._damaged)
         self.waiters.adopt()
         self._db.execute(
             "UPDATE delivered SET (finished, boottime, boot) = "
@@ -47,6 +49,9 @@ class Spool(Database):
         made = f"SELECT ifnull(max(made), 0) + 1 FROM result WHERE {_UNDELIVERED}"
         self._made = self._db.execute(made).fetchone()[0]
         self._ids = IdIndex(self._db.execute("SELECT seq, id FROM job"))
+        # Without its row a result is published again; another's row in its place would keep it from its waiters.
+        for *values, crc in self._db.execute(f"SELECT {columns('delivered')} FROM delivered"):
+            self._check("delivered", tuple(values), crc)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -76,38 +81,41 @@ class Spool(Database):
     ) -> Queued:
         """Append a job. The caller checks by find() that its id is free."""
         number, self._next = self._next, self._next + 1
+        values = (
+            *(number, id, digest, priority, store),
+            *(received.wall, received.boottime, received.boot_id, received.synchronised),
+            *(ttl, deadline),
+        )
         self._db.execute(
-            "INSERT INTO job (seq, id, digest, document, priority, store, received, boottime, boot_id, synchronised, "
-            "ttl, deadline) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(number, id, digest, document, priority, store),
-                *(received.wall, received.boottime, received.boot_id, received.synchronised),
-                *(ttl, deadline),
-            ),
+            f"INSERT INTO job ({', '.join(COVERED['job'])}, document, row_crc) VALUES ({', '.join('?' * 13)})",
+            (*values, document, row_crc("job", values)),
         )
         self._ids.add(number, id)  # find() sees whether the commit came to its end
         return Queued(number, id, priority, store, received, ttl, deadline)
 
     def add_result(self, number: int, state: str, document: bytes, finished: Moment) -> bool:
         """Append a job's one result; False where the job was forgotten meanwhile."""
+        row = self._db.execute("SELECT id FROM job WHERE seq = ?", (number,)).fetchone()
+        if row is None:
+            return False
         made, self._made = self._made, self._made + 1
-        cursor = self._db.execute(
-            "INSERT INTO result (seq, state, document, finished, boottime, boot_id, made, crc) "
-            "SELECT seq, ?, ?, ?, ?, ?, ?, ? FROM job WHERE seq = ?",
-            (
-                *(state, document, finished.wall, finished.boottime, finished.boot_id),
-                *(made, checksum(number, document), number),
-            ),
+        moment = finished.wall, finished.boottime, finished.boot_id
+        values = number, state, *moment, made, document_crc(number, document)
+        self._db.execute(
+            f"INSERT INTO result ({', '.join(COVERED['result'])}, document, row_crc) VALUES ({', '.join('?' * 9)})",
+            (*values, document, row_crc("result", (*values, row[0]))),
         )
-        return cursor.rowcount == 1
+        return True
 
     def mark_delivered(self, number: int) -> None:
         """The broker has the result on the job's result topic."""
-        self._db.execute(
-            "INSERT OR IGNORE INTO delivered (seq, finished, boottime, boot) "
-            "SELECT seq, finished, boottime, boot_number(boot_id) FROM result WHERE seq = ?",
-            (number,),
-        )
+        query = "SELECT finished, boottime, boot_id FROM result WHERE seq = ?"
+        for finished, boottime, boot_id in self._db.execute(query, (number,)).fetchall():
+            values = number, finished, boottime, boot_number(boot_id)
+            self._db.execute(
+                "INSERT OR IGNORE INTO delivered (seq, finished, boottime, boot, row_crc) VALUES (?, ?, ?, ?, ?)",
+                (*values, row_crc("delivered", values)),
+            )
 
     def note_interrupted(self, number: int, *, crashed_alone: bool, suspect: bool) -> None:
         """Account for a run that an end of the process cut short; negative numbers are those of pinned prompts."""
@@ -165,11 +173,15 @@ class Spool(Database):
         if number is None:
             return None
         row = self._one(
-            "SELECT digest, state, result.document IS NOT NULL FROM job LEFT JOIN result USING (seq) "
+            f"SELECT {columns('job')}, state, result.document IS NOT NULL FROM job LEFT JOIN result USING (seq) "
             "WHERE seq = ? AND id = ?",
             (number, id),
         )
-        return Known(number, row[0], row[1], bool(row[2])) if row else None
+        if row is None:
+            return None
+        (*values, crc), (state, kept) = row[:-2], row[-2:]
+        self._check("job", tuple(values), crc)
+        return Known(number, values[2], state, bool(kept))
 
     def document(self, number: int) -> bytes | None:
         """A job's canonical document, None once it was forgotten or erased.
@@ -191,24 +203,27 @@ class Spool(Database):
         row = self._one("SELECT document, crc FROM result WHERE seq = ?", (number,))
         if row is None or row[0] is None:
             return None
-        if not isinstance(row[0], bytes) or row[1] not in (None, checksum(number, row[0])):
+        if not isinstance(row[0], bytes) or row[1] not in (None, document_crc(number, row[0])):
             raise self._damaged("a result in it is not what was written down")
         return row[0]
 
     def stores(self, number: int) -> bool:
         """Whether a job's documents may be kept once its result is delivered."""
-        row = self._one("SELECT store FROM job WHERE seq = ?", (number,))
-        return row is None or bool(row[0])
+        row = self._one(f"SELECT {columns('job')} FROM job WHERE seq = ?", (number,))
+        if row is None:
+            return True
+        self._check("job", row[:-1], row[-1])
+        return bool(row[4])
 
     def queued(self) -> Iterator[Queued]:
         """All jobs without a result, in the order of receipt."""
         for row in self._read(
-            "SELECT job.seq, id, priority, store, received, job.boottime, job.boot_id, synchronised, ttl, deadline, "
-            "ifnull(starts, 0), ifnull(crashes, 0), ifnull(suspect, 0) FROM job LEFT JOIN result USING (seq) "
-            "LEFT JOIN attempt USING (seq) WHERE result.seq IS NULL ORDER BY job.seq"
+            f"SELECT {columns('job')}, ifnull(starts, 0), ifnull(crashes, 0), ifnull(suspect, 0) FROM job "
+            "LEFT JOIN result USING (seq) LEFT JOIN attempt USING (seq) WHERE result.seq IS NULL ORDER BY job.seq"
         ):
-            (number, id, priority, store, wall, boottime, boot_id, synchronised), rest = row[:8], row[8:]
-            (ttl, deadline, starts, crashes, suspect) = rest
+            *values, crc, starts, crashes, suspect = row
+            self._check("job", tuple(values), crc)
+            number, id, _, priority, store, wall, boottime, boot_id, synchronised, ttl, deadline = values
             moment = Moment(wall, boottime, boot_id, bool(synchronised))
             yield Queued(number, id, priority, bool(store), moment, ttl, deadline, starts, crashes, bool(suspect))
 
@@ -220,12 +235,17 @@ class Spool(Database):
     def due(self) -> Iterator[Delivery]:
         """All publications that the broker has not confirmed, results in the order in which they were made."""
         waiters: dict[int, list[Row]] = defaultdict(list)
-        for row in self._read("SELECT n, seq, topic, correlation FROM waiter ORDER BY n"):
-            waiters[row[1]].append(row)
-        for number, id in self._read(
-            f"SELECT seq, id FROM result JOIN job USING (seq) WHERE {_UNDELIVERED} "
-            "AND result.document IS NOT NULL ORDER BY made, finished, seq"
+        try:
+            for row in self.waiters.all():
+                waiters[row[1]].append(row)
+        except sqlite3.Error as error:
+            raise self._failure("read", error) from None
+        for *values, crc, id in self._read(
+            f"SELECT {columns('result')}, id FROM result JOIN job USING (seq) WHERE {_UNDELIVERED} "
+            "AND result.document IS NOT NULL ORDER BY made, result.finished, seq"
         ):
+            number = values[0]
+            self._check("result", (*values, id), crc)
             yield Delivery(number, id)
             yield from self._to_waiters(id, waiters.pop(number, []))
         for number, rows in waiters.items():  # that asked again, after the result topic had it
@@ -242,6 +262,11 @@ class Spool(Database):
     def _to_waiters(self, id: str, rows: list[Row]) -> Iterator[Delivery]:
         for n, number, topic, correlation in rows:
             yield Delivery(number, id, topic, correlation, n)
+
+    def _check(self, table: str, values: tuple[Any, ...], crc: object) -> None:
+        """Raises SpoolDamagedError where a row does not have its checksum."""
+        if not is_whole(table, values, crc):
+            raise self._damaged(f"a row of the table {table} is not what was written down")
 
     def last_boottime(self, boot_id: str) -> float:
         """The latest CLOCK_BOOTTIME that the spool saw in that boot, 0 if none."""
@@ -260,11 +285,6 @@ class Spool(Database):
     def set_aside(self) -> list[Path]:
         """Damaged spools that were set aside, the oldest first."""
         return set_aside(self.path)
-
-
-def checksum(number: int, document: bytes) -> int:
-    """A checksum that tells a result from one that a damaged page changed, or gave to another job."""
-    return zlib.crc32(document, number & 0xFFFFFFFF)
 
 
 def set_aside(path: Path) -> list[Path]:

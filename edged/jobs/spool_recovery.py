@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from edged.jobs.database import PAGE_BYTES
-from edged.jobs.row_checks import Row, is_job, is_result
+from edged.jobs.row_checks import Row, has_its_checksum, is_job, is_result
 from edged.jobs.schema import SpoolDamagedError, SpoolError, is_damage, spool_error
 from edged.jobs.spool import Spool, discard, set_aside
 from edged.jobs.waiters import PLACES
@@ -223,14 +223,18 @@ def _take_over(old: sqlite3.Connection, new: sqlite3.Connection) -> dict[str, in
     for row in _rows(old, "result", last):
         if row["seq"] in jobs and is_result(row, jobs[row["seq"]][0]):
             results[row["seq"]] = True
-            put("result", row)
+            # The answer is whole. What else can have changed is its age and its place among the others.
+            unchanged = has_its_checksum("result", row, jobs[row["seq"]][0])
+            put("result", row if unchanged else {**row, "row_crc": None})
     for seq in [seq for seq, (_, erased) in jobs.items() if erased and seq not in results]:
         new.execute("DELETE FROM job WHERE seq = ?", (seq,))  # nothing to run and nothing to answer
         del jobs[seq]
     checks: dict[str, Callable[[Row], bool]] = {
-        "delivered": lambda row: row["seq"] in results,
+        "delivered": lambda row: row["seq"] in results and has_its_checksum("delivered", row),
         "attempt": lambda row: row["seq"] in jobs and all(isinstance(value, int) for value in row.values()),
-        "waiter": lambda row: row["seq"] in jobs and isinstance(row["topic"], (str, type(None))),
+        "waiter": lambda row: (
+            row["seq"] in jobs and isinstance(row["topic"], (str, type(None))) and has_its_checksum("waiter", row)
+        ),
     }
     for table, whole in checks.items():
         for row in _rows(old, table, *((last_waiter, "n") if table == "waiter" else (last, "seq"))):

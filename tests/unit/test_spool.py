@@ -344,6 +344,56 @@ def test_a_result_that_changed_or_is_that_of_another_job_is_damage(spool: Spool,
     assert spool.damage is not None
 
 
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        *(("job", change) for change in ("seq = 9", "id = 'c'", "digest = x'00'", "priority = 4", "store = 0")),
+        *(("job", change) for change in ("received = 101.0", "boottime = 11.0", "boot_id = 'c'", "synchronised = 1")),
+        *(("job", change) for change in ("ttl = 5.5", "deadline = 6.0", "id = CAST(x'ff' AS TEXT)", "row_crc = 1")),
+        *(("result", change) for change in ("seq = 3", "state = 'failed'", "finished = 1.0", "boottime = 1.0")),
+        *(("result", change) for change in ("boot_id = 'c'", "made = 7", "crc = 1")),
+        *(("delivered", change) for change in ("seq = 2", "finished = 1.0", "boottime = 1.0", "boot = 1")),
+        *(("waiter", change) for change in ("n = n + 1", "seq = 2", "topic = 'other'", "correlation = x'64'")),
+    ],
+)
+def test_a_start_finds_a_row_that_changed(spool: Spool, table: str, change: str) -> None:
+    """Each of these would send an answer elsewhere, or none, or end a job that waits."""
+    delivered, answered, waiting = (add(spool, id, ttl=5.0) for id in ("delivered", "answered", "waiting"))
+    for queued in (delivered, answered):
+        end(spool, queued)
+    with spool.transaction():
+        spool.mark_delivered(delivered.number)
+    wait(spool, waiting, "edged/v1/reply/x", b"c")
+    which = {"job": waiting, "result": answered, "delivered": delivered, "waiter": waiting}[table]
+    spool.close()
+    read_all(Spool(spool.path))
+    with other_process(spool) as db:
+        db.execute(f"UPDATE {table} SET {change} WHERE seq = ?", (which.number,))
+    with pytest.raises(SpoolDamagedError, match="is not what was written down"):
+        read_all(Spool(spool.path))
+
+
+def read_all(spool: Spool) -> None:
+    """What a start reads."""
+    try:
+        list(spool.queued())
+        list(spool.due())
+    finally:
+        spool.close()
+
+
+def test_a_repeat_finds_a_row_that_changed(spool: Spool) -> None:
+    queued = add(spool, "a")
+    assert spool.find("a") is not None
+    with other_process(spool) as db:
+        db.execute("UPDATE job SET digest = x'00', store = 0")
+    with pytest.raises(SpoolDamagedError, match="a row of the table job is not what was written down"):
+        spool.find("a")
+    with pytest.raises(SpoolDamagedError, match="a row of the table job is not what was written down"):
+        spool.stores(queued.number)
+    assert spool.damage is not None
+
+
 MORE = (
     Migration("ALTER TABLE job ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue';\nCREATE TABLE pot (seq INTEGER)"),
     Migration("ALTER TABLE result ADD COLUMN weight REAL"),
@@ -456,6 +506,39 @@ def test_version_2_goes_on_with_a_file_of_version_3_and_a_newer_one_adopts_its_r
     assert spool.ids() == ["mine", "old"]
 
 
+def test_version_3_goes_on_with_a_file_of_version_4(spool: Spool) -> None:
+    """What it wrote, as it stood in its code: its rows have no checksum, and what it erases keeps one that is right."""
+    for id in ("erased", "answered"):
+        end(spool, add(spool, id, store=False))
+    waiting = add(spool, "waiting")
+    wait(spool, waiting, "edged/v1/reply/x")
+    with other_process(spool) as old:
+        old.execute("UPDATE job SET document = NULL, reply_topic = NULL, correlation = NULL WHERE seq = 1")
+        old.execute("UPDATE result SET document = NULL WHERE seq = 1")
+        old.execute(
+            "INSERT OR IGNORE INTO delivered (seq, finished, boottime, boot) "
+            "SELECT seq, finished, boottime, 5 FROM result WHERE seq = 1"
+        )
+        old.execute(
+            "INSERT INTO job (seq, id, digest, document, priority, store, received, boottime, boot_id, synchronised, "
+            "ttl, deadline) VALUES (4, 'old', x'', x'', 5, 1, 1.0, 1.0, 'b', 1, NULL, NULL)"
+        )
+        old.execute("INSERT INTO waiter (n, seq, topic, correlation) VALUES (512, 4, 'edged/v1/reply/old', x'63')")
+        old.execute(
+            "INSERT INTO result (seq, state, document, finished, boottime, boot_id, made, crc) "
+            "SELECT seq, 'succeeded', x'6f6c64', 1.0, 1.0, 'b', 9, NULL FROM job WHERE seq = 4"
+        )
+    spool = reopened(spool)
+    assert [job.id for job in spool.queued()] == ["waiting"]
+    assert [(delivery.id, delivery.topic) for delivery in spool.due()] == [
+        ("answered", None),
+        ("old", None),
+        ("old", "edged/v1/reply/old"),
+    ]
+    assert [spool.find(id) is not None for id in ("erased", "old", "waiting")] == [True] * 3
+    assert not spool.stores(1)
+
+
 def test_the_waiters_of_a_job_are_found_and_removed_without_those_of_its_neighbours(spool: Spool) -> None:
     jobs = [add(spool, id) for id in "abc"]
     for queued in jobs:
@@ -484,9 +567,9 @@ def test_steps_are_applied_together_or_not_at_all(spool: Spool, monkeypatch: pyt
 
 def test_a_file_that_leaves_this_edged_out_is_left_alone(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(schema, "STEPS", (*STEPS, MORE[0], Migration("DROP TABLE pot", oldest=5)))
+        newer.setattr(schema, "STEPS", (*STEPS, MORE[0], Migration("DROP TABLE pot", oldest=6)))
         reopened(spool).close()
-    with pytest.raises(SpoolError, match="newer edged: it needs one that knows schema 5, this one knows 3"):
+    with pytest.raises(SpoolError, match="newer edged: it needs one that knows schema 6, this one knows 4"):
         Spool(spool.path)
 
 
