@@ -6,10 +6,11 @@ from pathlib import Path
 
 import structlog
 
+from edged.jobs.outbox import Outbox
 from edged.machine.board import Board
 from edged.machine.storage import mount_of, swaps_on_card
 from edged.mqtt.link import Link
-from edged.report.documents import health_document, info_document, offline_document, status_document
+from edged.report.documents import encode, health_document, info_document, offline_document, status_document
 from edged.report.supervisor import Supervisor
 from edged.settings import Settings
 from edged.status import Status, sentence
@@ -18,10 +19,13 @@ log = structlog.get_logger(__name__)
 
 
 class Announcer:
-    """Publishes through the link and the supervisor. Main thread only."""
+    """Publishes through the outbox, the link and the supervisor. Main thread only."""
 
-    def __init__(self, link: Link, supervisor: Supervisor, settings: Settings, board: Board, device: str) -> None:
+    def __init__(
+        self, link: Link, outbox: Outbox, supervisor: Supervisor, settings: Settings, board: Board, device: str
+    ) -> None:
         self._link = link
+        self._outbox = outbox
         self._supervisor = supervisor
         self._settings = settings
         self._board = board
@@ -36,28 +40,28 @@ class Announcer:
         self._published_status = self._published_info = None
 
     def publish_changes(self, status: Status) -> None:
-        """Publish the documents that changed; one that the link does not take now is tried again at the next call."""
+        """Publish the documents that changed; while the broker is away, they are tried again at the next call."""
         topics = self._link.topics
         info = (status.model.state, status.model.reason, bool(status.tokens_per_second))
         if info != self._published_info:
             document = info_document(self._device, self._settings, self._board, status)
-            if self._link.publish(topics.info, document, qos=1, retain=True):
+            if self._outbox.announce(topics.info, document):
                 self._published_info = info
         self._supervisor.status(sentence(status.faults) or f"serving {status.model.name}")
         if status.model.state != "loading" and not self._ready_sent:
             self._ready_sent = True
             self._supervisor.ready()
         news = (status.state, status.faults, status.warnings)
-        if news != self._published_status and self._link.publish(
-            topics.status, status_document(self._device, status), qos=1, retain=True
+        if news != self._published_status and self._outbox.announce(
+            topics.status, status_document(self._device, status)
         ):
             self._published_status = news
 
     def publish_offline(self, status: Status, reason: str) -> bool:
-        """Publish the status `offline`; False where the link does not take it now."""
-        return self._link.publish(
-            self._link.topics.status, offline_document(self._device, status, reason), qos=1, retain=True
-        )
+        """Publish the status `offline`; False while it has not been handed to the link."""
+        self._outbox.announce(self._link.topics.status, offline_document(self._device, status, reason))
+        self._outbox.pump_small()
+        return not self._outbox.announcing
 
     def heartbeat(self, status: Status) -> None:
         """Publish the health document, and log when the board starts to be throttled."""
@@ -65,7 +69,8 @@ class Announcer:
         if throttled - self._throttled:
             log.warning("board_throttled", reasons=sorted(throttled))
         self._throttled = throttled
-        self._link.publish(self._link.topics.health, health_document(self._device, self._board, status), qos=0)
+        document = health_document(self._device, self._board, status)
+        self._link.publish(self._link.topics.health, encode(document), qos=0)
 
 
 def warn_about_storage(state_dir: Path, root: Path) -> None:

@@ -33,7 +33,7 @@ from edged.machine.memory import available
 from edged.models.store import DEMO_FOLDER, served
 from edged.mqtt.link import Link
 from edged.observer import Observed, Observer
-from edged.report.documents import offline_document
+from edged.report.documents import encode, offline_document
 from edged.report.http import HttpServer
 from edged.report.metrics import Metrics
 from edged.report.supervisor import Supervisor
@@ -129,7 +129,7 @@ def build(
             metrics=metrics,
             http=http,
             observer=observer,
-            announcer=Announcer(link, supervisor, settings, board, device),
+            announcer=Announcer(link, jobs.outbox, supervisor, settings, board, device),
         )
     )
 
@@ -156,7 +156,7 @@ def _link(settings: Settings, device: str, instance: str, inbox: Inbox, latest: 
         settings.device.groups,
         instance=instance,
         deliver=inbox.put,
-        will_payload=lambda: offline_document(device, latest.current, "the connection was lost"),
+        will_payload=lambda: encode(offline_document(device, latest.current, "the connection was lost")),
     )
 
 

@@ -257,10 +257,10 @@ class Daemon:
                 self._parts.metrics.reconnects.labels(event.which).inc()
             self._connected_before.add(event.which)
             if event.which == "control":
-                self._jobs.outbox.connected()
+                self._jobs.outbox.connected(event)
                 self._announcer.reconnected()
         elif event.which == "control":
-            self._jobs.outbox.disconnected()
+            self._jobs.outbox.disconnected(event)
         else:
             self._jobs.jobs_disconnected()
         self._take_snapshot()

@@ -135,7 +135,7 @@ class Observer:
             monotonic_time=now,
             stalled=tuple(stalled),
             unready=tuple([] if stopping is None else [stopping]) + self._unready(jobs),
-            warnings=parts.link.warnings,
+            warnings=(*parts.link.warnings, *jobs.warnings),
             model=self._model,
             onnxruntime=self._onnxruntime,
             last_load_seconds=self._last_load,

@@ -19,6 +19,7 @@ from edged.jobs.expiry import JobTimes
 from edged.jobs.intake import Intake
 from edged.jobs.outbox import Outbox
 from edged.jobs.records import Delivery, Moment
+from edged.jobs.results import too_large
 from edged.jobs.schema import SpoolError
 from edged.jobs.spool import Spool
 from edged.report.metrics import Metrics
@@ -109,6 +110,7 @@ class Committer:
                 self._spool.touch()
             # First: an answer that was delivered is no answer to a repeat that arrives now.
             self._write_confirmations()
+            replaced = self._replace_results()
             now = self._times.now()
             # Before the arrivals: a repeat among them may add a waiter, which gets a delivery of its own.
             deliveries = [(ending, self._write_ending(ending, now)) for ending in endings]
@@ -116,6 +118,7 @@ class Committer:
         # On disk. From here on nothing can fail but the process.
         self._unwritten_since = self._gathering_since = None
         self._outbox.committed()
+        self._metrics.results_too_large.inc(replaced)
         for ending, places in deliveries:
             self._endings.popleft()
             self._metrics.jobs.labels(ending.state.value).inc()
@@ -128,6 +131,16 @@ class Committer:
         if not self._spool.add_result(ending.queued.number, ending.state.value, ending.document, now):
             return []
         return self._spool.deliveries(ending.queued)
+
+    def _replace_results(self) -> int:
+        """Replace the results that the broker does not take, so that a repeat gets the same; returns how many."""
+        replaced = 0
+        for number in self._outbox.too_large():
+            document = self._spool.result(number)
+            if document is not None:  # else it was forgotten meanwhile
+                self._spool.replace_result(number, State.FAILED.value, too_large(document))
+                replaced += 1
+        return replaced
 
     def _write_confirmations(self) -> None:
         waiters, numbers = self._outbox.confirmations()

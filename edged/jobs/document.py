@@ -51,6 +51,7 @@ class Code(str, Enum):
     EXPIRED = "expired"
     CANCELLED = "cancelled"
     CRASH_LOOP = "crash_loop"
+    RESULT_TOO_LARGE = "result_too_large"
     INTERNAL = "internal"
 
 

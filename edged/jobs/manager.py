@@ -63,6 +63,8 @@ class JobsStatus:
     """Jobs that have a row."""
     outbox: int
     """Publications of results that the broker has not confirmed."""
+    warnings: tuple[Fault, ...]
+    """Results that the broker did not take."""
     full: bool
     """Further jobs are left at the broker."""
     fault: Fault | None
@@ -151,6 +153,7 @@ class JobManager:
             queued=self._dispatch.queued,
             running=self._dispatch.running,
             outbox=len(self.outbox),
+            warnings=tuple(self.outbox.warnings),
             full=self._intake.full,
             fault=self._committer.fault,
             speed=dict(self._endings.speed),
@@ -194,7 +197,7 @@ class JobManager:
         if isinstance(event, Published):
             self.outbox.confirmed(event.token)
         else:
-            self.outbox.refused(event.token, event.reason)
+            self.outbox.refused(event.token, event.reason, event.code)
 
     def engine_event(self, event: engine_events.EngineEvent) -> None:
         """Take an event of the engine. Raises SpoolError."""

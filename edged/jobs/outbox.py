@@ -1,17 +1,28 @@
-"""Results and events on their way to the broker: a window at a time, results kept in the spool until confirmed."""
+"""Publications on their way to the broker: a window at a time, results kept in the spool until confirmed.
+
+After a drop, what was under way goes alone: a publication on which the broker closes the connection must not hold up
+the others (poison.py).
+"""
 
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple, Protocol
 
 import structlog
 
+from edged.faults import Fault
+from edged.jobs.deferred import Deferred
+from edged.jobs.poison import CLOSED_TIMES, PROBE, SMALL_BYTES, Alone, PoisonFinder, Probe, Step
 from edged.jobs.records import Delivery
+from edged.jobs.retained import Document, RetainedDocuments
 from edged.jobs.spool import Spool
 from edged.machine.clock import Clock, format_time
+from edged.mqtt.connection_faults import PACKET_TOO_LARGE, QUOTA_EXCEEDED, TOO_LARGE, TRANSIENT
+from edged.mqtt.events import LinkDown, LinkUp
 from edged.mqtt.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -29,6 +40,7 @@ class Publisher(Protocol):
         retain: bool = False,
         token: Hashable | None = None,
         correlation: bytes | None = None,
+        alone: bool = False,
     ) -> bool:
         """Hand over a publication; False when it cannot be taken now."""
 
@@ -41,6 +53,13 @@ class Notice(NamedTuple):
     correlation: bytes | None = None
 
 
+class _Sent(NamedTuple):
+    """A publication under way: of a result, of a retained document (its topic), or PROBE; `size`: of its payload."""
+
+    what: Delivery | str | Probe
+    size: int
+
+
 NOTICES = 10_000
 """Notices that may wait; the oldest are dropped beyond that. Senders resend until `accepted`, so no job is lost."""
 _NOTICE = "notice"
@@ -49,42 +68,77 @@ _NOTICE = "notice"
 class Outbox:
     """Publications that are due. Those under way when a connection dies are due again."""
 
-    def __init__(self, spool: Spool, link: Publisher, topics: Topics, device: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        link: Publisher,
+        topics: Topics,
+        device: str,
+        clock: Clock,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`now`: CLOCK_MONOTONIC seconds."""
         self._spool = spool
         self._link = link
         self._topics = topics
         self._device = device
         self._clock = clock
+        self._now = now
+        self._up = False
+        self._finder = PoisonFinder()
+        self._retained = RetainedDocuments()
         self._notices: deque[Notice] = deque(maxlen=NOTICES)
         self._ahead: deque[Delivery] = deque()
         self._due: deque[Delivery] = deque()
-        self._under_way: dict[int, Delivery] = {}
+        self._suspects: set[Delivery] = set()
+        """These go only when the finder says so."""
+        self._under_way: dict[Hashable, _Sent] = {}
         self._refused: list[Delivery] = []
+        self._deferred: Deferred[Delivery | str] = Deferred()
+        self._too_large: dict[int, list[Delivery]] = {}
+        """Results that a commit is to replace, with their publications, by the job's number."""
+        self._replacing: list[int] = []
+        """Those that the commit under way replaces."""
         self._open: Counter[int] = Counter()
         """Publications of each job's result that the broker has not confirmed."""
+        self._heard: set[int] = set()
+        """Of these jobs, those whose result was confirmed in another place."""
         self._confirmed: list[Delivery] = []
-        self._token = 0
+        self._count = self._token = 0
         self.add(spool.due())
 
     def __len__(self) -> int:
-        """Publications that the broker has not confirmed."""
-        return len(self._ahead) + len(self._due) + len(self._under_way) + len(self._refused)
+        """Publications of results that the broker has not confirmed."""
+        return self._count
 
     @property
     def unsettled(self) -> bool:
         """Whether anything waits to be sent, to be confirmed, or to be committed."""
-        return bool(self._notices or len(self) or self._confirmed)
+        return bool(self._notices or self._retained.due or self._count or self._confirmed)
 
     @property
     def uncommitted(self) -> bool:
-        """Whether a confirmation is not on disk yet."""
-        return bool(self._confirmed)
+        """Whether a confirmation, or a result in place of another, is not on disk yet."""
+        return bool(self._confirmed or self._too_large)
+
+    @property
+    def announcing(self) -> bool:
+        """Whether a retained document has not been handed over yet."""
+        return bool(self._retained.due)
+
+    @property
+    def warnings(self) -> tuple[Fault, ...]:
+        """Retained documents that the broker does not take as they are."""
+        return self._retained.warnings
+
+    # What is to be published
 
     def add(self, deliveries: Iterable[Delivery], ahead: bool = False) -> None:
         """Publish results that are on disk, in their order; `ahead` of all others that are due."""
         new = list(deliveries)
         (self._ahead if ahead else self._due).extend(new)
         self._open.update(delivery.number for delivery in new)
+        self._count += len(new)
 
     def remember(self, number: int, id: str, topic: str | None, correlation: bytes | None) -> Delivery | None:
         """Write down one more place that wants a job's result, in the caller's transaction.
@@ -92,7 +146,8 @@ class Outbox:
         None where the same place waits already and its copy has not left. A copy that has left may not have been heard
         by whoever asks now.
         """
-        told = {delivery.waiter for delivery in self._under_way.values() if delivery.waiter is not None}
+        under_way = (sent.what for sent in self._under_way.values())
+        told = {what.waiter for what in under_way if isinstance(what, Delivery) and what.waiter is not None}
         waiter = self._spool.waiters.add(number, topic, correlation, told)
         return None if waiter is None else Delivery(number, id, topic, correlation, waiter)
 
@@ -104,7 +159,7 @@ class Outbox:
 
     def stream(self, id: str, number: int, text: str) -> None:
         """Publish the piece of an answer that has this number; it is dropped where there is no place for it."""
-        self.pump_notices()  # `started` goes before the first piece
+        self.pump_small()  # `started` goes before the first piece
         piece = json.dumps({"seq": number, "text": text}, ensure_ascii=False).encode()
         self._link.publish(self._topics.stream(id), piece, qos=0)
 
@@ -112,57 +167,202 @@ class Outbox:
         """Publish once, at the next pump(); dropped if the connection is lost before."""
         self._notices.append(notice)
 
+    def announce(self, topic: str, document: Document) -> bool:
+        """Publish a retained document at the next pump(); False, and nothing done, while the broker is away."""
+        if self._up:
+            self._retained.put(topic, document)
+        return self._up
+
+    # How it leaves
+
     def pump(self) -> None:
-        """Hand over as much as the link takes now, notices first: `accepted` goes before the result.
+        """Hand over as much as the link takes now, results last: `accepted` goes before the result.
 
         Raises SpoolError.
         """
-        self.pump_notices()
-        while (due := self._ahead or self._due) and not self._notices:
-            delivery = due[0]
-            document = self._spool.result(delivery.number)
-            if document is None:  # forgotten meanwhile
-                due.popleft()
-                self._finish(delivery)
-                continue
-            self._token += 1
-            topic = delivery.topic or self._topics.result(delivery.id)
-            if not self._link.publish(topic, document, qos=1, token=self._token, correlation=delivery.correlation):
+        now = self._now()
+        for what in self._deferred.take(now):
+            if isinstance(what, Delivery):
+                self._due.append(what)
+            elif self._up:
+                self._retained.again(what)
+        while (step := self._finder.next(now)) not in (Step.FREE, Step.WAIT):
+            if not self._send_alone(step):
                 return
-            due.popleft()
-            self._under_way[self._token] = delivery
+        if step is Step.FREE:
+            self.pump_small()
+            if not (self._retained_free() or self._notices or self._deferred.closed(now)):
+                self._pump_results()
 
-    def pump_notices(self) -> None:
-        """Hand over as many notices as the link takes now."""
+    def pump_small(self) -> None:
+        """Hand over as many documents and notices as the link takes now."""
+        if self._finder.next(self._now()) is not Step.FREE:
+            return
+        for topic in self._retained_free():
+            if not self._send_document(topic):
+                return
         while self._notices:
             topic, payload, correlation = self._notices[0]
             if not self._link.publish(topic, payload, qos=1, token=_NOTICE, correlation=correlation):
                 return
             self._notices.popleft()
 
-    def connected(self) -> None:
+    def _retained_free(self) -> list[str]:
+        return [topic for topic in self._retained.due if topic not in self._finder]
+
+    def _pump_results(self) -> None:
+        while due := self._ahead or self._due:
+            delivery = due[0]
+            if delivery.number in self._too_large:
+                self._too_large[delivery.number].append(delivery)
+            elif not self._send(delivery):
+                return
+            due.popleft()
+
+    def _send(self, delivery: Delivery, alone: bool = False) -> bool:
+        """Hand over a publication of a result; False where the link does not take it."""
+        document = self._spool.result(delivery.number)
+        if document is None:  # forgotten meanwhile
+            self._finder.forget(delivery)
+            self._finish(delivery)
+            return True
+        topic = delivery.topic or self._topics.result(delivery.id)
+        return self._hand_over(delivery, topic, document, delivery.correlation, alone=alone)
+
+    def _send_alone(self, step: Step | Alone) -> bool:
+        """Send what the finder asks for, or tell it that this is due no more; False where the link does not take it."""
+        if not isinstance(step, Alone):
+            return self._send_probe()
+        key = step.key
+        return self._send_suspect(key) if isinstance(key, Delivery) else self._send_document(str(key), alone=True)
+
+    def _send_suspect(self, delivery: Delivery) -> bool:
+        if delivery.number in self._too_large:
+            self._finder.forget(delivery)
+            self._too_large[delivery.number].append(delivery)
+        elif not self._send(delivery, alone=True):
+            return False
+        self._suspects.discard(delivery)
+        return True
+
+    def _send_document(self, topic: str, alone: bool = False) -> bool:
+        payload = self._retained.payload(topic) if topic in self._retained.due else None
+        if payload is None:
+            self._finder.forget(topic)
+        elif not self._hand_over(topic, topic, payload, alone=alone, retain=True):
+            return False
+        self._retained.published(topic)
+        return True
+
+    def _send_probe(self) -> bool:
+        topic = self._topics.status
+        payload = self._retained.probe(topic)
+        if payload is None:
+            self._finder.no_probe()
+            return True
+        return self._hand_over(PROBE, topic, payload, alone=True, retain=True)
+
+    def _hand_over(
+        self,
+        what: Delivery | str | Probe,
+        topic: str,
+        payload: bytes,
+        correlation: bytes | None = None,
+        *,
+        alone: bool = False,
+        retain: bool = False,
+    ) -> bool:
+        token = self._token + 1
+        if not self._link.publish(
+            topic, payload, qos=1, retain=retain, token=token, correlation=correlation, alone=alone
+        ):
+            return False
+        self._token = token
+        self._under_way[token] = _Sent(what, len(payload))
+        self._finder.sent(what, len(topic) + len(payload) + len(correlation or b""), self._now(), alone)
+        return True
+
+    # What became of it
+
+    def connected(self, event: LinkUp) -> None:
         """Retry what the last connection refused: the new one may allow it."""
+        self._up = True
+        self._finder.connected(self._now())
+        self._retained.maximum_packet_size = event.maximum_packet_size
         self._due.extendleft(reversed(self._refused))
         self._refused.clear()
 
-    def disconnected(self) -> None:
-        """Make everything under way due again, in its order: its acknowledgements are lost with the connection."""
-        self._ahead.extendleft(reversed(self._under_way.values()))
+    def disconnected(self, event: LinkDown) -> None:
+        """Make everything under way due again: its acknowledgements are lost with the connection."""
+        self._up = False
+        lost = list(self._under_way.values())
         self._under_way.clear()
         self._notices.clear()
+        self._retained.clear()
+        poison = self._finder.disconnected(event.at, event.closed_by_broker, event.fault.code == TOO_LARGE)
+        for what, size in lost:
+            if isinstance(what, Delivery) and what != poison:
+                self._suspects.add(what)
+            elif isinstance(what, Delivery):
+                self._give_up(what, size, f"the broker closed the connection {CLOSED_TIMES} times on it alone")
+            elif what == poison:
+                self._retained.too_large(str(what), size)
 
     def confirmed(self, token: Hashable) -> None:
         """The broker has that publication."""
-        delivery = self._under_way.pop(token, None) if isinstance(token, int) else None
-        if delivery is not None:
-            self._finish(delivery)
+        sent = self._answered(token)
+        if sent is None or isinstance(sent.what, Probe):
+            return
+        self._deferred.accepted(sent.what)
+        if isinstance(sent.what, Delivery):
+            self._finish(sent.what)
+            self._heard.add(sent.what.number)
+            for other in self._too_large.pop(sent.what.number, ()):
+                self._refuse(other, "the broker takes this result elsewhere, and not here")
 
-    def refused(self, token: Hashable, reason: str) -> None:
-        """The broker refuses a publication. Drop a refused reply; retry a refused result after reconnecting."""
-        delivery = self._under_way.pop(token, None) if isinstance(token, int) else None
-        if delivery is None:
+    def refused(self, token: Hashable, reason: str, code: int | None = None) -> None:
+        """The broker refuses a publication; `code`: MQTT 5's reason code.
+
+        Retry a transient refusal after a pause, and a refused result after reconnecting. Drop a refused reply.
+        """
+        sent = self._answered(token)
+        if sent is None:
             log.warning("notice_refused", reason=reason)
-        elif delivery.topic is not None:
+            return
+        what, size = sent
+        if isinstance(what, Probe):
+            return
+        if code in TRANSIENT:
+            pause = self._deferred.put(what, self._now(), quota=code == QUOTA_EXCEEDED)
+            log.warning("publication_deferred", reason=reason, again_in=pause)
+        elif isinstance(what, str):
+            if code == PACKET_TOO_LARGE:
+                self._retained.too_large(what, size)
+        elif code == PACKET_TOO_LARGE:
+            self._give_up(what, size, reason)
+        else:
+            self._refuse(what, reason)
+
+    def _answered(self, token: Hashable) -> _Sent | None:
+        """What the broker has answered."""
+        sent = self._under_way.pop(token, None)
+        if sent is not None:
+            self._finder.answered(sent.what)
+        return sent
+
+    def _give_up(self, delivery: Delivery, size: int, reason: str) -> None:
+        """The broker takes no publication of this size: let the next commit replace the result, for all its places.
+
+        One that was heard in another place stays as it is: a result has one content.
+        """
+        if size <= SMALL_BYTES or delivery.number in self._heard or self._spool.delivered(delivery.number):
+            self._refuse(delivery, reason)
+            return
+        log.error("result_too_large", job=delivery.id, bytes=size, reason=reason, hint="raise the broker's limit")
+        self._too_large.setdefault(delivery.number, []).append(delivery)
+
+    def _refuse(self, delivery: Delivery, reason: str) -> None:
+        if delivery.topic is not None:
             log.warning("reply_refused", job=delivery.id, topic=delivery.topic, reason=reason)
             self._finish(delivery)
         else:
@@ -175,12 +375,24 @@ class Outbox:
         numbers = dict.fromkeys(delivery.number for delivery in self._confirmed)
         return waiters, [number for number in numbers if not self._open[number]]
 
+    def too_large(self) -> list[int]:
+        """Jobs whose result is to be replaced by a small one, in the next commit."""
+        # While a copy is under way, it may yet be heard in that place.
+        under_way = {sent.what.number for sent in self._under_way.values() if isinstance(sent.what, Delivery)}
+        self._replacing = [number for number in self._too_large if number not in under_way]
+        return self._replacing
+
     def committed(self) -> None:
-        """Forget confirmations that have been committed."""
+        """Forget confirmations that have been committed, and publish the results that have replaced others."""
         for number in {delivery.number for delivery in self._confirmed if not self._open[delivery.number]}:
             del self._open[number]
+            self._heard.discard(number)
         self._confirmed.clear()
+        for number in self._replacing:
+            self._ahead.extend(self._too_large.pop(number))
+        self._replacing = []
 
     def _finish(self, delivery: Delivery) -> None:
         self._open[delivery.number] -= 1
+        self._count -= 1
         self._confirmed.append(delivery)

@@ -63,7 +63,13 @@ class _UnderWay:
     alone: bool
 
 
-_PROBE = object()
+class Probe(enum.Enum):
+    """The key of the small publication that next() asks for with Step.PROBE."""
+
+    PROBE = enum.auto()
+
+
+PROBE = Probe.PROBE
 
 
 class PoisonFinder:
@@ -112,13 +118,9 @@ class PoisonFinder:
         """A publication of `size` bytes was handed to the connection."""
         self._under_way[key] = _UnderWay(size, now, alone)
 
-    def probe_sent(self, size: int, now: float) -> None:
-        """The small publication that next() asked for was handed to the connection."""
-        self.sent(_PROBE, size, now, alone=True)
-
-    def probe_answered(self) -> None:
-        """The broker has answered the small publication."""
-        self.answered(_PROBE)
+    def no_probe(self) -> None:
+        """There is no small publication to send on this connection."""
+        self._probe_lost = True
 
     def answered(self, key: Hashable) -> None:
         """The broker has acknowledged or refused a publication: it did not close the connection on it."""
@@ -147,8 +149,8 @@ class PoisonFinder:
         up_at, self._up_at = self._up_at, None
         under_way, self._under_way = self._under_way, {}
         alone = next((key for key, sent in under_way.items() if sent.alone), None)
-        self._probe_lost = alone is _PROBE
-        if alone is None or alone is _PROBE:
+        self._probe_lost = alone is PROBE
+        if alone is None or alone is PROBE:
             for suspect in self._suspects.values():
                 if suspect.tried and now - up_at < suspect.stand:
                     # This line may never stand so long: then it goes all the same, without counting.
@@ -157,7 +159,7 @@ class PoisonFinder:
             for key, sent in under_way.items():
                 self._suspects.setdefault(key, _Suspect(sent.size)).size = sent.size
             return None
-        if alone is _PROBE:
+        if alone is PROBE:
             return None
         sent = under_way[alone]
         suspect = self._suspects.setdefault(alone, _Suspect(sent.size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,24 @@ def success(
         started=format_time(now - (finished.ended - finished.started)),
         finished=format_time(now),
         deadline_judged=None if deadline_judged else False,
+    )
+
+
+def too_large(document: bytes) -> bytes:
+    """The result in place of `document`, which the broker does not take: without answer and metadata."""
+    result = json.loads(document)
+    message = (
+        f"the result has {len(document)} bytes, more than the broker takes, and was dropped: ask for fewer tokens, "
+        "send less metadata, or raise the broker's limit on the size of messages"
+    )
+    kept = ("attempts", "received", "started", "finished", "usage")
+    return result_document(
+        result["id"],
+        result["device"],
+        State.FAILED,
+        model=result.get("model"),
+        error=(Code.RESULT_TOO_LARGE, message),
+        **{name: result.get(name) for name in kept},
     )
 
 

@@ -107,6 +107,16 @@ class Spool(Database):
         )
         return True
 
+    def replace_result(self, number: int, state: str, document: bytes) -> None:
+        """Put another result in a job's only one's place."""
+        crc = document_crc(number, document)
+        query = "SELECT finished, boottime, boot_id, made, id FROM result JOIN job USING (seq) WHERE seq = ?"
+        for *kept, id in self._db.execute(query, (number,)).fetchall():
+            self._db.execute(
+                "UPDATE result SET state = ?, document = ?, crc = ?, row_crc = ? WHERE seq = ?",
+                (state, document, crc, row_crc("result", (number, state, *kept, crc, id)), number),
+            )
+
     def mark_delivered(self, number: int) -> None:
         """The broker has the result on the job's result topic."""
         query = "SELECT finished, boottime, boot_id FROM result WHERE seq = ?"
@@ -206,6 +216,10 @@ class Spool(Database):
         if not isinstance(row[0], bytes) or row[1] not in (None, document_crc(number, row[0])):
             raise self._damaged("a result in it is not what was written down")
         return row[0]
+
+    def delivered(self, number: int) -> bool:
+        """Whether the broker has the result on the job's result topic."""
+        return self._one("SELECT 1 FROM delivered WHERE seq = ?", (number,)) is not None
 
     def stores(self, number: int) -> bool:
         """Whether a job's documents may be kept once its result is delivered."""

@@ -236,6 +236,12 @@ def document_refused(topic: str, reason: str) -> Fault:
     return Fault("mqtt_document_refused", message, "let the broker's access control list and limits allow it")
 
 
+def document_cut(topic: str, fields: Sequence[str]) -> Fault:
+    """The warning about a document that is published without some of its content."""
+    message = f"the document for {topic} is too large for the broker; cut: {', '.join(fields)}"
+    return Fault("mqtt_document_cut", message, "raise the broker's limit on the size of messages")
+
+
 def _broker_words(properties: Properties | None) -> str:
     """The broker's Reason String and Server Reference (MQTT 5 §3.2.2.3.9, §3.2.2.3.16) as the end of a message."""
     parts = [("", "ReasonString"), ("it refers to the server ", "ServerReference")]

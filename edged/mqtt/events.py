@@ -77,6 +77,8 @@ class LinkUp:
     protocol: ProtocolVersion
     refused: tuple[str, ...] = ()
     warnings: tuple[Fault, ...] = ()
+    maximum_packet_size: int | None = None
+    """Bytes that the broker announced as its limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,8 @@ def broken_promises(grants: Grants, client_id: str, session_expiry: int | None) 
         warnings.append(
             Fault(
                 "mqtt_packet_size_small",
-                f"the broker takes packets of {grants.maximum_packet_size} bytes at most: larger results are refused",
+                f"the broker takes packets of {grants.maximum_packet_size} bytes at most: larger results are replaced "
+                "by result_too_large",
                 f"allow {LARGEST_RESULT} bytes at the broker, or keep max_tokens and metadata of jobs small",
             )
         )

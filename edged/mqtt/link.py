@@ -201,7 +201,14 @@ class Link:
                 self._protocol = established.protocol
             self._known_instances.stop_learning()
         self._deliver(
-            LinkUp(which, established.session_present, established.protocol, established.refused, established.warnings)
+            LinkUp(
+                which,
+                established.session_present,
+                established.protocol,
+                established.refused,
+                established.warnings,
+                established.grants.maximum_packet_size,
+            )
         )
         if which == "control":
             self._let_jobs_connect()

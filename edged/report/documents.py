@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import edged
@@ -13,21 +15,23 @@ from edged.machine.memory import available
 from edged.settings import Settings
 from edged.status import DaemonState, Status, sentence
 
+Document = dict[str, Any]
 
-def status_document(device: str, status: Status) -> bytes:
+
+def status_document(device: str, status: Status) -> Document:
     """Whether jobs are answered now, and if not, why."""
     return _status(device, status, status.state, sentence(status.faults), [fault.code for fault in status.faults])
 
 
-def offline_document(device: str, status: Status, reason: str) -> bytes:
+def offline_document(device: str, status: Status, reason: str) -> Document:
     """The status of a daemon that is gone; also the last will, which the broker publishes."""
     return _status(device, status, DaemonState.OFFLINE, reason, [])
 
 
-def info_document(device: str, settings: Settings, board: Board, status: Status) -> bytes:
+def info_document(device: str, settings: Settings, board: Board, status: Status) -> Document:
     """Facts about this device and the limits for its jobs."""
     model, facts = status.model, status.model.facts
-    document = {
+    return {
         "device": device,
         "groups": list(settings.device.groups),
         "started": format_time(status.started),
@@ -54,12 +58,11 @@ def info_document(device: str, settings: Settings, board: Board, status: Status)
         },
         "tokens_per_second": status.tokens_per_second or None,
     }
-    return _json(document)
 
 
-def health_document(device: str, board: Board, status: Status) -> bytes:
+def health_document(device: str, board: Board, status: Status) -> Document:
     """Load of the device and state of the board."""
-    document = {
+    return {
         "device": device,
         "time": format_time(status.wall_time),
         "uptime_seconds": round(status.wall_time - status.started, 1),
@@ -74,12 +77,11 @@ def health_document(device: str, board: Board, status: Status) -> bytes:
         "power_watts": board.power_watts() or None,
         "tokens_per_second": status.tokens_per_second or None,
     }
-    return _json(document)
 
 
-def _status(device: str, status: Status, state: DaemonState, reason: str, codes: list[str]) -> bytes:
+def _status(device: str, status: Status, state: DaemonState, reason: str, codes: list[str]) -> Document:
     model = status.model.state
-    document = {
+    return {
         "device": device,
         "state": state.value,
         "ready": state is DaemonState.ONLINE and not reason,
@@ -90,7 +92,6 @@ def _status(device: str, status: Status, state: DaemonState, reason: str, codes:
         "instance": status.instance,
         "time": format_time(status.wall_time),
     }
-    return _json(document)
 
 
 def _model_facts(status: Status) -> dict[str, Any]:
@@ -112,6 +113,56 @@ def _model_facts(status: Status) -> dict[str, Any]:
     }
 
 
-def _json(document: dict[str, Any]) -> bytes:
+def encode(document: Mapping[str, Any]) -> bytes:
+    """The document as it goes on the wire."""
     # Fields without a value are null: templates of clients break on missing ones.
     return json.dumps(document, ensure_ascii=False).encode()
+
+
+_NEVER_CUT = frozenset({"device", "instance", "state", "ready", "time"})
+_SHORT_TEXT = 32
+"""Characters up to which a text is not shortened."""
+
+
+def fit(document: Mapping[str, Any], room: int | None) -> tuple[bytes, tuple[str, ...]] | None:
+    """The encoded document in `room` bytes, and which of its fields were cut for that; None where they are too few.
+
+    The longest texts are shortened first, then whole fields become null, the largest first.
+    """
+    payload = encode(document)
+    if room is None or len(payload) <= room:
+        return payload, ()
+    smaller, cut = copy.deepcopy(dict(document)), dict[str, None]()
+    while len(payload) > room:
+        name = _shorten_text(smaller) or _drop_field(smaller)
+        if name is None:
+            return None
+        cut[name] = None
+        payload = encode(smaller)
+    return payload, tuple(cut)
+
+
+def _shorten_text(document: Document) -> str | None:
+    """Halve the longest text; returns the name of its field, None where all are short."""
+    texts = [
+        (len(inner[key]), name, key, inner)
+        for name in document.keys() - _NEVER_CUT
+        for inner in (document, *([document[name]] if isinstance(document[name], dict) else ()))
+        for key in (inner if inner is not document else (name,))
+        if isinstance(inner[key], str) and len(inner[key]) > _SHORT_TEXT
+    ]
+    if not texts:
+        return None
+    length, name, key, inner = max(texts, key=lambda text: text[:2])
+    inner[key] = inner[key][: length // 2 - 1] + "…"
+    return name
+
+
+def _drop_field(document: Document) -> str | None:
+    """Let the largest field be null; returns its name, None where no field is left."""
+    names = [name for name in document.keys() - _NEVER_CUT if document[name] is not None]
+    if not names:
+        return None
+    name = max(names, key=lambda name: (len(encode({name: document[name]})), name))
+    document[name] = None
+    return name

@@ -61,6 +61,11 @@ class Metrics:
             "Prompt tokens that need not be computed again",
             registry=registry,
         )
+        self.results_too_large = Counter(
+            "edged_results_too_large",
+            "Results that the broker does not take, each replaced by a small one",
+            registry=registry,
+        )
         self.reconnects = Counter(
             "edged_mqtt_reconnects", "Connections made after the first", ["connection"], registry=registry
         )

@@ -14,7 +14,9 @@ class LimitingProxy:
 
     def __init__(self, target: int, limit: int | None = None, whole: bool = False) -> None:
         """`limit`: bytes of the largest packet that a client may send. `whole`: read a larger one to its end first."""
-        self.limit, self._whole, self._target = limit, whole, target
+        self.limit, self.whole, self._target = limit, whole, target
+        self.refusing = False
+        """Close new connections at once: the line is down."""
         self.hung_up: list[int] = []
         """Sizes of the packets on which it hung up."""
         self._pairs: list[Ends] = []
@@ -35,6 +37,9 @@ class LimitingProxy:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                if self.refusing:
+                    near.close()
+                    continue
                 try:
                     far = socket.create_connection(("127.0.0.1", self._target))
                 except OSError:
@@ -56,7 +61,7 @@ class LimitingProxy:
                 head, size = _read_header(source)
                 if self.limit is not None and len(head) + size > self.limit:
                     self.hung_up.append(len(head) + size)
-                    if self._whole:
+                    if self.whole:
                         _read(source, size)
                     break
                 sink.sendall(head + _read(source, size))

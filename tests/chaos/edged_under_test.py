@@ -170,7 +170,7 @@ def _acknowledge_before_commit() -> None:
     def hasty(self: JobManager, event: JobReceived) -> None:
         receipt = event.message.receipt
         self.outbox.tell(json.loads(event.message.payload)["id"], "accepted")
-        self.outbox.pump_notices()
+        self.outbox.pump_small()
         self._intake._link.acknowledge(receipt)
         told.append(receipt)
         job_received(self, event)

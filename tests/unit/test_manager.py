@@ -33,7 +33,8 @@ from edged.jobs.schema import SpoolError
 from edged.jobs.spool import Spool
 from edged.machine.board import detect
 from edged.machine.clock import Clock
-from edged.mqtt.events import CancelReceived, JobReceived, Published, ReceivedMessage
+from edged.mqtt.connection_faults import PACKET_TOO_LARGE
+from edged.mqtt.events import CancelReceived, JobReceived, LinkUp, Published, PublishRefused, ReceivedMessage
 from edged.mqtt.topics import Topics
 from edged.report.metrics import Metrics
 from edged.status import LatestStatus
@@ -90,6 +91,7 @@ class World:
             **{"max_queued": 1000, "max_bytes": 1 << 20, "retention": 1e6, "pieces_per_second": 1, "allow_pin": False}
             | options,
         )
+        self.jobs.outbox.connected(LinkUp("control", True, "5"))
 
     # The link.
 
@@ -806,3 +808,26 @@ def test_a_snapshot_of_all_jobs(world: World) -> None:
     world.jobs.flush()
     assert dict(world.jobs.status().speed) == {"prefill": 1.0}
     assert world.jobs.status().outbox == 1
+
+
+def test_a_result_that_the_broker_does_not_take_is_replaced_in_one_commit_for_repeats_too(
+    world: World,
+) -> None:
+    world.serve()
+    large = job("large", metadata={"m": "x" * 5000})
+    world.arrive(large)
+    world.run()
+    world.jobs.published(PublishRefused(world.tokens[-1], "packet too large", PACKET_TOO_LARGE))
+    assert world.jobs.busy
+    world.jobs.drain()  # else the commit waits for company
+    world.jobs.flush()
+    (known, replaced) = [said[2] for said in world.said if said[:2] == ("result", "large")]
+    assert known["state"] == "succeeded"
+    assert (replaced["state"], replaced["error"]["code"]) == ("failed", "result_too_large")
+    assert "5" in replaced["error"]["message"]
+    assert "metadata" not in replaced
+    assert world.spool.find("large").state == "failed"  # type: ignore[union-attr]
+    world.confirm()
+    world.arrive(large)
+    world.jobs.flush()
+    assert [said[2] for said in world.said if said[:2] == ("result", "large")][2:] == [replaced]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from edged.faults import Fault
 from edged.jobs import outbox as outbox_module
 from edged.jobs.outbox import Notice, Outbox
 from edged.jobs.records import Delivery, Moment
 from edged.jobs.spool import Spool
 from edged.machine.clock import Clock
+from edged.mqtt.connection_faults import PACKET_TOO_LARGE, QUOTA_EXCEEDED
+from edged.mqtt.events import LinkDown, LinkUp
 from edged.mqtt.topics import Topics
 
 TOPICS = Topics("edged/v1", "board")
@@ -26,6 +31,7 @@ class FakeLink:
         self.window = window
         self.taken: list[tuple[str, bytes, Hashable]] = []
         self.under_way: list[Hashable] = []
+        self.alone: Hashable = None
 
     def publish(
         self,
@@ -36,11 +42,13 @@ class FakeLink:
         retain: bool = False,
         token: Hashable | None = None,
         correlation: bytes | None = None,
+        alone: bool = False,
     ) -> bool:
         assert qos == 1
-        assert not retain
-        if len(self.under_way) >= self.window:
+        assert retain == topic.endswith(("/status", "/info"))
+        if self.alone in self.under_way or len(self.under_way) >= (1 if alone else self.window):
             return False
+        self.alone = token if alone else None
         self.taken.append((topic, payload, token))
         self.under_way.append(token)
         return True
@@ -62,10 +70,43 @@ class Stub:
     def result(self, seq: int) -> bytes | None:
         return self.results.get(seq)
 
+    def delivered(self, seq: int) -> bool:
+        return False
 
-def make(count: int, window: int = 32) -> tuple[Outbox, FakeLink, Stub]:
+
+UP = LinkUp("control", True, "5")
+LOST = Fault("mqtt_connection_lost", "the connection was lost")
+
+
+class Time:
+    """CLOCK_MONOTONIC as the test sets it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(count: int, window: int = 32, time: Time | None = None) -> tuple[Outbox, FakeLink, Stub]:
     link, stub = FakeLink(window), Stub({seq: b"r%d" % seq for seq in range(count)})
-    return Outbox(stub, link, TOPICS, "board", Clock()), link, stub  # type: ignore[arg-type]
+    outbox = Outbox(stub, link, TOPICS, "board", Clock(), time or Time())  # type: ignore[arg-type]
+    outbox.connected(UP)
+    return outbox, link, stub
+
+
+def drop(outbox: Outbox, link: FakeLink, closed_by_broker: bool = False, at: float = 1000.0) -> None:
+    """Lose the connection, and have a new one."""
+    outbox.disconnected(LinkDown("control", LOST, closed_by_broker, at))
+    link.under_way.clear()
+    outbox.connected(UP)
+
+
+def confirm(outbox: Outbox, link: FakeLink) -> None:
+    """The broker acknowledges everything, and what it lets go next, to the end."""
+    while link.under_way:
+        outbox.confirmed(link.under_way.pop(0))
+        outbox.pump()
 
 
 def test_what_goes_ahead_keeps_its_own_order() -> None:
@@ -103,11 +144,10 @@ def test_what_was_under_way_when_the_connection_died_goes_out_again_first_and_un
     outbox.pump()
     first = list(link.taken)
     outbox.confirmed(link.under_way[0])
-    outbox.disconnected()
-    link.under_way.clear()
+    drop(outbox, link)
     outbox.confirmed(first[1][2])  # too late: of the old connection
-    outbox.connected()
     outbox.pump()
+    confirm(outbox, link)
     assert link.results == ["j0", "j1", "j2", "j1", "j2", "j3"]
     assert [payload for _, payload, _ in link.taken[3:5]] == [payload for _, payload, _ in first[1:3]]
 
@@ -170,8 +210,7 @@ def test_a_refused_reply_ends_and_a_refused_result_waits_for_the_next_connection
     assert len(outbox) == 1
     outbox.pump()
     assert link.results == ["j0", "j1"]  # not again at once
-    outbox.disconnected()
-    outbox.connected()
+    drop(outbox, link)
     outbox.pump()
     assert link.results == ["j0", "j1", "j0"]
 
@@ -192,7 +231,9 @@ def test_a_new_outbox_finds_what_is_due_in_the_spool(tmp_path: Path) -> None:
         spool.waiters.add(queued.number, "edged/v1/reply/r", b"c")
         spool.add_result(queued.number, "succeeded", b"bytes", moment)
     link = FakeLink()
-    Outbox(spool, link, TOPICS, "board", Clock()).pump()
+    outbox = Outbox(spool, link, TOPICS, "board", Clock())
+    outbox.connected(UP)
+    outbox.pump()
     assert [(topic, payload) for topic, payload, _ in link.taken] == [
         ("edged/v1/device/board/result/a", b"bytes"),
         ("edged/v1/reply/r", b"bytes"),
@@ -202,20 +243,20 @@ def test_a_new_outbox_finds_what_is_due_in_the_spool(tmp_path: Path) -> None:
 
 @given(st.lists(st.sampled_from(["pump", "confirm", "confirm_last", "refuse", "drop", "write", "notice"]), max_size=60))
 def test_whatever_happens_every_result_is_confirmed_in_the_end(steps: list[str]) -> None:
-    outbox, link, _ = make(6, window=3)
+    time = Time()
+    outbox, link, _ = make(6, window=3, time=time)
     written: set[int] = set()
 
     def write() -> None:
         written.update(outbox.confirmations()[1])
         outbox.committed()
 
-    for step in [*steps, "drop", *["pump", "confirm", "confirm", "confirm"] * 12, "write"]:
+    for step in [*steps, "drop", *["pump", "confirm", "confirm", "confirm"] * 20, "write"]:
         if step == "pump":
+            time.now += 10.0
             outbox.pump()
         elif step == "drop":
-            outbox.disconnected()
-            link.under_way.clear()
-            outbox.connected()
+            drop(outbox, link)
         elif step == "write":
             write()
         elif step == "notice":
@@ -228,3 +269,196 @@ def test_whatever_happens_every_result_is_confirmed_in_the_end(steps: list[str])
     assert not outbox.unsettled
     first = list(dict.fromkeys(link.results))
     assert first == sorted(first)
+
+
+STATUS = {"device": "board", "state": "online", "reason": "x" * 600}
+
+
+def with_status(outbox: Outbox) -> None:
+    assert outbox.announce(TOPICS.status, STATUS)
+
+
+def test_after_a_drop_publications_go_one_at_a_time_the_smallest_first() -> None:
+    outbox, link, stub = make(4, window=3)
+    stub.results |= {0: bytes(3000), 1: bytes(1000), 2: bytes(2000)}
+    outbox.pump()
+    drop(outbox, link)
+    outbox.pump()
+    assert [len(link.under_way), link.results[3:]] == [1, ["j1"]]
+    confirm(outbox, link)
+    assert link.results[3:] == ["j1", "j2", "j0", "j3"]
+
+
+def test_a_result_that_the_broker_closes_on_three_times_is_replaced_and_the_others_leave_meanwhile() -> None:
+    time = Time()
+    outbox, link, stub = make(6, window=3, time=time)
+    stub.results[1] = bytes(5000)
+    outbox.pump()
+    drop(outbox, link, closed_by_broker=True, at=time.now)
+    attempts = 0
+    with capture_logs() as logs:
+        while not outbox.too_large():
+            with_status(outbox)
+            outbox.pump()
+            while link.under_way and link.taken[-1][0] != TOPICS.result("j1"):
+                outbox.confirmed(link.under_way.pop(0))
+                outbox.pump()
+            if link.under_way:
+                attempts += 1
+                time.now += 0.001
+                drop(outbox, link, closed_by_broker=True, at=time.now)
+                assert len(outbox) == 1 or attempts == 1
+            time.now += 1.0
+            assert attempts <= 5
+    assert outbox.too_large() == [1]
+    assert [(entry["job"], entry["bytes"]) for entry in logs if entry["event"] == "result_too_large"] == [("j1", 5000)]
+    assert attempts >= 3
+    outbox.pump()
+    assert not any(topic == TOPICS.result("j1") for topic, _, token in link.taken if token in link.under_way)
+    stub.results[1] = b"small"
+    outbox.committed()
+    outbox.pump()
+    confirm(outbox, link)
+    assert link.taken[-1][:2] == (TOPICS.result("j1"), b"small")
+    assert len(outbox) == 0
+
+
+def test_a_result_that_the_broker_says_is_too_large_is_replaced_at_once_for_all_its_places() -> None:
+    outbox, link, stub = make(2)
+    stub.results[0] = bytes(5000)
+    outbox.add([Delivery(0, "j0", "reply", b"c", 3)])
+    outbox.pump()
+    result, other, reply = link.under_way
+    outbox.refused(result, "packet too large", PACKET_TOO_LARGE)
+    assert outbox.too_large() == []  # its copy may yet be taken
+    outbox.refused(reply, "packet too large", PACKET_TOO_LARGE)
+    link.under_way[:] = [other]
+    assert outbox.too_large() == [0]
+    assert outbox.uncommitted
+    stub.results[0] = b"small"
+    outbox.committed()
+    outbox.pump()
+    confirm(outbox, link)
+    assert sorted((topic, payload) for topic, payload, _ in link.taken[-2:]) == [
+        (TOPICS.result("j0"), b"small"),
+        ("reply", b"small"),
+    ]
+    assert outbox.confirmations() == ([3], [1, 0])
+
+
+def test_a_result_that_was_heard_in_one_place_is_not_replaced() -> None:
+    outbox, link, stub = make(1)
+    stub.results[0] = bytes(5000)
+    outbox.add([Delivery(0, "j0", "reply", b"c", 3)])
+    outbox.pump()
+    result, reply = link.under_way
+    outbox.refused(reply, "packet too large", PACKET_TOO_LARGE)
+    outbox.confirmed(result)
+    assert outbox.too_large() == []
+    assert outbox.confirmations() == ([3], [0])
+    assert len(outbox) == 0
+
+
+def test_a_small_result_is_not_replaced_by_another_small_one() -> None:
+    outbox, link, _ = make(1)
+    outbox.pump()
+    outbox.refused(link.under_way.pop(), "packet too large", PACKET_TOO_LARGE)
+    assert outbox.too_large() == []
+    assert len(outbox) == 1
+
+
+def test_a_transient_refusal_is_tried_again_with_growing_pauses_and_holds_up_no_other() -> None:
+    time = Time()
+    outbox, link, _ = make(2, time=time)
+    outbox.pump()
+    first, second = link.under_way
+    link.under_way.clear()
+    outbox.refused(first, "unspecified error", 0x80)
+    outbox.confirmed(second)
+    sent = []
+    for _ in range(40):
+        time.now += 0.5
+        outbox.pump()
+        if link.under_way:
+            sent.append(time.now - 1000.0)
+            outbox.refused(link.under_way.pop(), "unspecified error", 0x80)
+    assert sent == [1.0, 3.0, 7.0, 15.0]
+    time.now += 60.0
+    outbox.pump()
+    confirm(outbox, link)
+    assert len(outbox) == 0
+
+
+def test_a_quota_that_is_used_up_stops_results_for_a_while() -> None:
+    time = Time()
+    outbox, link, _ = make(40, window=3, time=time)
+    outbox.pump()
+    for token in list(link.under_way):
+        outbox.refused(token, "quota exceeded", QUOTA_EXCEEDED)
+    link.under_way.clear()
+    outbox.pump()
+    assert len(link.taken) == 3
+    time.now += 1.0
+    outbox.pump()
+    confirm(outbox, link)
+    time.now += 1.0
+    outbox.pump()
+    confirm(outbox, link)
+    assert len(outbox) == 0
+
+
+def test_a_document_that_the_broker_takes_at_no_size_is_cut_and_named() -> None:
+    outbox, link, _ = make(0)
+    with_status(outbox)
+    outbox.pump()
+    limit = 200
+    while link.under_way:
+        token, payload = link.under_way.pop(), link.taken[-1][1]
+        if len(payload) > limit:
+            outbox.refused(token, "packet too large", PACKET_TOO_LARGE)
+        else:
+            outbox.confirmed(token)
+        outbox.pump()
+    document = json.loads(link.taken[-1][1])
+    assert document == {"device": "board", "state": "online", "reason": document["reason"]}
+    assert STATUS["reason"].startswith(document["reason"][:-1])
+    (warning,) = outbox.warnings
+    assert (warning.code, "cut: reason" in warning.message) == ("mqtt_document_cut", True)
+
+
+def test_a_document_with_nothing_left_to_cut_is_named_and_holds_up_no_other() -> None:
+    outbox, link, _ = make(1)
+    with_status(outbox)
+    outbox.pump()
+    while outbox.announcing or link.under_way:
+        token = link.under_way.pop(0)
+        if link.taken[token - 1][0] == TOPICS.status:  # tokens count what was taken
+            outbox.refused(token, "packet too large", PACKET_TOO_LARGE)
+        else:
+            outbox.confirmed(token)
+        outbox.pump()
+    assert len(outbox) == 0
+    (warning,) = outbox.warnings
+    assert warning.code == "mqtt_document_refused"
+    assert not outbox.announcing
+
+
+def test_an_announced_limit_cuts_a_document_before_it_leaves() -> None:
+    outbox, link, _ = make(0)
+    outbox.connected(LinkUp("control", True, "5", maximum_packet_size=300))
+    with_status(outbox)
+    outbox.pump()
+    topic, payload, _ = link.taken[0]
+    assert 100 < len(payload) <= 300 - len(topic)
+
+
+def test_the_probe_is_a_small_status_and_the_whole_one_follows() -> None:
+    outbox, link, _ = make(1)
+    outbox.pump()
+    drop(outbox, link)
+    assert outbox.announce(TOPICS.status, {**STATUS, "reason": "x" * 5000})
+    outbox.pump()
+    assert [(topic, len(payload) <= 512) for topic, payload, _ in link.taken[1:]] == [(TOPICS.status, True)]
+    confirm(outbox, link)
+    assert [topic for topic, _, _ in link.taken[1:]] == [TOPICS.status, TOPICS.result("j0"), TOPICS.status]
+    assert json.loads(link.taken[-1][1])["reason"] == "x" * 5000

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from edged.jobs.poison import CLOSED_TIMES, SMALL_BYTES, Alone, PoisonFinder, Step
+from edged.jobs.poison import CLOSED_TIMES, PROBE, SMALL_BYTES, Alone, PoisonFinder, Step
 
 PROBE_SIZE = 300
 WINDOW = 32
@@ -49,10 +49,10 @@ class Network:
             step = self.finder.next(self.now)
             assert step is not Step.WAIT  # here everything that is sent is answered before the next step
             if step is Step.PROBE:
-                self.finder.probe_sent(PROBE_SIZE, self.now)
+                self.finder.sent(PROBE, PROBE_SIZE, self.now, alone=True)
                 if not self.transfer([PROBE_SIZE], ends):
                     return
-                self.finder.probe_answered()
+                self.finder.answered(PROBE)
                 continue
             keys = [step.key] if isinstance(step, Alone) else [k for k in self.queue if k not in self.finder][:WINDOW]
             if not keys:
@@ -236,9 +236,9 @@ def test_what_was_under_way_goes_alone_the_smallest_first_after_a_small_one() ->
     assert finder.next(0.2) is Step.WAIT  # there is no connection
     finder.connected(1.0)
     assert finder.next(1.0) is Step.PROBE
-    finder.probe_sent(300, 1.0)
+    finder.sent(PROBE, 300, 1.0, alone=True)
     assert finder.next(1.0) is Step.WAIT
-    finder.probe_answered()
+    finder.answered(PROBE)
     for key in ("a", "b", "c"):
         assert finder.next(1.1) == Alone(key)
         finder.sent(key, 1000, 1.1, alone=True)
@@ -266,7 +266,7 @@ def test_a_probe_that_the_broker_closes_on_holds_nothing_up() -> None:
     finder.disconnected(0.1, closed_by_broker=True)
     finder.connected(1.0)
     assert finder.next(1.0) is Step.PROBE
-    finder.probe_sent(300, 1.0)
+    finder.sent(PROBE, 300, 1.0, alone=True)
     assert finder.disconnected(1.1, closed_by_broker=True) is None
     finder.connected(2.0)
     assert finder.next(2.0) == Alone("a")

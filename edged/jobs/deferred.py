@@ -1,0 +1,53 @@
+"""Publications that the broker refused for the moment: each is due again after a pause. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+LONGEST_PAUSE = 60.0
+"""Seconds. The pauses begin with one second and double up to this."""
+T = TypeVar("T", bound=Hashable)
+
+
+class Deferred(Generic[T]):
+    """Times are CLOCK_MONOTONIC seconds."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, T]] = []
+        self._refusals: Counter[T] = Counter()
+        self._quota_refusals = 0
+        self._quota_until = float("-inf")
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, publication: T, now: float, quota: bool) -> float:
+        """The broker refused it; returns the seconds of the pause. `quota`: others would be refused now too."""
+        self._refusals[publication] += 1
+        pause = _pause(self._refusals[publication])
+        self._waiting.append((now + pause, publication))
+        if quota and now >= self._quota_until:  # of a window that is refused together, the first
+            self._quota_refusals += 1
+            self._quota_until = now + _pause(self._quota_refusals)
+        return pause
+
+    def take(self, now: float) -> list[T]:
+        """What is due again."""
+        due = [publication for at, publication in self._waiting if now >= at]
+        self._waiting = [(at, publication) for at, publication in self._waiting if now < at]
+        return due
+
+    def closed(self, now: float) -> bool:
+        """Whether the quota says to publish no result now."""
+        return now < self._quota_until
+
+    def accepted(self, publication: T) -> None:
+        """The broker has taken it."""
+        self._refusals.pop(publication, None)
+        self._quota_refusals = 0
+
+
+def _pause(refusals: int) -> float:
+    return float(min(LONGEST_PAUSE, 2.0 ** min(refusals - 1, 10)))

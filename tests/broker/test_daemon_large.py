@@ -1,0 +1,149 @@
+"""A result that the broker does not take: it is found out and answered, and the others leave meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from daemon_fixtures import Client5, Daemon, Place, job
+from limiting_proxy import LimitingProxy
+from patience import eventually
+
+pytest_plugins = ["daemon_fixtures"]
+
+LIMIT = 8000
+LARGE = {"metadata": {"note": "x" * 20_000}}
+"""Of a job whose result the broker does not take."""
+
+
+@pytest.fixture
+def limiting(place: Place) -> Iterator[LimitingProxy]:
+    proxy = LimitingProxy(place.broker.port)
+    yield proxy
+    proxy.close()
+
+
+def start(place: Place, port: int, protocol: str, **settings: Any) -> Daemon:
+    daemon = place.daemon(mqtt__protocol=protocol, **settings)
+    daemon.env["EDGED_MQTT__PORT"] = str(port)
+    return daemon.start()
+
+
+def metric(daemon: Daemon, name: str) -> float:
+    lines = [line for line in daemon.get("/metrics")[1].splitlines() if line.startswith(f"{name} ")]
+    return float(lines[0].split()[1])
+
+
+def logged(daemon: Daemon, event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in daemon.log().splitlines() if line.startswith("{")]
+    return [line for line in lines if line["event"] == event]
+
+
+def check_replaced(client: Client5, daemon: Daemon, id: str) -> bytes:
+    """The large result is a small one now, named and counted; its bytes."""
+    message = client.wait(f"result/{id}")
+    result = json.loads(message.payload)
+    assert (result["id"], result["state"], result["error"]["code"]) == (id, "failed", "result_too_large")
+    assert len(message.payload) < 1024
+    assert metric(daemon, "edged_results_too_large_total") == 1
+    (named,) = logged(daemon, "result_too_large")
+    assert (named["job"], named["bytes"] > 20_000) == (id, True)
+    return bytes(message.payload)
+
+
+@pytest.mark.parametrize(("place_in_queue", "whole"), [(0, False), (3, True), (5, False)])
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_one_of_a_queue_that_the_broker_hangs_up_on_is_answered_and_the_others_too(
+    place: Place, limiting: LimitingProxy, protocol: str, place_in_queue: int, whole: bool
+) -> None:
+    limiting.whole = whole
+    daemon, client = start(place, limiting.port, protocol, paced=True), place.client()
+    daemon.pace("hold")
+    ids = [f"job-{n}" for n in range(6)]
+    large = job(ids[place_in_queue], **LARGE)
+    for id in ids:
+        client.send(large if id == large["id"] else job(id))
+        client.event(id, "accepted")
+    limiting.refusing, limiting.limit = True, LIMIT
+    limiting.cut()
+    daemon.pace("")
+    eventually(lambda: metric(daemon, "edged_outbox_results") == 6)
+    limiting.refusing = False
+    small = check_replaced(client, daemon, large["id"])
+    for id in ids:
+        if id != large["id"]:
+            assert client.result(id)["state"] == "succeeded"
+    order = [message.topic.rpartition("/")[2] for message in client.messages if "/result/" in message.topic]
+    assert order[-1] == large["id"]
+    assert len(limiting.hung_up) >= 3
+    eventually(lambda: metric(daemon, "edged_outbox_results") == 0)
+    # The replacement outlives the process, and a repeat gets the same bytes.
+    assert daemon.end() == 0
+    daemon.start()
+    client.send(large)
+    assert bytes(client.wait(f"result/{large['id']}", count=2).payload) == small
+    assert client.ask(job("healthy"))["state"] == "succeeded"
+
+
+def test_a_result_above_the_announced_limit_is_answered_at_once(place: Place) -> None:
+    place.broker.stop()
+    place.broker.configure(lines=["max_packet_size 30000"])
+    place.broker.start()
+    daemon, client = start(place, place.broker.port, "5"), place.client()
+    client.send(job("large", metadata={"note": "x" * 29_600}))
+    assert client.result("large")["error"]["code"] == "result_too_large"
+    assert metric(daemon, 'edged_mqtt_reconnects_total{connection="control"}') == 0
+
+
+@pytest.mark.parametrize("queue", [0, 1000])
+def test_a_result_above_mosquittos_message_size_limit_is_answered_at_once(place: Place, queue: int) -> None:
+    place.broker.stop()
+    place.broker.configure(lines=["message_size_limit 20200", f"max_queued_messages {queue}"])
+    place.broker.start()
+    daemon, client = start(place, place.broker.port, "5"), place.client()
+    client.send(job("large", **LARGE))
+    check_replaced(client, daemon, "large")
+    assert client.ask(job("small"))["state"] == "succeeded"
+
+
+def test_mosquittos_own_hang_up_on_3_1_1_is_found_out(place: Place) -> None:
+    place.broker.stop()
+    place.broker.configure(lines=["max_packet_size 20200"])
+    place.broker.start()
+    client = place.client()
+    daemon = start(place, place.broker.port, "3.1.1")
+    client.send(job("large", metadata={"note": "x" * 20_000}))
+    check_replaced(client, daemon, "large")
+
+
+def test_an_info_document_that_the_broker_hangs_up_on_is_cut_and_named(place: Place, limiting: LimitingProxy) -> None:
+    limiting.limit = 700
+    daemon, client = start(place, limiting.port, "3.1.1"), place.client()
+    info = json.loads(client.wait("info").payload)
+    assert info["device"] == "board"
+    status = client.status("online", warnings=["mqtt_document_cut"])
+    assert status["ready"]
+    warnings = json.loads(daemon.get("/readyz")[1])["warnings"]
+    assert ["info" in warning["message"] for warning in warnings if warning["code"] == "mqtt_document_cut"] == [True]
+    assert client.ask(job("small"))["state"] == "succeeded"
+
+
+def test_a_line_that_flaps_all_the_time_sets_nothing_aside(place: Place, limiting: LimitingProxy) -> None:
+    daemon, client = start(place, limiting.port, "5", paced=True), place.client()
+    daemon.pace("hold")
+    ids = [f"job-{n}" for n in range(12)]
+    for id in ids:
+        client.send(job(id, **LARGE))
+        client.event(id, "accepted")
+    daemon.pace(0.02)
+    cuts = 0
+    while not all(client.all(f"result/{id}") for id in ids) and cuts < 20:
+        before = metric(daemon, 'edged_mqtt_reconnects_total{connection="control"}')
+        limiting.cut()
+        cuts += 1
+        eventually(lambda: metric(daemon, 'edged_mqtt_reconnects_total{connection="control"}') > before)  # noqa: B023
+    for id in ids:
+        assert client.result(id)["state"] == "succeeded"
+    assert metric(daemon, "edged_results_too_large_total") == 0
