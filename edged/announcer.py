@@ -42,7 +42,7 @@ class Announcer:
     def publish_changes(self, status: Status) -> None:
         """Publish the documents that changed; while the broker is away, they are tried again at the next call."""
         topics = self._link.topics
-        info = (status.model.state, status.model.reason, bool(status.tokens_per_second))
+        info = (status.model.state, status.model.reason, bool(status.tokens_per_second), status.max_stall_kept)
         if info != self._published_info:
             document = info_document(self._device, self._settings, self._board, status)
             if self._outbox.announce(topics.info, document):

@@ -91,7 +91,8 @@ class Observer:
                 planned_bytes=loaded.plan.peak,
                 verified=loaded.verified is not None,
                 lone_rows_padded=loaded.bits.lone_row_differs,
-                same_ids_in_any_company=not (loaded.bits.batches_differ or loaded.bits.chunks_differ),
+                same_ids_in_any_company=loaded.same_ids_in_any_company,
+                split_tokens=loaded.splits.grain,
                 chat=loaded.tokenizer.chat,
                 load_seconds=loaded.load_seconds,
                 rows=loaded.rows,
@@ -149,6 +150,7 @@ class Observer:
             batch_rows=engine.batch_rows,
             kv_used_ratio=engine.kv_used_ratio,
             prefixes=engine.prefixes if self._model.state == "serving" else PrefixStatus(),
+            max_stall_kept=engine.max_stall_kept,
             tokens_per_second=jobs.speed,
         )
 

@@ -39,6 +39,8 @@ class ModelFacts:
     verified: bool
     lone_rows_padded: bool
     same_ids_in_any_company: bool
+    split_tokens: int
+    """Prompts are split at multiples of this many tokens only."""
     chat: dict[str, str] | None
     """How the chat template treats messages, as Tokenizer.chat; None without a template."""
     load_seconds: float
@@ -102,6 +104,7 @@ class Status:
     batch_rows: int = 0
     kv_used_ratio: float = 0.0
     prefixes: PrefixStatus = PrefixStatus()
+    max_stall_kept: bool = True
     tokens_per_second: Mapping[str, float] = field(default_factory=dict)
     """Of the last answer: prefill and decode."""
 

@@ -142,7 +142,8 @@ class Engine:
             self._publish(loading_since=None)
         if model is not None:
             model.prefixes.start(self._commands.put)
-            self._active = _ActiveModel(model, Slots(model.cache, model.rows), ChunkBudget(model.max_stall))
+            budget = ChunkBudget(model.max_stall, model.splits.least)
+            self._active = _ActiveModel(model, Slots(model.cache, model.rows), budget)
             self._publish_use(self._active)
             self._deliver(ModelChanged("serving", loaded=model))
 
@@ -264,7 +265,8 @@ class Engine:
     def _schedule(self, active: _ActiveModel) -> StepPlan | None:
         model, rows = active.model, active.slots.rows
         chunk = active.budget.chunk(model.chunk, token_steps(rows))
-        return schedule(rows, chunk, model.package.rope_switch, self._last_chunk, model.bits.lone_row_differs)
+        switch, pad = model.package.rope_switch, model.bits.lone_row_differs
+        return schedule(rows, chunk, switch, self._last_chunk, pad, model.splits)
 
     def _compute(self, active: _ActiveModel, plan: StepPlan) -> NDArray[np.floating] | None:
         """The logits after each row's last token, [rows, vocabulary]; None where the step failed."""
@@ -282,7 +284,10 @@ class Engine:
             self._step_failed(active, rows, one_line(error))
             return None
         self._publish(busy_since=None, batch_rows=self.status.batch_rows if plan.chunk else plan.rows)
+        kept = active.budget.kept
         active.budget.note(plan, time.monotonic() - began)
+        if kept > active.budget.kept:
+            log.warning("max_stall_exceeded", max_stall=active.model.max_stall, tokens=active.model.splits.least)
         return logits
 
     def _advance(self, active: _ActiveModel, plan: StepPlan, logits: NDArray[np.floating]) -> None:
@@ -370,6 +375,7 @@ class Engine:
             batch_rows=self.status.batch_rows if rows else 0,
             kv_used_ratio=sum(row.computed for row in rows) / (model.rows * model.context),
             prefixes=model.prefixes.status,
+            max_stall_kept=active.budget.kept,
         )
 
     def _publish(self, **changes: Any) -> None:

@@ -57,6 +57,8 @@ class Graph:
     """Inputs of Gather operators, which read single rows: one token's embedding, not the table."""
     computed_with: set[str] = field(default_factory=set)
     """Inputs of all other operators."""
+    attentions: list[dict[str, float]] = field(default_factory=list)
+    """The numbers among the attributes of each kind of GroupQueryAttention."""
     rope_switch: int | None = None
     """Total length beyond which a LongRoPE graph uses its long table (its `If` compares with this), else None."""
 
@@ -145,6 +147,10 @@ def _read_node(
         comparisons[outputs[0]] = inputs[1]
     elif operator == "If" and inputs:
         conditions.append(inputs[0])
+    elif operator == "GroupQueryAttention":
+        numbers = dict(filter(None, map(_read_number, attributes)))
+        if numbers not in graph.attentions:
+            graph.attentions.append(numbers)
     for attribute in attributes:
         for number, value in _fields(attribute):
             if not isinstance(value, memoryview):
@@ -153,6 +159,19 @@ def _read_node(
                 _read_graph(value, graph, scalars, comparisons, conditions, depth + 1)
             elif number == 5:  # t: the value of a Constant node
                 _read_tensor(value, graph, scalars, name=outputs[0] if outputs else "")
+
+
+def _read_number(view: memoryview) -> tuple[str, float] | None:
+    """The name and the value of an attribute that is a number."""
+    name, number = "", None
+    for key, value in _fields(view):
+        if key == 1 and isinstance(value, memoryview):
+            name = _text(value)
+        elif key == 2 and isinstance(value, memoryview):
+            number = struct.unpack("<f", value)[0]
+        elif key == 3 and isinstance(value, int):
+            number = value - (1 << 64) if value >> 63 else value
+    return None if number is None else (name, number)
 
 
 def _read_tensor(view: memoryview, graph: Graph, scalars: dict[str, int], name: str = "") -> None:
@@ -205,7 +224,7 @@ def _read_value_info(view: memoryview) -> tuple[str, str]:
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield (field number, value) of one message; a length-delimited value is a view into the file."""
+    """Yield (field number, value) of one message; a value that is no varint is a view into the file."""
     at, end = 0, len(view)
     while at < end:
         tag, at = _varint(view, at)
@@ -220,9 +239,11 @@ def _fields(view: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             yield number, view[at : at + length]
             at += length
         elif wire in (_FIXED64, _FIXED32):
-            at += 8 if wire == _FIXED64 else 4
-            if at > end:
+            length = 8 if wire == _FIXED64 else 4
+            if at + length > end:
                 raise GraphError("not a whole ONNX model: it ends in the middle of a field")
+            yield number, view[at : at + length]
+            at += length
         else:
             raise GraphError("not an ONNX model")
 

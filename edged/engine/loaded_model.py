@@ -34,7 +34,9 @@ from edged.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
 from edged.engine.prefix_sharing import PrefixSharing
 from edged.engine.prefix_store import PrefixStore
 from edged.engine.providers import ProviderChoice, ProviderError, choose_provider, confirm_providers
-from edged.engine.session import LOGITS_BYTES, ModelSession, chunk_limit
+from edged.engine.session import ModelSession, chunk_limit
+from edged.engine.split_probe import find_split_rule
+from edged.engine.splits import SplitRule
 from edged.engine.tokenizer import Tokenizer
 from edged.machine.board import Board
 from edged.machine.gpu import GpuError, gpu_memory
@@ -71,6 +73,7 @@ class LoadedModel:
     choice: ProviderChoice
     plan: MemoryPlan
     bits: BitClasses
+    splits: SplitRule
     verified: Verified | None
     """None for a package without known answers."""
     load_seconds: float
@@ -78,6 +81,11 @@ class LoadedModel:
     """Package.signature when it was loaded: requests are prepared for this."""
     manifest: Manifest | None = None
     """What the package's files were checked against."""
+
+    @property
+    def same_ids_in_any_company(self) -> bool:
+        """Whether a job's tokens do not depend on the jobs beside it."""
+        return self.splits.holds and not (self.bits.batches_differ or self.bits.chunks_differ)
 
     def release(self) -> None:
         """Close, and free the weights and the caches though others still hold this object."""
@@ -155,9 +163,11 @@ def _load(
         raise PackageError("; ".join(filter(None, (str(error), runtime.selected.refused)))) from None
     except MemoryPlanError as error:
         raise TooLargeError(str(error)) from None
-    planned = plan_package(settings, package, choice, available_for(choice, board, host))
-    context, chunk = wanted.context or package.context_length, chunk_limit(package.vocabulary, wanted.prefill_chunk)
     threads = thread_count(settings, board)
+    splits = find_split_rule(package, choice.providers, threads)
+    planned = plan_package(settings, package, choice, available_for(choice, board, host), splits)
+    context = wanted.context or package.context_length
+    chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk, splits.least + 1)
     tokenizer = Tokenizer(package, wanted.chat_template_kwargs)
     try:
         if known is not None:
@@ -167,7 +177,7 @@ def _load(
         session = ModelSession(package, choice.providers, threads)
         confirmed = _confirm(settings, choice, session)
         if choice.on_device and not confirmed.on_device:  # the GPU did not start: the host's memory and rows apply
-            planned = plan_package(settings, package, confirmed, host)
+            planned = plan_package(settings, package, confirmed, host, splits)
         if session.device != "cpu" and planned.rows > 1:
             raise PackageError(f"model.rows = {planned.rows} is served on the CPU only: set model.rows = 1 for a GPU")
         if known is None:
@@ -186,7 +196,7 @@ def _load(
         session=session,
         tokenizer=tokenizer,
         cache=cache,
-        prefixes=_prefixes(settings, board, package, session, cache, planned.prefixes, prefix_folder),
+        prefixes=_prefixes(settings, board, package, session, cache, planned.prefixes, prefix_folder, splits),
         rows=planned.rows,
         context=context,
         chunk=chunk,
@@ -195,13 +205,16 @@ def _load(
         choice=confirmed,
         plan=planned,
         bits=bits,
+        splits=splits,
         verified=verified,
         load_seconds=time.monotonic() - started,
         signature=signature,
     )
 
 
-def plan_package(settings: Settings, package: Package, choice: ProviderChoice, available: Available) -> MemoryPlan:
+def plan_package(
+    settings: Settings, package: Package, choice: ProviderChoice, available: Available, splits: SplitRule
+) -> MemoryPlan:
     """The memory that the package needs with these settings. `available`: of the device that runs it.
 
     Raises PackageError if the package does not support the settings, TooLargeError if it does not fit.
@@ -216,14 +229,14 @@ def plan_package(settings: Settings, package: Package, choice: ProviderChoice, a
         layout = KVLayout.of(package)
     except ValueError as error:
         raise PackageError(f"{error}: build the package with float32 or float16") from None
-    chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk)
+    chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk, splits.least + 1)
     try:
         return plan_memory(
             weights=int(package.weight_bytes * LOADED_RATIO),
             kv_bytes_per_token=layout.token_bytes,
             rows=_rows(wanted.rows, package, choice),
             context=max(context, package.sliding_window),
-            working=RUNTIME_BYTES + min(LOGITS_BYTES, 4 * package.vocabulary * max(chunk, wanted.rows or 8)),
+            working=RUNTIME_BYTES + 4 * package.vocabulary * max(chunk, wanted.rows or 8),
             available=available,
             prefixes=0 if choice.on_device else settings.cache.ram_bytes,
         )
@@ -273,15 +286,18 @@ def _prefixes(
     cache: KVCache,
     ram_bytes: int,
     folder: Path | None,
+    splits: SplitRule,
 ) -> PrefixSharing:
     """The prefix cache of this model, in memory and, if `folder` is given, on disk."""
-    layout = (ort.__version__, session.providers[0], board.model, cache.layout)
+    block = splits.multiple(BLOCK_TOKENS)
+    # With the rule, so that a block is used only where its bits are those of a prompt in one piece.
+    layout = (ort.__version__, session.providers[0], board.model, cache.layout, splits)
     identity = hashlib.sha256(package.fingerprint() + repr(layout).encode()).digest()
     disk = None
     if folder is not None and ram_bytes and settings.cache.disk_bytes:
         bounds = settings.cache.disk_bytes, settings.cache.daily_write_bytes, settings.jobs.retention
-        disk = PrefixStore(folder, identity, (cache.layout.block_bytes(BLOCK_TOKENS),), np.uint8, *bounds)
-    return PrefixSharing(cache, PrefixCache(ram_bytes), disk, identity)
+        disk = PrefixStore(folder, identity, (cache.layout.block_bytes(block),), np.uint8, *bounds)
+    return PrefixSharing(cache, PrefixCache(ram_bytes), disk, identity, block)
 
 
 def thread_count(settings: Settings, board: Board) -> int:
@@ -327,11 +343,13 @@ def _log_verification(loaded: LoadedModel) -> None:
 
 def _log_bits(loaded: LoadedModel) -> None:
     model, bits = loaded.package.name, loaded.bits
+    if loaded.splits.grain > 1:
+        log.info("prompts_split_coarsely", model=model, tokens=loaded.splits.grain)
     if bits.lone_row_differs:
         log.info("lone_rows_padded", model=model, reason="this processor rounds one row otherwise than several")
     if bits.batches_differ:
         hint = "a job's tokens can depend on how many jobs run beside it; model.rows = 1 prevents that"
         log.warning("batches_round_differently", model=model, hint=hint)
-    if bits.chunks_differ:
+    if bits.chunks_differ or not loaded.splits.holds:
         hint = "a job's tokens can depend on how its prompt was split; model.rows = 1 makes that rarer"
         log.warning("chunks_round_differently", model=model, hint=hint)

@@ -1,6 +1,6 @@
 """The prefix cache: keys and values of leading tokens that jobs share, found by content, kept under a byte budget.
 
-Prompts are cut into blocks of BLOCK_TOKENS tokens. A block's key is the hash of its tokens and of the key of the block
+Prompts are cut into blocks of equally many tokens. A block's key is the hash of its tokens and of the key of the block
 before it, so equal keys mean equal leading tokens, and a longer prefix shares the blocks of a shorter one (the idea is
 vLLM's automatic prefix caching). Only what a prefill computed is kept: a token that was decoded has other last bits.
 """
@@ -15,33 +15,34 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.engine.scheduler import LEAST_CHUNK
+from edged.engine.splits import LEAST_CHUNK
 
 BLOCK_TOKENS = 32
-"""Tokens of a block. Smaller ones share more and cost more lookups; whole blocks only are kept."""
+"""Tokens of a block, unless prompts may only be split at multiples of more (SplitRule). Smaller blocks share more and
+cost more lookups; whole blocks only are kept."""
 HITS_TO_WRITE = 2
 """How often a block must have been found before it is worth a write to disk."""
 
 Blocks = list[NDArray[np.generic]]
 
 
-def block_keys(tokens: Sequence[int], long_rope: bool, identity: bytes) -> list[bytes]:
-    """The keys of the whole blocks of `tokens`, 32 bytes each.
+def block_keys(tokens: Sequence[int], long_rope: bool, identity: bytes, block: int = BLOCK_TOKENS) -> list[bytes]:
+    """The keys of the whole blocks of `tokens`, 32 bytes each. `block`: tokens of each.
 
     `identity` stands for the model and the layout. Keys turned by the two rope tables of LongRoPE are different things.
     """
     key = identity + (b"long" if long_rope else b"short")
-    ids = np.asarray(tokens[: len(tokens) // BLOCK_TOKENS * BLOCK_TOKENS], np.int64)
+    ids = np.asarray(tokens[: len(tokens) // block * block], np.int64)
     keys = []
-    for start in range(0, len(ids), BLOCK_TOKENS):
-        key = hashlib.sha256(key + ids[start : start + BLOCK_TOKENS].tobytes()).digest()
+    for start in range(0, len(ids), block):
+        key = hashlib.sha256(key + ids[start : start + block].tobytes()).digest()
         keys.append(key)
     return keys
 
 
-def usable_blocks(tokens: int) -> int:
+def usable_blocks(tokens: int, block: int = BLOCK_TOKENS) -> int:
     """How many blocks of a prompt of `tokens` can be taken over: enough must be left for a prefill step."""
-    return max(0, (tokens - LEAST_CHUNK) // BLOCK_TOKENS)
+    return max(0, (tokens - LEAST_CHUNK) // block)
 
 
 @dataclass

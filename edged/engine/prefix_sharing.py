@@ -18,10 +18,21 @@ REST_SECONDS = 3600.0
 class PrefixSharing:
     """Shares leading tokens between rows. The engine's thread owns it."""
 
-    def __init__(self, cache: KVCache, memory: PrefixCache, disk: PrefixStore | None, identity: bytes) -> None:
-        """`disk` None: nothing outlives the process. `identity`: 32 bytes for the model and the layout."""
+    def __init__(
+        self,
+        cache: KVCache,
+        memory: PrefixCache,
+        disk: PrefixStore | None,
+        identity: bytes,
+        block_tokens: int = BLOCK_TOKENS,
+    ) -> None:
+        """`disk` None: nothing outlives the process. `identity`: 32 bytes for the model and the layout of its blocks.
+
+        `block_tokens`: tokens of each block, where a prompt may be split.
+        """
         self.memory = memory
         self.disk = disk
+        self.block_tokens = block_tokens
         self._cache = cache
         self._identity = identity
         self._on_disk: dict[bytes, bool] = {}
@@ -60,8 +71,8 @@ class PrefixSharing:
         """Move a row in prefill on by what is held, and ask the disk for what it has of the rest."""
         if not self.memory.budget:
             return
-        keys = self._keys(row)[: usable_blocks(len(row.tokens))]
-        start = row.computed // BLOCK_TOKENS
+        keys = self._keys(row)[: usable_blocks(len(row.tokens), self.block_tokens)]
+        start = row.computed // self.block_tokens
         if start >= len(keys):
             return
         request = row.request
@@ -80,7 +91,7 @@ class PrefixSharing:
     def remember(self, row: Sequence, slot: int, before: int) -> None:
         """Hold the blocks that a prefill step has completed; `before`: tokens the row had cached until then."""
         keys = self._keys(row)
-        first, last = before // BLOCK_TOKENS, min(row.computed // BLOCK_TOKENS, len(keys))
+        first, last = before // self.block_tokens, min(row.computed // self.block_tokens, len(keys))
         for depth in range(first, last):
             self._hold(row, slot, depth, row.request.store)
         if last > first:
@@ -128,21 +139,21 @@ class PrefixSharing:
 
     def _hold(self, row: Sequence, slot: int, depth: int, store: bool) -> None:
         key = self._keys(row)[depth]
-        if key not in self.memory and self.memory.has_room(depth, self._cache.layout.block_bytes(BLOCK_TOKENS)):
-            block = self._cache.read(slot, depth * BLOCK_TOKENS, BLOCK_TOKENS)
+        if key not in self.memory and self.memory.has_room(depth, self._cache.layout.block_bytes(self.block_tokens)):
+            block = self._cache.read(slot, depth * self.block_tokens, self.block_tokens)
             self.memory.add(key, block, depth, store, row.request.pin)
 
     def _keys(self, row: Sequence) -> list[bytes]:
         if row.keys is None or row.keys[0] != row.long_rope:
-            row.keys = (row.long_rope, block_keys(row.request.prompt, row.long_rope, self._identity))
+            row.keys = (row.long_rope, block_keys(row.request.prompt, row.long_rope, self._identity, self.block_tokens))
         return row.keys[1]
 
     def _take(self, row: Sequence, slot: int, start: int, blocks: Blocks) -> None:
-        held = (start + len(blocks)) * BLOCK_TOKENS
-        if not start * BLOCK_TOKENS <= row.computed < held:
+        held = (start + len(blocks)) * self.block_tokens
+        if not start * self.block_tokens <= row.computed < held:
             return
         for number, block in enumerate(blocks, start):
-            self._cache.write(slot, number * BLOCK_TOKENS, block)
+            self._cache.write(slot, number * self.block_tokens, block)
         if row.made == 0:
             row.reused += held - row.computed
         row.computed = held

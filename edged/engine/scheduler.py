@@ -6,10 +6,9 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 from edged.engine.sequence import Sequence
+from edged.engine.splits import LEAST_CHUNK, SplitRule
 
-LEAST_CHUNK = 2
-"""Tokens of a chunk. Attention runs other code for a single token, with other last bits, so a prompt is never read
-token by token: then the chunks change nothing, to the bit."""
+_ANYWHERE = SplitRule()
 
 
 @dataclass(frozen=True)
@@ -33,20 +32,25 @@ class StepPlan:
 
 
 def schedule(
-    rows: Rows[Sequence], chunk: int, switch: int | None, last_chunk: int = 0, pad_lone_row: bool = False
+    rows: Rows[Sequence],
+    chunk: int,
+    switch: int | None,
+    last_chunk: int = 0,
+    pad_lone_row: bool = False,
+    splits: SplitRule = _ANYWHERE,
 ) -> StepPlan | None:
     """The next step over `rows` (by slot), None when there is nothing to compute.
 
-    A row that is behind is read in chunks of at most `chunk` tokens, one row a step, the lowest rank first. Rows that
-    have not had a token since step `last_chunk`, the last one that read a chunk, go before the next chunk, so that a
-    long prompt does not stall them. `switch`: the LongRoPE switch in tokens, if there is one. `pad_lone_row` gives a
-    companion to a row that would be alone in a step of one token.
+    A row that is behind is read in chunks of at most `chunk` tokens as far as `splits` allows, one row a step, the
+    lowest rank first. Rows that have not had a token since step `last_chunk`, the last one that read a chunk, go before
+    the next chunk, so that a long prompt does not stall them. `switch`: the LongRoPE switch in tokens, if there is one.
+    `pad_lone_row` gives a companion to a row that would be alone in a step of one token.
     """
     behind = [slot for slot, row in enumerate(rows) if row.behind and not row.reading]
     due = [slot for slot, row in enumerate(rows) if row.pending and not row.behind]
     if behind and not any(rows[slot].last_step < last_chunk for slot in due):
         slot = min(behind, key=lambda s: (rows[s].request.rank, rows[s].started))
-        count = chunk_of(rows[slot].pending, chunk)
+        count = splits.chunk(rows[slot].computed, rows[slot].pending, chunk)
         return StepPlan(slot, 1, count, _width(rows[slot : slot + 1], count, switch))
     if not due:
         return None
@@ -67,16 +71,6 @@ def schedule(
         companion = rows[last + 1].computed if last + 1 < len(rows) else 0
         width = max(width, companion + 1)
     return StepPlan(first, last - first + 1, 1, width, companion)
-
-
-def chunk_of(pending: int, most: int) -> int:
-    """How many of `pending` tokens, two or more, the next chunk has: never one, and never leaving one."""
-    most = max(most, LEAST_CHUNK)
-    if pending <= most:
-        return pending
-    if pending - most == 1:
-        return most - 1 if most > LEAST_CHUNK else pending
-    return most
 
 
 def token_steps(rows: Rows[Sequence]) -> int:
@@ -104,10 +98,19 @@ class ChunkBudget:
     hung."""
     _SHARE = 0.75
     """Of the time there is: the next step may take longer than the last ones."""
+    _SLOW_CHUNKS = 3
+    """So many in a row that take longer than max_stall are no accident."""
 
-    def __init__(self, max_stall: float) -> None:
-        """`max_stall`: the longest that a row should wait for its next token, in seconds."""
+    def __init__(self, max_stall: float, least: int = LEAST_CHUNK) -> None:
+        """`max_stall`: the longest that a row should wait for its next token, in seconds.
+
+        `least`: tokens that a chunk has at least, because shorter ones would change bits.
+        """
         self.max_stall = max_stall
+        self._least = least
+        self._slow = 0
+        self.kept = True
+        """False once even the shortest chunks take longer than `max_stall`."""
         self._chunk_token: float | None = None
         self._token_step = 0.0
         self._moves = 0.0
@@ -117,6 +120,9 @@ class ChunkBudget:
         """Learn from a step that took `seconds`."""
         if step.chunk:
             each = seconds / step.count
+            if step.count >= self._least:  # a shorter one, at a prompt's end, is slower by the token
+                self._slow = self._slow + 1 if each * self._least > self.max_stall else 0
+                self.kept &= self._slow < self._SLOW_CHUNKS
             # Slower counts at once, faster only bit by bit: a bound is kept from above.
             if self._chunk_token is None or each > self._chunk_token:
                 self._chunk_token = each

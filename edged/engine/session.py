@@ -14,12 +14,12 @@ from edged.engine.kv_layout import NUMPY_DTYPES
 from edged.engine.package import Package, PackageError
 
 LOGITS_BYTES = 64 << 20
-"""Most memory that one step's logits may take; a larger prefill chunk is shortened to fit."""
+"""Most memory that one step's logits may take; a larger prefill chunk is shortened to fit, as far as it may be."""
 
 
-def chunk_limit(vocabulary: int, wanted: int) -> int:
-    """Tokens a prefill chunk may have so that its float32 logits stay within LOGITS_BYTES."""
-    return max(1, min(wanted, LOGITS_BYTES // (4 * vocabulary)))
+def chunk_limit(vocabulary: int, wanted: int, shortest: int) -> int:
+    """Tokens a prefill chunk may have so that its float32 logits stay within LOGITS_BYTES, `shortest` in any case."""
+    return max(shortest, min(wanted, LOGITS_BYTES // (4 * vocabulary)))
 
 
 class ModelSession:

@@ -22,5 +22,7 @@ class EngineStatus:
     kv_used_ratio: float = 0.0
     """Share of the KV cache that holds tokens."""
     prefixes: PrefixStatus = PrefixStatus()  # noqa: RUF009  (frozen)
+    max_stall_kept: bool = True
+    """False once the shortest chunks of prompts were seen to take longer than model.max_stall."""
     failed: str | None = None
     """Why the thread has ended though nobody stopped it."""

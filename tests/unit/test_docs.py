@@ -12,7 +12,8 @@ import pytest
 from edged.cli.app import app
 from edged.engine.events import ModelChanged
 from edged.engine.known_answers import BUDGET, NEAR_TIE, KnownAnswers, Question, RecordedWith, Sample
-from edged.engine.loaded_model import LOADED_RATIO, LOGITS_BYTES, RUNTIME_BYTES
+from edged.engine.loaded_model import LOADED_RATIO, RUNTIME_BYTES
+from edged.engine.session import LOGITS_BYTES
 from edged.jobs.document import Code, Job, State
 from edged.machine.board import detect
 from edged.machine.memory import Available, plan_memory

@@ -31,9 +31,10 @@ from edged.engine.events import Ended, EngineEvent, Finished, ModelChanged, Piec
 from edged.engine.kv_cache import KVCache
 from edged.engine.loaded_model import LoadedModel, TooLargeError
 from edged.engine.sampler import Sampling
-from edged.engine.scheduler import LEAST_CHUNK, ChunkBudget, StepPlan
+from edged.engine.scheduler import ChunkBudget, StepPlan
 from edged.engine.sequence import Sequence
 from edged.engine.slots import Slots
+from edged.engine.splits import LEAST_CHUNK
 
 
 def break_after(one: LoadedModel, steps: int) -> None:

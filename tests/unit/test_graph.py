@@ -80,6 +80,12 @@ class TestReading:
         operators = read_graph(MODELS / "phi3" / "model.onnx").operators
         assert (operators["GroupQueryAttention"], operators["MatMulNBits"]) == (2, 11)
 
+    def test_the_numbers_of_each_kind_of_attention_are_read(self) -> None:
+        windowed, whole = read_graph(MODELS / "gemma2" / "model.onnx").attentions
+        assert (windowed["local_window_size"], whole["local_window_size"]) == (128, -1)
+        assert whole["softcap"] == 50.0
+        assert read_graph(MODELS / "phi3" / "model.onnx").attentions[0]["num_heads"] == 4
+
     def test_weights_inside_the_file_are_skipped(self, tmp_path: Path) -> None:
         inside = field(5, field(8, b"weight") + field(2, 1) + field(9, bytes(1 << 20)))
         assert read(field(7, inside), tmp_path) == Graph()

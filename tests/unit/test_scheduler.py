@@ -26,7 +26,7 @@ from engine_rig import (
 from edged.engine.detokenizer import TextStream, WindowDetokenizer
 from edged.engine.events import EngineEvent, Finished, Started
 from edged.engine.sampler import Sampling
-from edged.engine.scheduler import ChunkBudget, StepPlan, chunk_of, schedule
+from edged.engine.scheduler import ChunkBudget, StepPlan, schedule
 from edged.engine.sequence import PRIORITY_SECONDS, Request, Sequence
 from edged.engine.slots import swaps
 
@@ -78,16 +78,6 @@ class TestSchedule:
         assert schedule(rows, 8, None, True) == StepPlan(0, 1, 1, 9)
         rows[0].last_step = 2
         assert schedule(rows, 8, None, 2) == StepPlan(2, 1, 1, 9)
-
-    def test_no_chunk_has_one_token_and_none_is_left(self) -> None:
-        """A step of one token computes attention in another way: the last bits would depend on the split."""
-        for most in (1, 2, 3, 8):
-            for pending in range(2, 40):
-                left = pending
-                while left:
-                    count = chunk_of(left, most)
-                    assert 2 <= count <= max(most, 3)
-                    left -= count
 
     def test_the_more_urgent_prompt_is_read_first_then_the_earlier(self) -> None:
         assert schedule([row(50, started=1), row(50, started=2, priority=9)], 8, None, False).first == 1  # type: ignore[union-attr]
