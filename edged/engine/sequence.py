@@ -26,6 +26,7 @@ class Request:
     max_tokens: int
     sampling: Sampling = Sampling()  # noqa: RUF009  (frozen)
     stop: tuple[str, ...] = ()
+    stop_tokens: frozenset[int] = frozenset()
     priority: int = 5
     received: float = 0.0
     stream: bool = False
@@ -154,7 +155,7 @@ class Sequence:
         token = self.sampler.sample(logits)
         self.token_times.append(time.monotonic())
         self.tokens.append(token)
-        stop = token in self.eos and not self.request.ignore_eos
+        stop = token in self.request.stop_tokens or (token in self.eos and not self.request.ignore_eos)
         full = self.made >= self.request.max_tokens
         piece = "" if stop else self.text.push(token)
         if stop or full:

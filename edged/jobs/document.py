@@ -25,9 +25,11 @@ from edged.settings import template_kwargs
 MAX_MESSAGES = MAX_PARTS = 1000
 MAX_BIASES = 1024
 MAX_STOPS = 16
+MAX_STOP_IDS = 256
 MAX_TTL = 10 * 365 * 86400
 """Seconds."""
 _STOP_ALLOWED = f"text or a list of up to {MAX_STOPS} texts, each of 1 to 256 characters"
+_STOP_IDS_ALLOWED = f"a list of up to {MAX_STOP_IDS} token ids"
 _TIME_ALLOWED = "an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z"
 _PARTS_ALLOWED = f'text or a list of 1 to {MAX_PARTS} parts such as {{"type": "text", "text": "…"}}'
 _BIAS_ALLOWED = (
@@ -208,6 +210,12 @@ class Job(BaseModel):
         default=None,
         description=f"up to {MAX_STOPS} texts that end the answer and are not part of it",
         json_schema_extra={"allowed": _STOP_ALLOWED},
+    )
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None,
+        max_length=MAX_STOP_IDS,
+        description=f"up to {MAX_STOP_IDS} token ids that end the answer and are not part of its text",
+        json_schema_extra={"allowed": _STOP_IDS_ALLOWED},
     )
     response_format: ResponseFormat | None = Field(
         default=None,

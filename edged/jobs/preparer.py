@@ -160,6 +160,7 @@ def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float
             logit_bias=_biases(job, id, loaded),
         ),
         stop=job.stops,
+        stop_tokens=_stop_tokens(job, id, loaded),
         priority=job.priority,
         received=received,
         stream=job.stream,
@@ -220,6 +221,15 @@ def _biases(job: Job, id: str, loaded: LoadedModel) -> tuple[tuple[int, float], 
                 id,
             )
     return job.biases
+
+
+def _stop_tokens(job: Job, id: str, loaded: LoadedModel) -> frozenset[int]:
+    tokens = frozenset(job.stop_token_ids or ())
+    above = [token for token in tokens if token >= loaded.package.vocabulary]
+    if above:
+        reason = f"stop_token_ids: {min(above)} is not in the model's vocabulary of {loaded.package.vocabulary}"
+        raise JobError(Code.INVALID_JOB, reason, id)
+    return tokens
 
 
 def _encode(job: Job, id: str, loaded: LoadedModel) -> list[int]:

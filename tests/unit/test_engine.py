@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,28 @@ class TestEnds:
         with running(load(copy_package("phi3", tmp_path, eos_token_id=ANSWER[4]))) as rig:
             end = finished(rig.run(request(0, PROMPT))[0])
         assert (list(end.tokens), end.reason) == (ANSWER, "length")
+
+    @pytest.mark.parametrize("ignore_eos", [True, False])
+    def test_a_stop_token_ends_with_stop_and_leaves_no_text(self, ignore_eos: bool) -> None:
+        stop = frozenset({ANSWER[4], 999})
+        with running(serving("phi3")) as rig:
+            end = finished(rig.run(request(0, PROMPT, stop_tokens=stop, ignore_eos=ignore_eos))[0])
+        assert (list(end.tokens), end.reason) == (ANSWER[:5], "stop")
+        assert end.text == serving("phi3").tokenizer.decode(ANSWER[:4])
+
+    def test_a_stop_string_that_is_a_special_tokens_text_ends_at_that_token(self, tmp_path: Path) -> None:
+        package = copy_package("phi3", tmp_path)
+        content = json.loads((package / "tokenizer.json").read_text())
+        text = next(text for text, token in content["model"]["vocab"].items() if token == ANSWER[4])
+        entry = {"id": ANSWER[4], "content": text, "special": True}
+        entry |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        content["added_tokens"].append(entry)
+        (package / "tokenizer.json").write_text(json.dumps(content))
+        (package / "known_answers.json").unlink()
+        with closing(load(package)) as one, running(one) as rig:
+            assert text not in one.tokenizer.decode(ANSWER)
+            end = finished(rig.run(request(0, PROMPT, stop=(text,)))[0])
+        assert (list(end.tokens), end.reason) == (ANSWER[:5], "stop")
 
     def test_an_eos_as_the_last_token_allowed_is_a_stop(self, tmp_path: Path) -> None:
         with running(load(copy_package("phi3", tmp_path, eos_token_id=ANSWER[4]))) as rig:

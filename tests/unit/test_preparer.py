@@ -34,7 +34,7 @@ class Tokens:
 
 SERVING: Any = SimpleNamespace(
     package=SimpleNamespace(
-        name="m", vocabulary=50, search=SimpleNamespace(top_p=0.8, top_k=0, repetition_penalty=1.1)
+        name="m", vocabulary=100, search=SimpleNamespace(top_p=0.8, top_k=0, repetition_penalty=1.1)
     ),
     tokenizer=Tokens(),
     context=16,
@@ -70,6 +70,14 @@ def test_a_job_comes_out_as_a_request_or_as_the_reason_why_not(done: tuple[Prepa
     assert codes == [Code.INTERNAL, Code.CONTEXT_EXCEEDED, Code.INTERNAL]
     assert "secret-word" not in str(broken)
     assert preparer.status.busy_since is None
+
+
+def test_stop_tokens_are_checked_against_the_models_vocabulary() -> None:
+    job = Job(id="a", prompt="good", max_tokens=2, stop_token_ids=[7, 99, 7])
+    assert prepare(job, 1, "a", SERVING).stop_tokens == {7, 99}
+    with pytest.raises(JobError, match="stop_token_ids: 100 is not in the model's vocabulary of 100") as refused:
+        prepare(job.model_copy(update={"stop_token_ids": [200, 7, 100]}), 1, "a", SERVING)
+    assert refused.value.code is Code.INVALID_JOB
 
 
 def test_a_pinned_instruction_that_breaks_the_template_or_the_process_costs_itself_alone(
@@ -140,6 +148,6 @@ def test_a_chat_goes_to_the_tokenizer_with_all_that_the_job_says_of_it(monkeypat
 
 
 def test_a_bias_for_a_token_that_the_model_has_not_is_refused() -> None:
-    with pytest.raises(JobError, match="token id 50, which is not in the model's vocabulary of 50") as caught:
-        prepare(Job(id="a", prompt="x", max_tokens=2, logit_bias={"3": 1, "50": 1}), 0, "a", SERVING)
+    with pytest.raises(JobError, match="token id 100, which is not in the model's vocabulary of 100") as caught:
+        prepare(Job(id="a", prompt="x", max_tokens=2, logit_bias={"3": 1, "100": 1}), 0, "a", SERVING)
     assert caught.value.code is Code.INVALID_JOB
