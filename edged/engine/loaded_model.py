@@ -167,7 +167,6 @@ def _load(
     splits = find_split_rule(package, choice.providers, threads)
     planned = plan_package(settings, package, choice, available_for(choice, board, host), splits)
     context = wanted.context or package.context_length
-    chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk, splits.least + 1)
     tokenizer = Tokenizer(package, wanted.chat_template_kwargs)
     try:
         if known is not None:
@@ -177,7 +176,9 @@ def _load(
         session = ModelSession(package, choice.providers, threads)
         confirmed = _confirm(settings, choice, session)
         if choice.on_device and not confirmed.on_device:  # the GPU did not start: the host's memory and rows apply
+            splits = find_split_rule(package, confirmed.providers, threads)
             planned = plan_package(settings, package, confirmed, host, splits)
+        chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk, splits.least + 1)
         if session.device != "cpu" and planned.rows > 1:
             raise PackageError(f"model.rows = {planned.rows} is served on the CPU only: set model.rows = 1 for a GPU")
         if known is None:

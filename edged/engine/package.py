@@ -31,6 +31,8 @@ _UNHEEDED: dict[str, object] = {
     "random_seed": -1,
 }
 """Entries of `search` that edged does not heed, and the value of each that asks for nothing."""
+_PAGED = {"block_table", "cumulative_sequence_lengths", "past_sequence_lengths", "logits_indices"}
+"""Inputs of graphs that onnxruntime-genai's model builder makes for a paged KV cache."""
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -294,6 +296,11 @@ def _check_graph(
     present: tuple[str, str],
     logits: str,
 ) -> None:
+    if _PAGED & graph.inputs.keys():
+        raise PackageError(
+            "the graph was built for a paged KV cache, which is not served: build the package without "
+            "use_paged_attention"
+        )
     known = set(input_names.values()) | {pattern % layer for pattern in past for layer in range(layers)}
     unknown = sorted(set(graph.inputs) - known)
     if unknown:

@@ -30,6 +30,8 @@ class TextFiles:
     """What the text files say. All of them may be absent."""
 
     chat_template: str | None = None
+    other_templates: tuple[str, ...] = ()
+    """Names of the chat templates that no job takes, such as tool_use; the default one is chat_template."""
     special_tokens: dict[str, str | list[str]] = field(default_factory=dict)
     """Variables of the chat template, such as bos_token."""
     eos_text: str | None = None
@@ -45,8 +47,10 @@ def read_texts(folder: Path) -> TextFiles:
     config = read_optional_json(folder, "tokenizer_config.json")
     special = _special_tokens(read_optional_json(folder, "special_tokens_map.json")) | _special_tokens(config)
     eos = special.get("eos_token")
+    template, others = _chat_templates(folder, config)
     return TextFiles(
-        chat_template=_chat_template(folder, config),
+        chat_template=template,
+        other_templates=others,
         special_tokens=special,
         eos_text=eos if isinstance(eos, str) else None,
         eos=_eos(read_optional_json(folder, "generation_config.json")),
@@ -76,23 +80,28 @@ def _token(value: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else the template in tokenizer_config.json, else the one in chat_template.json."""
+def _chat_templates(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """The chat template, and the names of further ones.
+
+    It is chat_template.jinja, else that of tokenizer_config.json, else that of chat_template.json.
+    """
     if (folder / "chat_template.jinja").exists():
         path = inside(folder, "chat_template.jinja")
         check_size(path, path.name)
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8"), ()
         except (UnicodeDecodeError, OSError) as error:
             raise PackageError(f"chat_template.jinja is not readable text: {error}") from None
     template: object = config.get("chat_template")
     if template is None:
         template = read_optional_json(folder, "chat_template.json").get("chat_template")
-    if isinstance(template, list):  # several named templates: jobs are chats, and take the default one
+    if isinstance(template, list):
         template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
     if isinstance(template, dict):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
+        others = tuple(str(name)[:_MAX_TOKEN_CHARACTERS] for name in template if name != "default")
+        default = template.get("default")
+        return default if isinstance(default, str) else None, others
+    return template if isinstance(template, str) else None, ()
 
 
 def _eos(config: Mapping[str, Any]) -> frozenset[int]:

@@ -16,12 +16,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from edged.engine import ort
 from edged.engine.kv_layout import NUMPY_DTYPES
 from edged.engine.package import Package
+from edged.engine.providers import CPU
+from edged.engine.session import one_line
 from edged.engine.splits import SplitRule
+
+log = structlog.get_logger(__name__)
 
 _TOKENS = 576
 """Of the prompt that is split: two blocks of the largest cache and a rest."""
@@ -40,24 +45,35 @@ _INT32 = 6
 def find_split_rule(package: Package, providers: Sequence[str], threads: int) -> SplitRule:
     """The finest rule under which attention gives the same bits, in one piece and in chunks.
 
-    A package without GroupQueryAttention, or with a quantized cache, gets the rule without limits.
+    A GPU, which serves one row, a package without GroupQueryAttention, and one with a quantized cache get the rule
+    without limits. A failure is logged; no rule holds then.
     """
-    if package.kv_dtype not in _ELEMENTS:
+    if providers[0] != CPU or package.kv_dtype not in _ELEMENTS:
         return SplitRule()
-    probes = [_Attention(numbers, package, providers, threads) for numbers in package.graph.attentions]
-    lone = max((_find_lone(probe) for probe in probes), default=0)
-    # Chunks of whole blocks leave a token alone in its block where the prompt in one piece does, and only there.
-    coarse = (grain for grain in sorted({*_GRAINS, lone} - {0}) if not lone or grain % lone == 0)
-    for rule in (SplitRule(lone=lone), *map(SplitRule, coarse)):
-        if all(_holds(probe, rule) for probe in probes):
-            return rule
-    return SplitRule(holds=False)
+    try:
+        probes = [_Attention(numbers, package, threads) for numbers in package.graph.attentions]
+        lone = max((_find_lone(probe) for probe in probes), default=0)
+        held = (rule for rule in _candidates(lone) if all(_holds(probe, rule) for probe in probes))
+        return next(held, SplitRule(holds=False))
+    except Exception as error:  # onnxruntime's exceptions share no base but Exception
+        log.warning("splits_not_probed", model=package.name, reason=one_line(error))
+        return SplitRule(holds=False)
+
+
+def _candidates(lone: int) -> Iterator[SplitRule]:
+    yield SplitRule(lone=lone)
+    for grain in sorted({*_GRAINS, lone} - {0}):
+        if not lone or grain % lone == 0:
+            # A token is alone in its block where it is in the prompt in one piece, and only there.
+            yield SplitRule(grain)
+        elif lone % grain == 0:
+            yield SplitRule(grain, lone)
 
 
 class _Attention:
     """One head of a package's attention over a prompt of random numbers."""
 
-    def __init__(self, numbers: dict[str, float], package: Package, providers: Sequence[str], threads: int) -> None:
+    def __init__(self, numbers: dict[str, float], package: Package, threads: int) -> None:
         """`numbers`: the operator's attributes. Raises what onnxruntime raises."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -66,7 +82,7 @@ class _Attention:
         kept = {name: number for name, number in numbers.items() if name not in _ROTARY}
         model = _model({**kept, "num_heads": 1, "kv_num_heads": 1}, package.head_size, _ELEMENTS[package.kv_dtype])
         self.head = package.head_size
-        self._session = ort.InferenceSession(model, options, providers=list(providers))
+        self._session = ort.InferenceSession(model, options, providers=[CPU])
         self._dtype = NUMPY_DTYPES[package.kv_dtype]
         length = max(_TOKENS, package.sliding_window)
         random = np.random.default_rng(0).standard_normal((3, length, self.head), np.float32).astype(self._dtype)
@@ -115,8 +131,8 @@ def _find_lone(probe: _Attention) -> int:
 def _holds(probe: _Attention, rule: SplitRule) -> bool:
     """Whether prompts read in various chunks under the rule have the bits that they have in one piece."""
     ends = [_TOKENS]
-    if rule.grain > 1:  # where the last token is alone in its block, however the prompt is split
-        ends += [rule.grain * 2 + 1] if rule.grain * 2 < _TOKENS else []
+    if not rule.lone and 1 < rule.grain < _TOKENS // 2:  # the last token is alone in its block, however it is split
+        ends.append(2 * rule.grain + 1)
     for end in ends:
         whole = probe.whole if end == _TOKENS else probe.read(0, end)
         for most in _FINE if rule.grain == 1 else (rule.grain, 3 * rule.grain):

@@ -39,6 +39,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._vocabulary = package.vocabulary
+        self._other_templates = package.texts.other_templates
         self._add(package)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {entry.content: token for token, entry in added.items() if entry.special}
@@ -84,6 +85,9 @@ class Tokenizer:
                 "no end-of-sequence token in genai_config.json, generation_config.json or tokenizer_config.json: every "
                 "answer goes on to max_tokens"
             )
+        if self._chat is None and self._other_templates:
+            names = ", ".join(self._other_templates)[:200]
+            faults.append(f"none of the chat templates is named default (they are {names}): use prompt")
         if self._chat is not None and self._chat.refusal is not None:
             faults.append(f"the chat template refuses a plain question ({self._chat.refusal}): use prompt")
         if self._unused:

@@ -181,7 +181,7 @@ _ELSEWHERE: dict[str, str | None] = {
     **dict.fromkeys("request_id job_id".split(), "id"),
     "random_seed": "seed",
     # What edged has not, though a field of another meaning is called almost so.
-    **dict.fromkeys("min_tokens top_a top_n min_k stop_token_ids return_tokens stream_options".split()),
+    **dict.fromkeys("min_tokens top_a top_n min_k return_tokens stream_options".split()),
 }
 """The fields by their names in other servers; None: edged has no such field."""
 _ALLOWED = {

@@ -288,7 +288,7 @@ def test_an_unknown_field_that_is_another_servers_or_a_slip_is_led_to_ours(name:
 
 @pytest.mark.parametrize(
     "name",
-    "n best_of tools tool_choice functions function_call user suffix echo top_logprobs stream_options stop_token_ids "
+    "n best_of tools tool_choice functions function_call user suffix echo top_logprobs stream_options "
     "min_tokens bad_words allowed_token_ids guided_json guided_regex structured_outputs typical_p tfs_z top_a mirostat "
     "mirostat_tau xtc_probability dry_multiplier num_ctx keep_alive num_beams do_sample length_penalty early_stopping "
     "use_beam_search add_generation_prompt documents truncate_prompt_tokens skip_special_tokens cache_salt modalities "

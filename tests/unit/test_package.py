@@ -88,17 +88,30 @@ class TestGood:
 
     def test_the_template_comes_from_tokenizer_config_where_there_is_no_file(self, package: Path) -> None:
         (package / "chat_template.jinja").unlink()
-        for template, expected in (
-            ("one", "one"),
-            ([{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}], "b"),
-            ([{"name": "tool_use", "template": "a"}], None),
-            (7, None),
+        for template, expected, others in (
+            ("one", "one", ()),
+            ([{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}], "b", ("tool_use",)),
+            ([{"name": "tool_use", "template": "a"}, {"name": "rag", "template": "b"}], None, ("tool_use", "rag")),
+            (7, None, ()),
         ):
             (package / "tokenizer_config.json").write_text(
                 json.dumps({"chat_template": template, "bos_token": {"content": "<s>"}, "eos_token": "</s>"})
             )
             texts = open_package(package).texts
             assert (texts.chat_template, texts.special_tokens["bos_token"]) == (expected, "<s>")
+            assert texts.other_templates == others
+
+    def test_named_templates_without_a_default_are_a_fault_and_prompts_are_served(self, package: Path) -> None:
+        (package / "chat_template.jinja").unlink()
+        named = [{"name": "tool_use", "template": "a"}, {"name": "rag", "template": "b"}]
+        write(package, "tokenizer_config.json", {"chat_template": named})
+        tokenizer = Tokenizer(open_package(package))
+        assert tokenizer.chat is None
+        assert tokenizer.encode_text("hello")
+        assert any(
+            "none of the chat templates is named default (they are tool_use, rag)" in f for f in tokenizer.faults
+        )
+        tokenizer.close()
 
     def test_a_template_alone_in_chat_template_json_is_read(self, package: Path) -> None:
         (package / "chat_template.jinja").unlink()
@@ -437,6 +450,11 @@ class TestModels:
         ("old", "new", "told"),
         [
             (b"input_ids", b"input_vec", "an input that edged does not know: 'input_vec'"),  # embeddings, or features
+            (
+                b"attention_mask",
+                b"logits_indices",
+                "a paged KV cache, which is not served: build the package without use_",
+            ),
             (b"logits", b"scores", "no output 'logits': it is not a text decoder with a KV cache"),
             (b"present.1.key", b"present.1.mem", "no output 'present.1.key': it is not a text decoder"),
         ],

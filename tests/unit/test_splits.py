@@ -15,6 +15,7 @@ from engine_rig import MODELS, load, random_prompt, request, running, wait_until
 from family_rig import FAMILIES, bare_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from edged.engine.events import Finished
 from edged.engine.kv_cache import KVCache
@@ -40,7 +41,9 @@ def chunks(rule: SplitRule, tokens: int, most: Iterator[int]) -> list[int]:
 
 class TestRule:
     @given(
-        st.sampled_from([(1, 0), (1, 4), (1, 32), (1, 85), (1, 128), (1, 170), (32, 0), (128, 0), (170, 0)]),
+        st.sampled_from(
+            [(1, 0), (1, 4), (1, 32), (1, 85), (1, 128), (1, 170), (32, 0), (128, 0), (128, 256), (170, 0)]
+        ),
         st.integers(2, 700),
         st.lists(st.integers(1, 300), min_size=1, max_size=9),
     )
@@ -113,6 +116,22 @@ class TestProbe:
         one = replace(load(MODELS / WIDE), splits=rule)
         assert not one.same_ids_in_any_company
         one.close()
+
+    def test_an_operator_that_does_not_run_is_told_and_nothing_is_promised(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Restless, "run_with_iobinding", fail)
+        monkeypatch.setattr("edged.engine.split_probe.ort.InferenceSession", Restless)
+        with capture_logs() as logs:
+            assert not find_split_rule(open_package(MODELS / WIDE), CPU, 1).holds
+        assert [(line["event"], line["reason"]) for line in logs] == [("splits_not_probed", "no such kernel")]
+
+    def test_a_gpu_serves_one_row_and_is_not_probed(self) -> None:
+        assert find_split_rule(open_package(MODELS / WIDE), ["CUDAExecutionProvider"], 1) == SplitRule()
+
+
+def fail(*_: Any) -> None:
+    raise RuntimeError("no such kernel")
 
 
 class Restless:
