@@ -110,7 +110,8 @@ class Spool(Database):
     def replace_result(self, number: int, state: str, document: bytes) -> None:
         """Put another result in a job's only one's place."""
         crc = document_crc(number, document)
-        query = "SELECT finished, boottime, boot_id, made, id FROM result JOIN job USING (seq) WHERE seq = ?"
+        wanted = "result.finished, result.boottime, result.boot_id, result.made, job.id"
+        query = f"SELECT {wanted} FROM result JOIN job USING (seq) WHERE seq = ?"
         for *kept, id in self._db.execute(query, (number,)).fetchall():
             self._db.execute(
                 "UPDATE result SET state = ?, document = ?, crc = ?, row_crc = ? WHERE seq = ?",
