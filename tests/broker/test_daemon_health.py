@@ -40,6 +40,7 @@ METRICS = {
     "edged_mqtt_connected": {"connection"},
     "edged_mqtt_reconnects": {"connection"},
     "edged_outbox_results": set(),
+    "edged_results_too_large": set(),
     "edged_spool_bytes": set(),
     "edged_spool_damaged_files": set(),
     "edged_board_temperature_celsius": {"zone"},
