@@ -131,6 +131,9 @@ test-templates: $(VENV)-templates/.done ## published chat templates, rendered as
 bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overhead, jobs/s, memory, bytes written
 	@$(BIN)/python tests/benchmarks/jobs.py
 
+bench-sampling: $(VENV)/.dev ## what the choice of a token costs, for each option of a job beside greedy
+	@$(BIN)/python tests/benchmarks/sampling.py
+
 bench-card: $(VENV)/.dev | mosquitto ## what a job writes to the card, counted at the block device (root; four minutes)
 	@$(BIN)/python tests/benchmarks/card.py
 

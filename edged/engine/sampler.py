@@ -185,22 +185,26 @@ def _top_p(weights: NDArray[np.float32], share: float) -> NDArray[np.intp]:
     total = float(_sums(weights).sum(dtype=np.float64))
     least = total * share
     # All weights below this bound, together, cannot make up what the set may lack.
-    places = np.flatnonzero(weights >= np.float32((total - least) / len(weights) * (1 - 1e-6)))
-    sure = places[:0]
-    if len(places) > _FEW:  # a flat distribution
-        buckets = weights[places].view(np.uint32) >> 18  # a float's leading bits rise with it
+    candidates = weights >= np.float32((total - least) / len(weights) * (1 - 1e-6))
+    few = np.count_nonzero(candidates) <= _FEW
+    if not few:  # a flat distribution
+        buckets = weights.view(np.uint32) >> 18  # a float's leading bits rise with it
         mass = np.zeros(_BUCKETS)
-        for start in range(0, len(places), _CHUNK):
+        for start in range(0, len(weights), _CHUNK):
             part = slice(start, start + _CHUNK)
-            mass += np.bincount(buckets[part], weights=weights[places[part]], minlength=_BUCKETS)
+            mass += np.bincount(buckets[part], weights=weights[part], minlength=_BUCKETS)
         down = np.cumsum(mass[::-1])  # from the bucket of the heaviest
         passed = int(np.searchsorted(down, least))
         edge = _BUCKETS - 1 - passed
-        sure, places = places[buckets > edge], places[buckets == edge]
+        kept, candidates = buckets > edge, buckets == edge
         least -= down[passed - 1] if passed else 0.0
+    places = np.flatnonzero(candidates)
     places = places[np.argsort(-weights[places], kind="stable")]
-    count = int(np.searchsorted(np.cumsum(weights[places], dtype=np.float64), least)) + 1
-    return np.sort(np.concatenate([sure, places[:count]]))
+    places = places[: int(np.searchsorted(np.cumsum(weights[places], dtype=np.float64), least)) + 1]
+    if few:
+        return np.sort(places)
+    kept[places] = True
+    return np.flatnonzero(kept)
 
 
 def _place(weights: NDArray[np.float32], uniform: float) -> int:

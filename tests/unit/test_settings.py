@@ -208,6 +208,31 @@ def test_a_whole_section_in_one_variable_is_refused(monkeypatch: pytest.MonkeyPa
     assert fault().startswith("EDGED_MQTT: mqtt is a section")
 
 
+def test_variables_for_the_chat_template_are_a_table_or_json(toml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = toml("[model.chat_template_kwargs]\nenable_thinking = false\n")
+    assert load(path).settings.model.chat_template_kwargs == {"enable_thinking": False}
+    monkeypatch.setenv("EDGED_MODEL__CHAT_TEMPLATE_KWARGS", '{"enable_thinking": true, "tone": ["dry"]}')
+    assert load(path).settings.model.chat_template_kwargs == {"enable_thinking": True, "tone": ["dry"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "must be an object of up to 64 variables of the chat template"),
+        ("{tools = 1}", "must not have tools, which edged gives the chat template itself"),
+        ("{_x = 1}", "must have names of 1 to 64 letters"),
+        ("{day = 2027-01-01}", "must have values of JSON"),
+        ("{x = nan}", "must have values of JSON"),
+        (f'{{x = "{"y" * 70_000}"}}', "must have at most 65536 characters of JSON"),
+    ],
+)
+def test_variables_that_a_chat_template_cannot_be_given_are_named(toml: Any, text: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=r"^model.chat_template_kwargs = ") as caught:
+        load(toml(f"[model]\nchat_template_kwargs = {text}\n"))
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
 def test_broken_json_in_a_list_variable_is_said_to_be_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGED_DEVICE__GROUPS", '["a"')
     assert "device.groups" in fault()
