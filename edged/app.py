@@ -19,6 +19,7 @@ from edged.engine.kept_manifests import MANIFESTS, KeptManifests
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import signature
 from edged.engine.prefix_files import PREFIXES
+from edged.engine.scrubber import Scrubber
 from edged.jobs.crash import CrashLedger
 from edged.jobs.document import State
 from edged.jobs.manager import JobManager
@@ -76,8 +77,11 @@ def build(
     if model_path == DEMO_FOLDER:
         log.warning("model_is_demo", hint="no package is chosen (edged model use, or model.path)")
     link = _link(settings, device, instance, inbox, latest)
+    scrubber = Scrubber(
+        settings.model.scrub_interval, idle=lambda: not engine.status.rows, found=lambda: engine.check_again()
+    )
     engine = Engine(
-        load=_loader(settings, board, supervisor, model_path, model_name),
+        load=_loader(settings, board, supervisor, model_path, model_name, scrubber),
         watch=lambda: signature(model_path),
         deliver=inbox.put,
         note_running=ledger.write_running,
@@ -101,7 +105,7 @@ def build(
         pinned=settings.cache.pinned,
     )
     observer = Observer(
-        Observed(engine, preparer, jobs, link, http),
+        Observed(engine, scrubber, preparer, jobs, link, http),
         settings,
         clock,
         device=device,
@@ -124,6 +128,7 @@ def build(
             spool=spool,
             link=link,
             engine=engine,
+            scrubber=scrubber,
             preparer=preparer,
             jobs=jobs,
             metrics=metrics,
@@ -161,7 +166,7 @@ def _link(settings: Settings, device: str, instance: str, inbox: Inbox, latest: 
 
 
 def _loader(
-    settings: Settings, board: Board, supervisor: Supervisor, path: Path, name: str | None
+    settings: Settings, board: Board, supervisor: Supervisor, path: Path, name: str | None, scrubber: Scrubber
 ) -> Callable[[], LoadedModel]:
     manifests = KeptManifests(settings.state_dir / MANIFESTS, may_add=True)
 
@@ -178,6 +183,7 @@ def _loader(
                 name=name,
                 prefix_folder=settings.state_dir / PREFIXES,
                 manifests=manifests,
+                suspects=scrubber.damaged,
             )
         finally:
             supervisor.long_work_done()

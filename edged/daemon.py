@@ -19,6 +19,7 @@ import edged
 from edged.announcer import Announcer, warn_about_storage
 from edged.engine.engine import Engine
 from edged.engine.events import EngineEvent, ModelChanged
+from edged.engine.scrubber import Scrubber
 from edged.faults import Fault
 from edged.jobs.crash import CrashLedger
 from edged.jobs.manager import JobManager
@@ -92,6 +93,7 @@ class Parts:
     spool: Spool
     link: Link
     engine: Engine
+    scrubber: Scrubber
     preparer: Preparer
     jobs: JobManager
     metrics: Metrics
@@ -148,6 +150,7 @@ class Daemon:
         warn_about_storage(settings.state_dir, parts.board.root)
         parts.http.start()
         parts.engine.start()
+        parts.scrubber.start()
         parts.preparer.start()
         self._link.start()
         next_heartbeat, longest = time.monotonic(), min(IDLE_SECONDS, self._supervisor.interval)
@@ -268,6 +271,10 @@ class Daemon:
 
     def _model_changed(self, event: ModelChanged) -> None:
         self._observer.model_changed(event)
+        if event.loaded is not None:
+            self._parts.scrubber.watch(event.loaded.package.folder, event.loaded.manifest)
+        else:
+            self._parts.scrubber.rest()
         self._take_snapshot()
         self._announcer.publish_changes(self.status)
 
@@ -312,6 +319,7 @@ class Daemon:
         self._publish_last()
         self._link.stop(LINK_STOP_SECONDS if self._stops < 2 else 0.5)
         parts.preparer.stop()
+        parts.scrubber.stop()
         parts.engine.stop(timeout=2.0)
         parts.http.stop()
         parts.ledger.close()

@@ -13,6 +13,7 @@ from edged import liveness
 from edged.engine import ort
 from edged.engine.engine import Engine
 from edged.engine.events import ModelChanged
+from edged.engine.scrubber import Scrubber
 from edged.engine.status import EngineStatus
 from edged.faults import Fault
 from edged.jobs.manager import JobManager, JobsStatus
@@ -31,6 +32,7 @@ class Observed:
     """The parts that the snapshot is made of."""
 
     engine: Engine
+    scrubber: Scrubber
     preparer: Preparer
     jobs: JobManager
     link: Link
@@ -147,6 +149,7 @@ class Observer:
             spool_bytes=jobs.spool_bytes,
             damaged_spools=jobs.damaged_spools,
             corrupt_blocks=self._changed.corrupt_blocks,
+            scrubbed_bytes=parts.scrubber.bytes,
             batch_rows=engine.batch_rows,
             kv_used_ratio=engine.kv_used_ratio,
             prefixes=engine.prefixes if self._model.state == "serving" else PrefixStatus(),
@@ -189,6 +192,8 @@ class Observer:
             ended.append(EndedThread("engine", engine.failed or "", jobs=None))
         if parts.preparer.ended:
             ended.append(EndedThread("preparer", jobs=_numbers(preparer)))
+        if parts.scrubber.ended:
+            ended.append(EndedThread("scrub"))
         if parts.http.ended:
             ended.append(EndedThread("http"))
         return ended

@@ -101,6 +101,8 @@ class Status:
     damaged_spools: int = 0
     corrupt_blocks: int = 0
     """Blocks of the package that are not as its manifest says; the package is not served."""
+    scrubbed_bytes: int = 0
+    """Bytes of the package that were read from the disk and checked since the start, while it was served."""
     batch_rows: int = 0
     kv_used_ratio: float = 0.0
     prefixes: PrefixStatus = PrefixStatus()

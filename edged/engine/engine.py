@@ -36,7 +36,12 @@ class _Cancel:
     key: int
 
 
-_Command = Request | _Cancel | DiskEvent | None
+@dataclass(frozen=True)
+class _CheckAgain:
+    pass
+
+
+_Command = Request | _Cancel | _CheckAgain | DiskEvent | None
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,10 @@ class Engine:
         """End a request at the next step; unknown keys are ignored, since it may just have finished."""
         self._commands.put(_Cancel(key))
 
+    def check_again(self) -> None:
+        """Load the model anew, since its files may have decayed. Sequences that have a row go on with the new load."""
+        self._commands.put(_CheckAgain())
+
     # The loop
 
     def _run(self) -> None:
@@ -127,6 +136,8 @@ class Engine:
         if self._stopping:
             return
         try:
+            if self._active is None:  # a command gave it up
+                return
             self._admit(active)
             self._step()
         except Exception as error:  # our own fault; any row may have caused it, waiting requests go on
@@ -191,6 +202,9 @@ class Engine:
                 self._waiting.append(command)
             elif isinstance(command, _Cancel):
                 self._cancel(command.key)
+            elif isinstance(command, _CheckAgain):
+                if self._active is not None:
+                    self._lose(self._active)
             elif self._active is not None:  # else of a session that is gone
                 self._active.model.prefixes.obey(command, self._active.slots.rows)
         except Exception as error:
@@ -347,11 +361,15 @@ class Engine:
         fault = active.model.session.probe(len(active.slots.rows))
         if fault is not None:
             log.error("session_lost", reason=fault, jobs=len(active.slots.rows))
-            self._parked = active.slots.rows
-            for row in self._parked:
-                row.forget_computed()
-            self._active = None
-            self._lifecycle.lose()
+            self._lose(active)
+
+    def _lose(self, active: _ActiveModel) -> None:
+        """Give the session up. Its rows go on with the next one."""
+        self._parked = active.slots.rows
+        for row in self._parked:
+            row.forget_computed()
+        self._active = None
+        self._lifecycle.lose()
 
     def _fail(self, active: _ActiveModel, rows: list[Sequence], reason: str) -> None:
         log.error("engine_step_failed", jobs=len(rows), reason=reason)

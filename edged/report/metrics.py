@@ -127,6 +127,9 @@ class _StatusCollector(Collector):
             value=prefixes.refused_files,
         )
         yield CounterMetricFamily(
+            "edged_model_scrubbed_bytes", "Bytes of the package that the scrub has checked", value=status.scrubbed_bytes
+        )
+        yield CounterMetricFamily(
             "edged_prefix_cache_written_bytes", "Bytes of prefixes written to disk", value=prefixes.written_bytes
         )
 

@@ -100,6 +100,12 @@ class ModelSettings(Section):
         le=60,
         description="Seconds that a running job may wait for its next token while prompts of other jobs are computed.",
     )
+    scrub_interval: int = Field(
+        default=86_400,
+        ge=0,
+        le=31_536_000,
+        description="Seconds in which an idle daemon reads the whole package once from the disk to check it; 0: never.",
+    )
 
 
 class CacheSettings(Section):

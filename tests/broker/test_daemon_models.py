@@ -57,7 +57,7 @@ def test_a_chosen_package_that_breaks_is_served_once_another_is_chosen(place: Pl
     assert daemon.command("model", "use", "phi3").returncode == 0
     (daemon.state_dir / "models/phi3/model.onnx.data").write_bytes(b"cut")
     daemon.start(ready=False)
-    daemon.until_fault("model.onnx.data is cut")
+    daemon.until_fault("model.onnx.data at byte 3: the file ends here and should be longer")
     assert daemon.command("model", "use", "llama3").returncode == 0
     daemon.until_ready()  # it looks at the folder every two seconds
     assert client.ask(reference_job("x"))["model"] == "llama3"

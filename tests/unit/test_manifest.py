@@ -53,11 +53,13 @@ def refusal(package: Path, kept: Path | None = None, **more: Any) -> CorruptPack
     return caught.value
 
 
-def flip(path: Path, bit: int, as_decay: bool = True) -> None:
-    """Turn one bit of a file. Decay changes no time of the file, which no program can leave: st_ctime shows."""
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
+def flip(path: Path, bit: int) -> None:
+    """Turn one bit of a file, where it is."""
+    with path.open("r+b", buffering=0) as file:
+        file.seek(bit // 8)
+        (byte,) = file.read(1)
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
 
 
 @pytest.fixture

@@ -1,0 +1,128 @@
+"""The scrub: a thread that reads the served package from the disk, block by block while idle, and checks each block.
+
+A load reads the page cache, and what onnxruntime maps is read anew whenever the kernel has dropped it. So decay on the
+card must be found before that. Blocks are read in random order, so that one that is often restarted gets round too.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from edged.engine.integrity import Damage, check_blocks
+from edged.engine.manifest import Manifest
+
+log = structlog.get_logger(__name__)
+
+BUSY_SECONDS = 600.0
+"""Longest time for which a block that is due waits until the engine is idle."""
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class _Target:
+    folder: Path
+    manifest: Manifest
+
+
+class Scrubber:
+    """Scrubs one package at a time, on its own thread."""
+
+    def __init__(self, interval: float, idle: Callable[[], bool], found: Callable[[], None]) -> None:
+        """`interval`: seconds of one pass over all blocks; 0: never. `idle`: whether the engine has nothing to do.
+
+        `found` is called on this thread once `damaged` names a block. The scrub then rests until the next watch().
+        """
+        self._interval = interval
+        self._idle = idle
+        self._found = found
+        self._changed = threading.Condition()
+        self._target: _Target | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="scrub", daemon=True)
+        self.damaged: tuple[Damage, ...] = ()
+        """What was found since the last watch(). Any thread may read this and the next."""
+        self.bytes = 0
+        """Bytes read from the disk and checked since the start."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread was started and has ended."""
+        return self._thread.ident is not None and not self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start the thread, unless the interval is 0."""
+        if self._interval:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after its block."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+
+    def watch(self, folder: Path, manifest: Manifest | None) -> None:
+        """Scrub this package from now on; its load has just checked all of it. None: it has no manifest."""
+        with self._changed:
+            self.damaged = ()
+            self._target = _Target(folder, manifest) if manifest is not None and manifest.bytes else None
+            self._changed.notify()
+
+    def rest(self) -> None:
+        """Scrub nothing until the next watch()."""
+        with self._changed:
+            self._target = None
+            self._changed.notify()
+
+    # On the thread
+
+    def _run(self) -> None:
+        while not self._stopping:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._target is not None)
+                target = self._target
+            if target is not None:
+                self._pass(target)
+
+    def _pass(self, target: _Target) -> None:
+        """Every block once, as long as this package is served."""
+        manifest, began = target.manifest, time.monotonic()
+        blocks = [(file, block) for file, entry in manifest.files.items() for block in range(entry.blocks)]
+        for file, block in random.sample(blocks, len(blocks)):
+            entry = manifest.files[file]
+            size = min(entry.block_bytes, entry.bytes - block * entry.block_bytes)
+            if not self._wait(target, self._interval * size / manifest.bytes):
+                return
+            damage = tuple(check_blocks(target.folder, file, entry, [block], direct=True))
+            self.bytes += size
+            if damage and self._report(target, damage):
+                return
+        log.info("scrub_passed", bytes=manifest.bytes, seconds=round(time.monotonic() - began))
+
+    def _wait(self, target: _Target, seconds: float) -> bool:
+        """Wait until the next block is due and the engine idle; False where the package is served no more."""
+        due = time.monotonic() + seconds
+        latest = due + BUSY_SECONDS
+        with self._changed:
+            while not self._stopping and self._target is target:
+                now = time.monotonic()
+                if now >= due and (self._idle() or now >= latest):
+                    return True
+                self._changed.wait(due - now if now < due else _POLL_SECONDS)
+        return False
+
+    def _report(self, target: _Target, damage: tuple[Damage, ...]) -> bool:
+        with self._changed:
+            if self._target is not target:  # replaced while it was read
+                return False
+            self.damaged, self._target = damage, None
+        for one in damage:
+            log.error("scrub_found_damage", file=one.file, offset=one.offset, reason=one.what)
+        self._found()
+        return True

@@ -1,0 +1,144 @@
+"""The scrub finds on the disk what the page cache still hides, and a package that has decayed is no longer served."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from disk import Disk, disk
+from engine_rig import copy_package, ids, reference, request, running
+from patience import PATIENCE, eventually
+from test_manifest import WEIGHTS, flip, load, refusal
+
+from edged.engine import manifest, scrubber
+from edged.engine.integrity import Damage, check_package
+from edged.engine.manifest import make_manifest, write_manifest
+from edged.engine.package import signature
+from edged.engine.scrubber import Scrubber
+
+__all__ = ["disk"]  # the fixture
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of phi3 with a manifest of its own, of small blocks."""
+    monkeypatch.setattr(manifest, "BLOCK_BYTES", 4096)
+    package = copy_package("phi3", tmp_path)
+    write_manifest(package, make_manifest(package))
+    return package
+
+
+class Rig:
+    """A scrubber, whether its engine is idle, and whether it has found something."""
+
+    def __init__(self, interval: float) -> None:
+        self.idle = True
+        self.found = threading.Event()
+        self.scrubber = Scrubber(interval, lambda: self.idle, self.found.set)
+
+
+@contextmanager
+def scrubbing(interval: float = 0.1) -> Iterator[Rig]:
+    rig = Rig(interval)
+    rig.scrubber.start()
+    try:
+        yield rig
+    finally:
+        rig.scrubber.stop()
+
+
+def test_a_whole_package_is_read_again_and_again(package: Path) -> None:
+    whole = make_manifest(package)
+    with scrubbing() as rig:
+        rig.scrubber.watch(package, whole)
+        eventually(lambda: rig.scrubber.bytes >= 2 * whole.bytes, "two passes")
+        assert rig.scrubber.damaged == ()
+        assert not rig.found.is_set()
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, "tokenizer.json", "genai_config.json"])
+def test_a_bit_that_flips_while_it_is_served_is_found_and_named(package: Path, file: str) -> None:
+    with scrubbing() as rig:
+        rig.scrubber.watch(package, make_manifest(package))
+        flip(package / file, 8 * 100)
+        assert rig.found.wait(PATIENCE)
+        (damage,) = rig.scrubber.damaged
+        assert (damage.file, damage.offset) == (file, 0)
+        rig.scrubber.watch(package, make_manifest(package))
+        assert rig.scrubber.damaged == ()
+
+
+def test_while_jobs_run_it_waits_but_not_for_ever(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with scrubbing() as rig:
+        rig.idle = False
+        rig.scrubber.watch(package, make_manifest(package))
+        assert not rig.found.wait(1.5)  # all blocks are due
+        assert rig.scrubber.bytes == 0
+        monkeypatch.setattr(scrubber, "BUSY_SECONDS", 0.0)
+        rig.scrubber.watch(package, make_manifest(package))
+        eventually(lambda: rig.scrubber.bytes > 0, "a block was read")
+
+
+def test_an_interval_of_nothing_is_never(package: Path) -> None:
+    with scrubbing(0) as rig:
+        rig.scrubber.watch(package, make_manifest(package))
+        assert not rig.scrubber.ended
+    assert "scrub" not in {thread.name for thread in threading.enumerate() if thread.is_alive()}
+
+
+def test_a_pass_takes_the_whole_interval(package: Path) -> None:
+    whole = make_manifest(package)
+    began = time.monotonic()
+    with scrubbing(1.0) as rig:
+        rig.scrubber.watch(package, whole)
+        eventually(lambda: rig.scrubber.bytes >= whole.bytes, "a pass")
+        assert time.monotonic() - began >= 1.0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk")
+def test_the_disk_is_read_though_the_page_cache_has_what_was_there_before(disk: Disk, package: Path) -> None:
+    on_disk = Path(shutil.copytree(package, disk.mount / "phi3"))
+    whole = make_manifest(on_disk)
+    os.sync()
+    block = (on_disk / WEIGHTS).read_bytes()[5 * 4096 : 6 * 4096]
+    flip(disk.image, 8 * disk.image.read_bytes().index(block))
+    assert check_package(on_disk, whole) == []  # the file is as it was, for all who read it
+    with scrubbing() as rig:
+        rig.scrubber.watch(on_disk, whole)
+        assert rig.found.wait(PATIENCE)
+        found = rig.scrubber.damaged
+    assert [(damage.file, damage.offset) for damage in found] == [(WEIGHTS, 5 * 4096)]
+    assert load(on_disk).manifest == whole
+    error = refusal(on_disk, suspects=found)
+    assert error.fault.message.startswith(f"the model package is damaged: {WEIGHTS} at byte 20480: ")
+
+
+def test_what_is_found_ends_the_serving_until_it_is_mended(package: Path) -> None:
+    """The engine and the scrub as the daemon joins them; a job that waits is answered after the mending."""
+    answer = reference("phi3")[0]
+    right = (package / WEIGHTS).read_bytes()
+    suspects: list[Damage] = []
+    with running(lambda: load(package, suspects=suspects), lambda: signature(package)) as rig:
+        rig.wait_for_state("serving")
+        flip(package / WEIGHTS, 8 * 100_000)
+        suspects += check_package(package, make_manifest_of(package), direct=True)
+        rig.engine.check_again()
+        event = rig.wait_for_state("unavailable")
+        assert event.fault is not None
+        assert (event.fault.code, event.corrupt_blocks > 0) == ("model_corrupt", True)
+        assert f"{WEIGHTS} at byte 98304" in event.fault.message
+        rig.engine.submit(request(1, answer["prompt_ids"]))
+        (package / WEIGHTS).write_bytes(right)
+        rig.wait_for_state("serving")
+        assert ids(rig.ends(1)[1]) == answer["output_ids"]
+
+
+def make_manifest_of(package: Path) -> manifest.Manifest:
+    """The package's own, from before it decayed."""
+    return manifest.read_manifest(package / manifest.FILE)
