@@ -75,10 +75,18 @@ def pull(
             "bytes": listing.bytes,
             "fetched_bytes": pulled.fetched,
             "left_out": list(listing.left_out),
+            "mended_blocks": pulled.mended.blocks,
+            "mended_files": pulled.mended.files,
             "remark": pulled.remark,
             **pulled.origin.model_dump(),
         }
         typer.echo(json.dumps(document, ensure_ascii=False))
+        return
+    if pulled.mended.blocks or pulled.mended.files:
+        mended = pulled.mended
+        what = f"{mended.blocks} damaged blocks" if mended.blocks else f"{mended.files} damaged files"
+        what += f" and {mended.files} files" if mended.blocks and mended.files else ""
+        typer.echo(f"{name} was damaged, and is mended: {what} fetched anew, {size(mended.bytes)}")
         return
     if pulled.unchanged:
         typer.echo(f"{name} is here already, just as {pulled.origin.source} has it")

@@ -138,7 +138,7 @@ def check_file(folder: Path, file: str, entry: FileEntry, direct: bool = False) 
     return list(check_blocks(folder, file, entry, range(entry.blocks), direct))
 
 
-def check_package(folder: Path, manifest: Manifest, direct: bool = False) -> list[Damage]:
+def find_damage(folder: Path, manifest: Manifest, direct: bool = False) -> list[Damage]:
     """The damage of all files."""
     return [damage for file, entry in manifest.files.items() for damage in check_file(folder, file, entry, direct)]
 

@@ -98,9 +98,10 @@ class LoadCheck:
                 self._damage += check_file(self._folder, file, entry)
 
     def _raise_damage(self) -> None:
-        decayed = [one for one in self._damage if not self._is_replaced(one.file)]
+        # A suspect that is still damaged is found once more as the load reads it.
+        decayed = {(one.file, one.offset): one for one in self._damage if not self._is_replaced(one.file)}
         if decayed:
-            raise CorruptPackageError.of(decayed)
+            raise CorruptPackageError.of(list(decayed.values()))
 
     def _is_replaced(self, file: str) -> bool:
         """Whether somebody wrote this file since the manifest was kept."""

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from edged.engine.integrity import find_damage
 from edged.engine.known_answers import Verified
 from edged.engine.loaded_model import LOADED_RATIO, RUNTIME_BYTES, TooLargeError, load_model, plan_package
-from edged.engine.manifest import manifest_of, write_manifest
+from edged.engine.manifest import FILE, manifest_of, read_manifest, write_manifest
 from edged.engine.package import PackageError
 from edged.machine.board import Board
 from edged.machine.memory import Available, available, size
 from edged.machine.storage import SPARE_BYTES
 from edged.models.fetch import Progress, fetch
 from edged.models.listing import Listing, content_id
+from edged.models.mend import Mended, mend_package
 from edged.models.store import Origin, Store, kept_manifests, write_origin
 from edged.settings import Settings
 
@@ -38,6 +40,8 @@ class Pulled:
     remark: str | None = None
     unchanged: bool = False
     """The same content was installed already."""
+    mended: Mended = Mended()  # noqa: RUF009  (frozen)
+    """What was damaged of it."""
 
 
 def pull_package(
@@ -60,9 +64,11 @@ def pull_package(
 def _pull(listing: Listing, name: str, settings: Settings, board: Board, store: Store, progress: Progress) -> Pulled:
     old = store.find(name)
     origin = old.origin if old is not None else None
-    if old is not None and origin is not None and origin.content == listing.content:
-        return Pulled(old.folder, origin, 0, None, unchanged=True)
     staging = store.staging(name)
+    if old is not None and origin is not None and origin.content == listing.content:
+        mended = mend_package(listing, old.folder, staging, progress)
+        shutil.rmtree(staging, ignore_errors=True)
+        return Pulled(old.folder, origin, mended.bytes, None, unchanged=True, mended=mended)
     present = _bytes_present(listing, staging)
     _check_disk(listing, present, store)
     _check_memory(listing, settings)
@@ -71,8 +77,8 @@ def _pull(listing: Listing, name: str, settings: Settings, board: Board, store: 
     _remove_others(staging, set(files))
     write_manifest(staging, manifest_of({path: file.entry for path, file in files.items()}))
     content, fetched = content_id({path: file.digest for path, file in files.items()}), listing.bytes - present
-    if old is not None and origin is not None and origin.content == content:  # the source had no digests
-        shutil.rmtree(staging)
+    if old is not None and origin is not None and origin.content == content and _is_whole(old.folder):
+        shutil.rmtree(staging)  # the source had no digests
         return Pulled(old.folder, origin, fetched, None, unchanged=True)
     try:
         verified, remark = check_package(settings, board, staging, name)
@@ -85,6 +91,14 @@ def _pull(listing: Listing, name: str, settings: Settings, board: Board, store: 
     now = _now()
     origin = Origin(source=listing.source, content=content, pulled_at=now, verified_at=now if verified else None)
     return Pulled(store.install(name, origin), origin, fetched, verified, remark)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files on the disk are as the manifest says."""
+    try:
+        return not find_damage(folder, read_manifest(folder / FILE), direct=True)
+    except (PackageError, OSError):
+        return False
 
 
 def select_package(name: str, settings: Settings, board: Board, store: Store) -> tuple[str | None, Verified | None]:

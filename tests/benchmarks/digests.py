@@ -22,7 +22,7 @@ import psutil
 from figures import Figure, forget_pages, gib, show
 
 from edged import logs
-from edged.engine.integrity import check_package
+from edged.engine.integrity import find_damage
 from edged.engine.kept_manifests import KeptManifests, Stamp, stamp_of
 from edged.engine.loaded_model import load_model
 from edged.engine.manifest import Manifest, make_manifest
@@ -67,10 +67,10 @@ def figures(package: Path, kept: Path, none: Path) -> Iterator[Figure]:
     yield Figure("making the manifest (SHA-256 and CRC-32), once", speed(manifest, seconds))
     stamps: dict[str, Stamp] = {file: stamp for file in manifest.files if (stamp := stamp_of(package / file))}
     KeptManifests(kept, may_add=True).add(package, manifest, stamps)
-    seconds, damage = timed(lambda: check_package(package, manifest))
+    seconds, damage = timed(lambda: find_damage(package, manifest))
     assert not damage
     yield Figure("the check alone, from the page cache", speed(manifest, seconds))
-    seconds, damage = timed(lambda: check_package(package, manifest, direct=True))
+    seconds, damage = timed(lambda: find_damage(package, manifest, direct=True))
     assert not damage
     yield Figure("the same from the disk, past the page cache (the scrub)", speed(manifest, seconds))
     for name, count, cold in (("warm", LOADS, False), ("cold", COLD_LOADS, True)):

@@ -6,7 +6,7 @@ import json
 import signal
 
 import pytest
-from daemon_fixtures import MODELS, REFERENCE, Place, reference_job
+from daemon_fixtures import MODELS, REFERENCE, Daemon, Place, reference_job
 from patience import eventually
 
 from edged.models.pull import held_by_daemon
@@ -62,3 +62,36 @@ def test_a_chosen_package_that_breaks_is_served_once_another_is_chosen(place: Pl
     daemon.until_ready()  # it looks at the folder every two seconds
     assert client.ask(reference_job("x"))["model"] == "llama3"
     assert daemon.end() == 0
+
+
+def test_a_package_that_decays_while_it_is_served_is_not_served_until_a_pull_has_mended_it(place: Place) -> None:
+    daemon, client = place.daemon(MODEL__PATH="", MODEL__SCRUB_INTERVAL="1"), place.client()
+    source = str(MODELS / "phi3")
+    assert daemon.command("model", "pull", source).returncode == 0
+    assert daemon.command("model", "use", "phi3").returncode == 0
+    daemon.start()
+    eventually(lambda: metric(daemon, "edged_model_scrubbed_bytes_total") > 0, "a block was read")
+    with (daemon.state_dir / "models/phi3/model.onnx.data").open("r+b", buffering=0) as file:
+        file.seek(100_000)
+        (byte,) = file.read(1)
+        file.seek(100_000)
+        file.write(bytes([byte ^ 4]))
+    daemon.until_fault("the model package is damaged: model.onnx.data at byte 0: ")
+    assert [fault["code"] for fault in json.loads(daemon.get("/readyz")[1])["faults"]] == ["model_corrupt"]
+    assert metric(daemon, "edged_model_corrupt_blocks") == 1
+    assert '"scrub_found_damage"' in daemon.log()
+    refused = client.ask(reference_job("refused"))
+    assert (refused["state"], refused["error"]["code"]) == ("rejected", "model_unavailable")
+    doctor = json.loads(daemon.command("doctor", "--json").stdout)
+    assert [found["state"] for found in doctor if "the model package is damaged" in found["message"]] == ["fail"]
+    assert "1 damaged blocks fetched anew" in daemon.command("model", "pull", source).stdout
+    daemon.until_ready()
+    assert client.ask(reference_job("mended"))["token_ids"] == REFERENCE[0]["output_ids"]
+    assert metric(daemon, "edged_model_corrupt_blocks") == 0
+    assert daemon.end() == 0
+
+
+def metric(daemon: Daemon, name: str) -> float:
+    """The value of a metric without labels."""
+    (line,) = [line for line in daemon.get("/metrics")[1].splitlines() if line.startswith(f"{name} ")]
+    return float(line.split()[1])

@@ -17,7 +17,7 @@ from patience import PATIENCE, eventually
 from test_manifest import WEIGHTS, flip, load, refusal
 
 from edged.engine import manifest, scrubber
-from edged.engine.integrity import Damage, check_package
+from edged.engine.integrity import Damage, find_damage
 from edged.engine.manifest import make_manifest, write_manifest
 from edged.engine.package import signature
 from edged.engine.scrubber import Scrubber
@@ -108,7 +108,7 @@ def test_the_disk_is_read_though_the_page_cache_has_what_was_there_before(disk: 
     os.sync()
     block = (on_disk / WEIGHTS).read_bytes()[5 * 4096 : 6 * 4096]
     flip(disk.image, 8 * disk.image.read_bytes().index(block))
-    assert check_package(on_disk, whole) == []  # the file is as it was, for all who read it
+    assert find_damage(on_disk, whole) == []  # the file is as it was, for all who read it
     with scrubbing() as rig:
         rig.scrubber.watch(on_disk, whole)
         assert rig.found.wait(PATIENCE)
@@ -127,7 +127,7 @@ def test_what_is_found_ends_the_serving_until_it_is_mended(package: Path) -> Non
     with running(lambda: load(package, suspects=suspects), lambda: signature(package)) as rig:
         rig.wait_for_state("serving")
         flip(package / WEIGHTS, 8 * 100_000)
-        suspects += check_package(package, make_manifest_of(package), direct=True)
+        suspects += find_damage(package, make_manifest_of(package), direct=True)
         rig.engine.check_again()
         event = rig.wait_for_state("unavailable")
         assert event.fault is not None
