@@ -82,7 +82,7 @@ test-faults: $(VENV)/.dev | mosquitto ## floods, 50,000 jobs, a day offline, era
 
 test-clients: $(VENV)/.dev | mosquitto ## every example of docs/clients.md with the client that it is for (Node.js, Node-RED; minutes the first time)
 	@command -v npm >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends nodejs npm >/dev/null; }
-	@[ -d $(VENV)-clients/node_modules/node-red ] || npm install --silent --no-audit --no-fund --prefix $(VENV)-clients mqtt node-red
+	@[ -d $(VENV)-clients/node_modules/@asyncapi ] || npm install --silent --no-audit --no-fund --prefix $(VENV)-clients mqtt node-red @asyncapi/parser
 	@[ -d $(VENV)-clients/python ] || $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)-clients/python aiomqtt
 	@CLIENTS_NODE=$(abspath $(VENV)-clients) PYTHONPATH=$(abspath $(VENV)-clients/python) $(BIN)/pytest -q -rs tests/clients
 

@@ -143,3 +143,18 @@ def test_home_assistant_templates(demo: tuple[Daemon, int]) -> None:
     assert rendered[:2] == ["ON", "0"]
     assert rendered[2] == "None" or float(rendered[2]) > -40
     assert shutil.which("mosquitto_rr")
+
+
+@pytest.mark.skipif(not (NODE / "node_modules" / "@asyncapi").exists(), reason="AsyncAPI's parser is not installed")
+def test_the_contract_as_an_asyncapi_document_is_valid(tmp_path: Path) -> None:
+    def validate(document: Path) -> subprocess.CompletedProcess[str]:
+        line = ["node", str(ROOT / "tests" / "clients" / "validate.js"), str(document)]
+        environment = {**os.environ, "NODE_PATH": str(NODE / "node_modules")}
+        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+
+    shipped = ROOT / "docs" / "asyncapi.json"
+    assert validate(shipped).stdout == ""
+    assert validate(shipped).returncode == 0
+    broken = tmp_path / "broken.json"
+    broken.write_text(shipped.read_text("utf-8").replace('"action": "send"', '"action": "give"'), encoding="utf-8")
+    assert validate(broken).returncode == 1
