@@ -299,7 +299,8 @@ class Outbox:
         self._under_way.clear()
         self._notices.clear()
         self._retained.clear()
-        poison = self._finder.disconnected(event.at, event.closed_by_broker, event.fault.code == TOO_LARGE)
+        said_too_large = event.fault.code == TOO_LARGE
+        poison = self._finder.disconnected(self._now(), event.closed_by_broker, said_too_large, event.alone_seconds)
         for what, size in lost:
             if isinstance(what, Delivery) and what != poison:
                 self._suspects.add(what)

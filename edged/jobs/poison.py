@@ -139,10 +139,13 @@ class PoisonFinder:
         self._suspects.pop(key, None)
         self._under_way.pop(key, None)
 
-    def disconnected(self, now: float, closed_by_broker: bool, said_too_large: bool = False) -> Hashable | None:
+    def disconnected(
+        self, now: float, closed_by_broker: bool, said_too_large: bool = False, alone_seconds: float | None = None
+    ) -> Hashable | None:
         """The connection has ended. Returns the publication that this convicts: it is suspect no more.
 
-        `said_too_large`: the broker said that a packet was too large for it (MQTT 5), so that no chance is possible.
+        `said_too_large`: the broker said that a packet was too large for it (MQTT 5): no chance is possible.
+        `alone_seconds`: for how long a publication that was sent alone was under way, if the connection measured it.
         """
         if self._up_at is None:
             return None
@@ -165,7 +168,8 @@ class PoisonFinder:
         suspect = self._suspects.setdefault(alone, _Suspect(sent.size))
         suspect.size = sent.size
         small_taken = self._smallest_taken is not None and self._smallest_taken < sent.size
-        self._judge(suspect, now - sent.at, sent.at - up_at, closed_by_broker and small_taken, said_too_large)
+        took = now - sent.at if alone_seconds is None else alone_seconds
+        self._judge(suspect, took, sent.at - up_at, closed_by_broker and small_taken, said_too_large)
         if suspect.closed < CLOSED_TIMES:
             return None
         del self._suspects[alone]
@@ -183,6 +187,6 @@ class PoisonFinder:
         else:
             suspect.longest = max(took, suspect.longest / 2)
             suspect.closed = suspect.closed + 1 if took * STOOD_RATIO <= stood else 0
-            # Twice what the ratio needs: the next attempt may take longer. At random: brokers have periods too.
-            stand = 2 * STOOD_RATIO * suspect.longest * self._draw.uniform(1.0, 2.0)
+            # More than the ratio needs: the next attempt may take longer. At random: brokers have periods too.
+            stand = STOOD_RATIO * suspect.longest * self._draw.uniform(1.2, 2.0)
         suspect.stand = min(LONGEST_STAND, max(SHORTEST_STAND * self._draw.uniform(1.0, 2.0), stand))

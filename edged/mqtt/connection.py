@@ -207,7 +207,7 @@ class Connection:
                 seconds=round(ending.accepted_seconds, 1),
             )
             self._choice.new_series()
-            if ending.accepted_seconds >= (LASTED_ALONE_SECONDS if ending.alone else LASTED_SECONDS):
+            if ending.accepted_seconds >= (LASTED_SECONDS if ending.alone_seconds is None else LASTED_ALONE_SECONDS):
                 self._backoff.reset()
         else:
             if fault.code == PROTOCOL_UNSUPPORTED:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 from edged.faults import Fault
@@ -92,8 +91,8 @@ class LinkDown:
     fault: Fault
     closed_by_broker: bool = False
     """The broker closed it, and gave no reason that has nothing to do with a publication under way."""
-    at: float = field(default_factory=time.monotonic)
-    """CLOCK_MONOTONIC seconds."""
+    alone_seconds: float | None = None
+    """For how long a publication that was sent alone had been under way; None if there was none."""
 
     @property
     def reason(self) -> str:

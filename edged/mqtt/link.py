@@ -218,7 +218,7 @@ class Link:
             with self._lock:
                 self._control_up = False
             self._jobs.hold()
-        self._deliver(LinkDown(which, end.fault, end.closed_by_broker))
+        self._deliver(LinkDown(which, end.fault, end.closed_by_broker, end.alone_seconds))
         if end.fault.code == SESSION_TAKEN_OVER:
             self._yield_device_id("")
 

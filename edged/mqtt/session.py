@@ -58,6 +58,7 @@ class Session:
         """Whether a DISCONNECT of the broker may be about a publication; None: there was none."""
         self._accepted_at: float | None = None
         self._recheck_at: float | None = None
+        self._alone_at = 0.0
         self._session_present = False
         self._keep_alive: float = plan.mqtt.keep_alive
         self._grants = Grants()
@@ -258,6 +259,8 @@ class Session:
             self._refuse(publication, f"{topic!r} cannot be published to: {error}", None)
             return
         self._under_way[info.mid] = publication
+        if publication.alone:
+            self._alone_at = time.monotonic()
 
     def _release(self, publication: Publication) -> None:
         with self._lock:
@@ -281,12 +284,13 @@ class Session:
         if self._closing and self._fault != connection_faults.RECHECK:
             return SessionEnd(connection_faults.CLOSED, seconds)
         alone = any(publication.alone for publication in self._under_way.values())
+        alone_seconds = time.monotonic() - self._alone_at if alone else None
         closed = self._blamed if self._blamed is not None else client.closed_by_peer
         fault = self._fault or connection_faults.LOST
         if seconds is not None and fault == connection_faults.LOST:
             under_way = next(iter(self._under_way.values()), None)
             fault = connection_faults.lost_during(self._subscriber.asked, under_way.topic if under_way else None)
-        return SessionEnd(fault, seconds, closed, alone)
+        return SessionEnd(fault, seconds, closed, alone_seconds)
 
     # paho's callbacks, called from within loop_read, loop_write and loop_misc.
 

@@ -105,13 +105,13 @@ class SessionEnd:
     """How the connection ended. `accepted_seconds`: time since CONNACK accepted it, None if that never came.
 
     `closed_by_broker`: the broker closed it, and gave no reason that has nothing to do with a publication under way.
-    `alone`: a publication that was sent alone was under way.
+    `alone_seconds`: for how long a publication that was sent alone had been under way, None if there was none.
     """
 
     fault: Fault = LOST
     accepted_seconds: float | None = None
     closed_by_broker: bool = False
-    alone: bool = False
+    alone_seconds: float | None = None
 
 
 class Listener(Protocol):

@@ -135,7 +135,7 @@ def test_only_a_hang_up_on_what_went_alone_resets_the_back_off(monkeypatch: pyte
     connection.open()
     assert owner.is_up.wait(PATIENCE)
     assert connection.publish(Publication("t", b"x", 1, False, "token", None, alone))
-    assert owner.ended.get(timeout=PATIENCE).alone == alone
+    assert (owner.ended.get(timeout=PATIENCE).alone_seconds is not None) == alone
     connection.stop(0.0)
     connection.join(PATIENCE)
     assert backoff.resets == alone

@@ -17,6 +17,8 @@ class Sent:
     """(device, digest) of every result that the sender saw."""
     may_expire: bool = False
     """Whether a moved clock may end it, by its deadline."""
+    too_large: bool = False
+    """Whether the broker does not take its result, so that it must fail."""
 
 
 @dataclass
@@ -32,11 +34,16 @@ class Verdict:
     ran_again: list[str] = field(default_factory=list)
     """Jobs with two contents of result on one device, or that started after their result was published."""
     wrong: list[str] = field(default_factory=list)
-    """Results that are no success, or that nobody asked for."""
+    """Results that are no success and should be, or the other way round, or that nobody asked for."""
 
     @property
     def green(self) -> bool:
         return not (self.lost or self.ran_again or self.wrong)
+
+
+def _right(state: str, job: Sent) -> bool:
+    """Whether a job may end in this state."""
+    return state == ("failed" if job.too_large else "succeeded") or (state == "expired" and job.may_expire)
 
 
 def judge(sent: Mapping[str, Sent], lines: Iterable[str]) -> Verdict:
@@ -56,7 +63,7 @@ def judge(sent: Mapping[str, Sent], lines: Iterable[str]) -> Verdict:
                 verdict.copies += 1
             contents.setdefault(place, set()).add(digest)
             verdict.expired += what == "expired"
-            if id not in sent or not (what == "succeeded" or (what == "expired" and sent[id].may_expire)):
+            if id not in sent or not _right(what, sent[id]):
                 verdict.wrong.append(f"{id} on {device}: {what}")
         elif what in ("started", "retrying") and digest not in starts.setdefault(place, set()):
             starts[place].add(digest)  # a copy that the broker delivers again is no start

@@ -9,7 +9,10 @@ from glob import glob
 import faults
 import places
 from faults import DRAINING, LIFE, RECOVERING, RUNNING, STARTING
+from sender import LARGE
 from world import PATIENCE, FaultLog, Outcome, World
+
+from limiting_proxy import LimitingProxy  # isort: skip  # world.py makes tests/broker importable
 
 KEEP_ALIVE = 5.0
 """Seconds, of every device here; the broker gives up after half as long again."""
@@ -75,6 +78,30 @@ def bad_network(seed: int, log: FaultLog) -> Outcome:
         fault(world)
     world.progress(20)
     return world.conclude()
+
+
+def large_results(seed: int, log: FaultLog) -> Outcome:
+    """The broker closes the connection on results above a size, while lines fail and the device is killed."""
+    world = World("large results", seed, log)
+    proxy = LimitingProxy(world.proxies[0].port, whole=world.draw.random() < 0.5)
+    world.device.env["EDGED_MQTT__PORT"] = str(proxy.port)
+    world.device.env["EDGED_MQTT__PROTOCOL"] = world.draw.choice(("5", "3.1.1"))
+    world.launch()
+    world.sender.take(True)
+    world.progress(20)
+    proxy.limit = LARGE // 2
+    world.sender.large = 1
+    for fault in (faults.lose, faults.halve):
+        world.progress(world.draw.randint(5, 20))
+        fault(world)
+    if not world.sender.until(world.sender.large_answered, 3 * PATIENCE):
+        world.complain("the job with the large result was not answered")
+    faults.kill(world)
+    world.progress(20)
+    outcome = world.conclude()
+    log.counts["hang-up"] = len(proxy.hung_up)
+    proxy.close()
+    return outcome
 
 
 def link_down(seed: int, log: FaultLog) -> Outcome:
@@ -243,6 +270,7 @@ PHASES: dict[str, Callable[[int, FaultLog], Outcome]] = {
     "broker, persistent": persistent_broker,
     "broker, forgetful": forgetful_broker,
     "bad network": bad_network,
+    "large results": large_results,
     "link down": link_down,
     "SIGSTOP": stopped,
     "wall clock moved": moved_clock,

@@ -20,6 +20,8 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 RESEND_SECONDS = 1.0
+LARGE = 20_000
+"""Bytes of the metadata of a job whose result the broker does not take."""
 ROLL_CALL = 128
 """Finished jobs that are asked for again at one time."""
 
@@ -36,6 +38,7 @@ class _Job:
     accepted: set[str] = field(default_factory=set)
     may_expire: bool = False
     asked_again: bool = False
+    too_large: bool = False
 
 
 class Sender:
@@ -47,6 +50,8 @@ class Sender:
         self.copies = 0.1
         """The share of jobs that are sent twice, and of those that are sent once more after their end."""
         self.copied = 0
+        self.large = 0
+        """So many of the next jobs have a result that the broker does not take."""
         self.deadlines: tuple[str, ...] = ()
         """Some jobs get one of these; only a job with the last of them must not expire."""
         self._topic, self._draw = topic, draw
@@ -106,6 +111,11 @@ class Sender:
         with self._lock:
             return list(self._open)
 
+    def large_answered(self) -> bool:
+        """Whether every job has an answer whose result the broker does not take."""
+        with self._lock:
+            return not self.large and all(job.answered for job in self._jobs.values() if job.too_large)
+
     def owed(self, device: int) -> list[str]:
         """Jobs that this device has accepted and not answered."""
         name = f"board-{device}"
@@ -157,7 +167,7 @@ class Sender:
         self._client.disconnect()
         self._client.loop_stop()
         return {
-            id: Sent(job.answered and not job.asked_again, frozenset(job.results), job.may_expire)
+            id: Sent(job.answered and not job.asked_again, frozenset(job.results), job.may_expire, job.too_large)
             for id, job in self._jobs.items()
         }
 
@@ -185,7 +195,11 @@ class Sender:
             document["ttl"] = 3600
         if self.deadlines and draw.random() < 0.5:
             document["deadline"] = draw.choice(self.deadlines)
-        job = _Job(self._topic, json.dumps(document).encode())
+        too_large = self.large > 0
+        if too_large:
+            self.large -= 1
+            document["metadata"] = {"note": "x" * LARGE}
+        job = _Job(self._topic, json.dumps(document).encode(), too_large=too_large)
         job.may_expire = document.get("deadline", self.deadlines[-1:]) in self.deadlines[:-1]
         self._jobs[id] = self._open[id] = job
         if draw.random() < self.copies:

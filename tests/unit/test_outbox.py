@@ -95,9 +95,9 @@ def make(count: int, window: int = 32, time: Time | None = None) -> tuple[Outbox
     return outbox, link, stub
 
 
-def drop(outbox: Outbox, link: FakeLink, closed_by_broker: bool = False, at: float = 1000.0) -> None:
+def drop(outbox: Outbox, link: FakeLink, closed_by_broker: bool = False) -> None:
     """Lose the connection, and have a new one."""
-    outbox.disconnected(LinkDown("control", LOST, closed_by_broker, at))
+    outbox.disconnected(LinkDown("control", LOST, closed_by_broker))
     link.under_way.clear()
     outbox.connected(UP)
 
@@ -294,7 +294,7 @@ def test_a_result_that_the_broker_closes_on_three_times_is_replaced_and_the_othe
     outbox, link, stub = make(6, window=3, time=time)
     stub.results[1] = bytes(5000)
     outbox.pump()
-    drop(outbox, link, closed_by_broker=True, at=time.now)
+    drop(outbox, link, closed_by_broker=True)
     attempts = 0
     with capture_logs() as logs:
         while not outbox.too_large():
@@ -306,7 +306,7 @@ def test_a_result_that_the_broker_closes_on_three_times_is_replaced_and_the_othe
             if link.under_way:
                 attempts += 1
                 time.now += 0.001
-                drop(outbox, link, closed_by_broker=True, at=time.now)
+                drop(outbox, link, closed_by_broker=True)
                 assert len(outbox) == 1 or attempts == 1
             time.now += 1.0
             assert attempts <= 5
