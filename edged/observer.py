@@ -171,6 +171,8 @@ class Observer:
             # The job connection waits for the other one, so the other one's reason comes first.
             told = self._link_faults.get("control") or self._link_faults.get("jobs")
             faults.append(told or Fault("broker_not_connected", f"broker {self._broker} not connected"))
+        elif parts.link.group_fault is not None:
+            faults.append(parts.link.group_fault)
         if jobs.fault is not None:
             faults.append(jobs.fault)
         elif jobs.full:

@@ -52,10 +52,11 @@ def rights(kind: str, root: str, name: str = "", groups: tuple[str, ...] = ()) -
         jobs = [f"{root}/group/{group}/job" for group in groups]
         # As the device subscribes, word for word: not the jobs of a group past the share.
         shared = [f"$share/{group}/{topic}" for group, topic in zip(groups, jobs, strict=True)]
+        check = [f"{own}/check"] if groups else []  # on which the device tries whether shares are delivered
         return {
-            "send": [*said, f"{root}/reply/#"],
-            "receive": [*heard, *jobs, *cancels],
-            "literal": [*heard, *shared, *cancels],
+            "send": [*said, *check, f"{root}/reply/#"],
+            "receive": [*heard, *jobs, *cancels, *check],
+            "literal": [*heard, *shared, *cancels, *(f"$share/{name}/{topic}" for topic in check)],
             "pattern": [],
         }
     if kind == "sender":

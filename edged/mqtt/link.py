@@ -27,6 +27,7 @@ from edged.mqtt.events import (
     PublishRefused,
     Receipt,
 )
+from edged.mqtt.group_check import SILENT_SECONDS, GroupCheck, not_delivered
 from edged.mqtt.identity import DeviceIdWatch, KnownInstances, read_status
 from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd, Subscription, Will
 from edged.mqtt.topics import Topics
@@ -57,6 +58,7 @@ class Link:
         will_payload: Callable[[], bytes],
         retry_seconds: tuple[float, float] = (1.0, 60.0),
         probe_seconds: float = PROBE_SECONDS,
+        silent_seconds: float = SILENT_SECONDS,
     ) -> None:
         """`instance`: random id of this run of edged, which the will and every status document carry."""
         self.topics = Topics(mqtt.root, device)
@@ -69,6 +71,10 @@ class Link:
         self._probe_seconds = probe_seconds
         self._known_instances = KnownInstances(instance)
         self._protocol: ProtocolVersion = "5"
+        self._group_check = GroupCheck(mqtt, self.topics, silent_seconds)
+        self._checking = False
+        self._groups_deliver: bool | None = None
+        """What the last trial of shared subscriptions found, None while it is not known."""
         self._lock = threading.Lock()
         self._control_up = False
         self._jobs_wanted = True
@@ -166,6 +172,11 @@ class Link:
         """Promises of the contract that do not hold on the present or latest connections."""
         return tuple(dict.fromkeys((*self._control.warnings, *self._jobs.warnings)))
 
+    @property
+    def group_fault(self) -> Fault | None:
+        """Why jobs of the groups do not arrive although the broker granted the subscriptions."""
+        return not_delivered(sorted(self._groups)) if self._groups_deliver is False else None
+
     def stalled_seconds(self) -> float:
         """Seconds since the slower of the two loops last turned; each turns at least four times per keep-alive."""
         sessions = (self._jobs.session, self._control.session)
@@ -212,6 +223,25 @@ class Link:
         )
         if which == "control":
             self._let_jobs_connect()
+        elif not established.refused:
+            self._check_groups()
+
+    def _check_groups(self) -> None:
+        """Try once whether the broker delivers to shared subscriptions, and again at each connect where it did not."""
+        with self._lock:
+            if not self._groups or self._checking or self._groups_deliver:
+                return
+            self._checking = True
+        threading.Thread(target=self._run_group_check, name="mqtt-group-check", daemon=True).start()
+
+    def _run_group_check(self) -> None:
+        found = self._group_check.run(self._protocol, self._stopping)
+        self._checking = False
+        if found is False and self._groups_deliver is not False:
+            fault = not_delivered(sorted(self._groups))
+            _log.error("mqtt_group_not_delivered", reason=fault.message, hint=fault.hint)
+        if found is not None:
+            self._groups_deliver = found
 
     def _down(self, which: ConnectionName, end: SessionEnd) -> None:
         if which == "control":

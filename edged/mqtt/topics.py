@@ -51,6 +51,11 @@ class Topics:
     def health(self) -> str:
         return self._own("health")
 
+    @property
+    def check(self) -> str:
+        """Carries nothing but the trial of shared subscriptions (group_check.py)."""
+        return self._own("check")
+
     def event(self, job: str) -> str:
         return self._own(f"event/{job}")
 

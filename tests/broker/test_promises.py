@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from broker_rig import Device, Mosquitto, Proxy
 from daemon_fixtures import Daemon
-from patience import PATIENCE
+from patience import PATIENCE, eventually
 from scripted_broker import HANG_UP, Answer, Connect, Publish, ScriptedBroker, Subscribe
 from structlog.testing import capture_logs
 
@@ -137,6 +138,40 @@ def test_groups_without_shared_subscriptions_are_refused_and_named(script: Scrip
     assert device.wait_for(LinkUp, which="jobs").refused == (device.topics.group_job("north"),)
     assert codes(device) == {"mqtt_subscription_refused"}
     assert "shared subscriptions not supported" in device.link.warnings[0].message
+
+
+def test_groups_that_are_granted_and_not_delivered_are_a_fault(
+    script: Script, make_device: Make, protocol: str
+) -> None:
+    broker = script()  # routes no messages
+    device: Device = make_device(broker.port, groups=["north"], protocol=protocol, silent_seconds=0.5).up()
+    fault = eventually(lambda: device.link.group_fault)
+    assert (fault.code, "north" in fault.message) == ("mqtt_group_not_delivered", True)
+    assert not any(isinstance(event, LinkDown) for event in device.seen)
+
+
+def test_groups_that_are_delivered_are_no_fault(broker: Mosquitto, make_device: Make, protocol: str) -> None:
+    with capture_logs() as entries:
+        device: Device = make_device(broker.port, groups=["north"], protocol=protocol, silent_seconds=PATIENCE).up()
+        connected = ("mqtt_disconnected", "check")
+        eventually(lambda: connected in [(entry["event"], entry.get("connection")) for entry in entries])
+    assert device.link.group_fault is None
+
+
+@pytest.mark.parametrize("hang_up", [True, False])
+def test_a_broker_that_allows_no_trial_of_groups_is_no_fault(script: Script, make_device: Make, hang_up: bool) -> None:
+    refused = threading.Event()
+
+    def judge(packet: Subscribe) -> list[int] | Answer:
+        if not packet.filters[0][0].endswith("/check"):
+            return [qos & 3 for _, qos in packet.filters]
+        refused.set()
+        return HANG_UP if hang_up else [0x87]
+
+    device: Device = make_device(script(on_subscribe=judge).port, groups=["north"], silent_seconds=0.0).up()
+    assert refused.wait(PATIENCE)
+    device.none_of(LinkDown)
+    assert device.link.group_fault is None
 
 
 def test_a_lower_qos_in_suback_is_named(script: Script, make_device: Make, protocol: str) -> None:

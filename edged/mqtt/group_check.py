@@ -1,0 +1,114 @@
+"""Tries whether the broker delivers what is published to a shared subscription.
+
+`$share/…` has a meaning in MQTT 5 only. Brokers that speak 3.1.1 may grant it as if it were a plain topic, on which
+nothing ever comes. The trial has a topic and a connection of its own, so that it disturbs nothing, whatever the broker
+does.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import uuid
+from collections.abc import Hashable, Sequence
+
+import structlog
+
+from edged.faults import Fault
+from edged.mqtt.attempts import Backoff
+from edged.mqtt.connection import Connection, Role
+from edged.mqtt.events import ProtocolVersion
+from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd, Subscription
+from edged.mqtt.topics import Topics
+from edged.settings.mqtt import MqttSettings
+
+SILENT_SECONDS = 20.0
+"""Time after the broker's PUBACK in which the message must come back."""
+CONNECT_SECONDS = 60.0
+"""Time limit for everything before that."""
+
+_log = structlog.get_logger(__name__)
+
+
+def not_delivered(groups: Sequence[str]) -> Fault:
+    """The fault of a broker that grants shared subscriptions and delivers nothing there."""
+    message = f"the broker grants shared subscriptions and delivers nothing there: jobs of {', '.join(groups)} are lost"
+    return Fault("mqtt_group_not_delivered", message, "use a broker with shared subscriptions, or no device.groups")
+
+
+class GroupCheck:
+    """One trial at a time; run() blocks and is for a thread of its own."""
+
+    def __init__(self, mqtt: MqttSettings, topics: Topics, silent_seconds: float = SILENT_SECONDS) -> None:
+        self._mqtt = mqtt
+        self._topics = topics
+        self._silent_seconds = silent_seconds
+
+    def run(self, protocol: ProtocolVersion, stopping: threading.Event) -> bool | None:
+        """Whether a message came back; None where that cannot be known, as the broker allows no trial."""
+        topic, nonce = self._topics.check, uuid.uuid4().hex
+        share = f"$share/{self._topics.device}/{topic}"
+        owner = _Owner(nonce.encode())
+        role = Role(
+            "check",
+            f"{self._topics.device}-check-{nonce[:8]}",
+            [[Subscription(share, qos=1, purpose="trials of shared subscriptions", required=True)]],
+            keep_session=False,
+        )
+        connection = Connection(role, self._mqtt, owner, Backoff(LONG_PAUSE, LONG_PAUSE))
+        connection.start()
+        connection.open(protocol)
+        try:
+            if self._wait(owner, CONNECT_SECONDS, stopping) != "up":
+                return None
+            connection.publish(Publication(topic, owner.nonce, 1, False, "check", None))
+            found = self._wait(owner, CONNECT_SECONDS, stopping)
+            if found == "published":
+                found = self._wait(owner, self._silent_seconds, stopping)
+                if found is None and not stopping.is_set():
+                    return False
+            return True if found == "received" else None
+        finally:
+            connection.stop(0.0)
+
+    def _wait(self, owner: _Owner, seconds: float, stopping: threading.Event) -> str | None:
+        """What happens next, None if nothing does."""
+        for _ in range(max(1, int(seconds / TURN_SECONDS))):
+            if stopping.is_set():
+                return None
+            try:
+                return owner.happened.get(timeout=TURN_SECONDS)
+            except queue.Empty:
+                continue
+        return None
+
+
+TURN_SECONDS = 0.25
+LONG_PAUSE = 3600.0
+"""Seconds: a trial is not repeated by itself."""
+
+
+class _Owner:
+    """Puts a word for each event into the queue."""
+
+    def __init__(self, nonce: bytes) -> None:
+        self.nonce = nonce
+        self.happened: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def up(self, established: Established) -> None:
+        self.happened.put("refused" if established.refused else "up")
+
+    def down(self, end: SessionEnd) -> None:
+        _log.info("mqtt_group_check_ended", reason=end.fault.message)
+        self.happened.put("down")
+
+    def received(self, message: ReceivedMessage) -> None:
+        message.receipt.session.acknowledge(message.receipt)
+        if message.payload == self.nonce:
+            self.happened.put("received")
+
+    def published(self, token: Hashable) -> None:
+        self.happened.put("published")
+
+    def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None:
+        self.happened.put("refused")
