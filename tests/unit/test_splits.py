@@ -25,6 +25,10 @@ from edged.engine.sequence import Sequence
 from edged.engine.session import LOGITS_BYTES, ModelSession, chunk_limit
 from edged.engine.split_probe import find_split_rule
 from edged.engine.splits import LEAST_CHUNK, SplitRule
+from edged.machine.board import detect
+from edged.report.documents import info_document
+from edged.settings import Settings
+from edged.status import ModelFacts, ModelStatus, Status
 
 CPU = ["CPUExecutionProvider"]
 WIDE = "gemma2-wide"
@@ -243,6 +247,12 @@ class TestEngine:
         with running(replace(model, max_stall=600.0)) as rig:
             rig.run(request(0, random_prompt(0, PROMPT), 1))
             assert rig.engine.status.max_stall_kept
+
+    def test_info_says_where_prompts_are_split_and_whether_max_stall_is_kept(self) -> None:
+        facts = ModelFacts("gemma2", *CPU, "", 1, 0, True, False, True, 128, None, 0.0, 1, 512, 0)
+        status = Status(model=ModelStatus("serving", WIDE, facts=facts), max_stall_kept=False)
+        model = info_document("board", Settings(), detect(), status)["model"]
+        assert (model["split_tokens"], model["max_stall_kept"]) == (128, False)
 
 
 def test_memory_for_logits_is_planned_for_the_shortest_chunk() -> None:
