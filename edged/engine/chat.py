@@ -241,13 +241,14 @@ class _End:
         return [{**content[0], "text": f"{content[0]['text']}{self._mark} "}]
 
     def cut(self, text: str) -> str:
-        """What comes before the mark. Raises ChatError where the template has left it out."""
-        kept, mark, rest = text.rpartition(self._mark)
-        if not mark:
+        """What comes before the mark. Raises ChatError where the template has left it out, or given it twice."""
+        kept, *rest = text.split(self._mark)
+        if len(rest) != 1:
             raise ChatError(
-                "the model's chat template leaves out the end of the last message: leave continue_final_message out"
+                "the model's chat template leaves out the end of the last message, or repeats it: leave "
+                "continue_final_message out"
             )
-        return kept if rest.startswith(" ") else kept.removesuffix(self._tail)
+        return kept if rest[0].startswith(" ") else kept.removesuffix(self._tail)
 
 
 def _masking(control: Iterable[str], source: str) -> tuple[Callable[[str], bool], Callable[[str], str]]:

@@ -297,6 +297,7 @@ class TestContinueFinalMessage:
             ("m.content", "The pump is \n", "The pump is \n"),
             ("m.content | trim", "\n The pump is \n", "The pump is"),
             ("m.content.split('</think>')[-1]", "hm</think>It is", "It is"),
+            ("('!' if add_generation_prompt else '') ~ m.content", "It is", "It is"),
             ("m.content ~ (' ok' if m.role == 'assistant' else '')", "It is", "It is"),
         ],
     )
@@ -325,9 +326,12 @@ class TestContinueFinalMessage:
         with pytest.raises(PromptError, match="makes a control token out of the text"):
             builds.encode_messages([turn("On?"), turn("It is<|en#d|>", "assistant")], {}, True)
 
-    def test_a_template_that_leaves_the_end_out_is_told(self, with_template: Open) -> None:
-        tokenizer = with_template(PHI_3.replace("m['content']", "m.content[:14]"))
-        with pytest.raises(PromptError, match="leaves out the end of the last message: leave continue_final_message"):
+    @pytest.mark.parametrize("expression", ["m.content[:14]", "m.content ~ ' – ' ~ m.content"])
+    def test_a_template_that_leaves_the_end_out_or_repeats_it_is_told(
+        self, with_template: Open, expression: str
+    ) -> None:
+        tokenizer = with_template(PHI_3.replace("m['content']", expression))
+        with pytest.raises(PromptError, match="leaves out the end of the last message, or repeats it"):
             tokenizer.encode_messages([turn("On?"), turn("The pump is", "assistant")], {}, True)
 
     @given(st.lists(st.sampled_from(["<|end|>", "<|", "|>", "end", "7", "53186", "</s>", " ", "\n", "é"]), min_size=1))
