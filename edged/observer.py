@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from edged import liveness
 from edged.engine import ort
 from edged.engine.engine import Engine
@@ -25,6 +27,8 @@ from edged.mqtt.link import Link
 from edged.report.http import HttpServer
 from edged.settings import Settings
 from edged.status import DaemonState, ModelFacts, ModelStatus, PrefixStatus, Status
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Observer:
         self._last_load = 0.0
         self._onnxruntime: str | None = None
         self._device_id_taken = False
+        self._logged_fault: Fault | None = None
         self._link_faults: dict[ConnectionName, Fault] = {}
         self._connected = {"jobs": False, "control": False}
         self.failure: Failure | None = None
@@ -171,14 +176,22 @@ class Observer:
             # The job connection waits for the other one, so the other one's reason comes first.
             told = self._link_faults.get("control") or self._link_faults.get("jobs")
             faults.append(told or Fault("broker_not_connected", f"broker {self._broker} not connected"))
-        elif parts.link.group_fault is not None:
-            faults.append(parts.link.group_fault)
+        elif (fault := self._delivery_fault()) is not None:
+            faults.append(fault)
         if jobs.fault is not None:
             faults.append(jobs.fault)
         elif jobs.full:
             message = f"spool full: {self._settings.jobs.max_queued} jobs wait (jobs.max_queued)"
             faults.append(Fault("spool_full", message))
         return tuple(faults)
+
+    def _delivery_fault(self) -> Fault | None:
+        """What the broker grants and does not do; logged when it changes."""
+        fault = self._parts.link.delivery_fault
+        if fault is not None and fault != self._logged_fault:
+            log.error("mqtt_not_delivered", code=fault.code, reason=fault.message, hint=fault.hint)
+        self._logged_fault = fault
+        return fault
 
     def _tasks(self, engine: EngineStatus, preparer: PreparerStatus) -> tuple[Task, ...]:
         stuck = liveness.STUCK_SECONDS

@@ -30,6 +30,7 @@ from edged.mqtt.events import (
 from edged.mqtt.group_check import SILENT_SECONDS, GroupCheck, not_delivered
 from edged.mqtt.identity import DeviceIdWatch, KnownInstances, read_status
 from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd, Subscription, Will
+from edged.mqtt.status_echo import ECHO_SECONDS, StatusEcho
 from edged.mqtt.topics import Topics
 from edged.settings.mqtt import MqttSettings
 
@@ -59,6 +60,7 @@ class Link:
         retry_seconds: tuple[float, float] = (1.0, 60.0),
         probe_seconds: float = PROBE_SECONDS,
         silent_seconds: float = SILENT_SECONDS,
+        echo_seconds: float = ECHO_SECONDS,
     ) -> None:
         """`instance`: random id of this run of edged, which the will and every status document carry."""
         self.topics = Topics(mqtt.root, device)
@@ -71,6 +73,7 @@ class Link:
         self._probe_seconds = probe_seconds
         self._known_instances = KnownInstances(instance)
         self._protocol: ProtocolVersion = "5"
+        self._echo = StatusEcho(self.topics.status, echo_seconds)
         self._group_check = GroupCheck(mqtt, self.topics, silent_seconds)
         self._checking = False
         self._groups_deliver: bool | None = None
@@ -161,7 +164,10 @@ class Link:
         next `LinkDown("control")`: then the caller must publish it again. Without a token, nothing is told.
         `alone`: it is taken only while nothing else is under way, and nothing else is taken until it is answered.
         """
-        return self._control.publish(Publication(topic, payload, qos, retain, token, correlation, alone))
+        taken = self._control.publish(Publication(topic, payload, qos, retain, token, correlation, alone))
+        if taken and topic == self.topics.status:
+            self._echo.sent(time.monotonic())
+        return taken
 
     def connected(self, which: ConnectionName) -> bool:
         """Whether the connection is up with all subscriptions that jobs need."""
@@ -173,9 +179,11 @@ class Link:
         return tuple(dict.fromkeys((*self._control.warnings, *self._jobs.warnings)))
 
     @property
-    def group_fault(self) -> Fault | None:
-        """Why jobs of the groups do not arrive although the broker granted the subscriptions."""
-        return not_delivered(sorted(self._groups)) if self._groups_deliver is False else None
+    def delivery_fault(self) -> Fault | None:
+        """Why messages do not arrive although the broker granted the subscriptions."""
+        if self._groups_deliver is False:
+            return not_delivered(sorted(self._groups))
+        return self._echo.fault(time.monotonic())
 
     def stalled_seconds(self) -> float:
         """Seconds since the slower of the two loops last turned; each turns at least four times per keep-alive."""
@@ -211,6 +219,7 @@ class Link:
                 self._control_up = True
                 self._protocol = established.protocol
             self._known_instances.stop_learning()
+            self._echo.connected(self.topics.status not in established.refused_others)
         self._deliver(
             LinkUp(
                 which,
@@ -237,9 +246,6 @@ class Link:
     def _run_group_check(self) -> None:
         found = self._group_check.run(self._protocol, self._stopping)
         self._checking = False
-        if found is False and self._groups_deliver is not False:
-            fault = not_delivered(sorted(self._groups))
-            _log.error("mqtt_group_not_delivered", reason=fault.message, hint=fault.hint)
         if found is not None:
             self._groups_deliver = found
 
@@ -255,6 +261,8 @@ class Link:
     def _received(self, which: ConnectionName, message: ReceivedMessage) -> None:
         channel = self.topics.channel(message.topic)
         if channel is None:
+            if self._is_own_status(message):  # RabbitMQ turns a dot in a topic into a slash
+                self._echo.heard(message.topic)
             _log.warning("mqtt_unexpected_topic", connection=which, topic=message.topic[:200])
             self.acknowledge(message.receipt)
             return
@@ -275,7 +283,13 @@ class Link:
         _log.warning("mqtt_group_left", group=group, topic=topic)
         message.receipt.session.unsubscribe(topic)
 
+    def _is_own_status(self, message: ReceivedMessage) -> bool:
+        status = read_status(message.payload)
+        return status is not None and status.instance == self._instance
+
     def _status_seen(self, message: ReceivedMessage) -> None:
+        if self._is_own_status(message):
+            self._echo.heard(message.topic)
         status = read_status(message.payload)
         if status is None or not self._known_instances.is_unexpected(status):
             return

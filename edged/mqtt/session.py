@@ -331,6 +331,7 @@ class Session:
                 protocol=plan.protocol,
                 grants=self._grants,
                 refused=tuple(subscriber.refused),
+                refused_others=tuple(subscriber.refused_others),
                 warnings=(*promises, *subscriber.warnings),
             )
         )

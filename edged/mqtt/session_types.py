@@ -96,6 +96,8 @@ class Established:
     grants: Grants = field(default_factory=Grants)
     refused: tuple[str, ...] = ()
     """Topic filters that the broker refused and without which jobs are lost."""
+    refused_others: tuple[str, ...] = ()
+    """The other topic filters that it refused."""
     warnings: tuple[Fault, ...] = ()
     """Promises that do not hold on this connection."""
 

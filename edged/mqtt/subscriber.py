@@ -27,6 +27,8 @@ class Subscriber:
         """`groups`: the filters of one group share a SUBSCRIBE as far as MAX_FILTERS allows, those of two never do."""
         self.refused: list[str] = []
         """Required topic filters that the broker refused."""
+        self.refused_others: list[str] = []
+        """The other ones that it refused."""
         self.warnings: list[Fault] = []
         self._is_v5 = is_v5
         self._packets = deque(
@@ -70,8 +72,7 @@ class Subscriber:
         return True
 
     def _refuse(self, wanted: Subscription, reason: str) -> None:
-        if wanted.required:
-            self.refused.append(wanted.topic)
+        (self.refused if wanted.required else self.refused_others).append(wanted.topic)
         self.warnings.append(
             Fault(
                 SUBSCRIPTION_REFUSED,

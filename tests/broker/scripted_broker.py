@@ -1,6 +1,7 @@
 """A small MQTT broker for tests that answers as a script says: any CONNACK, SUBACK and PUBACK, or a hang-up.
 
-It keeps no sessions and routes no messages. What it received is in queues; packets are MQTT 5 or 3.1.1 by the CONNECT.
+It keeps no sessions, and routes messages back to their sender only. What it received is in queues; packets are MQTT 5
+or 3.1.1 by the CONNECT.
 """
 
 from __future__ import annotations
@@ -87,7 +88,10 @@ class ScriptedBroker:
         on_connect: Callable[[Connect], Answer] = lambda _connect: Answer(),
         on_subscribe: Callable[[Subscribe], list[int] | Answer] = lambda packet: [qos & 3 for _, qos in packet.filters],
         on_publish: Callable[[Publish], Answer] = lambda _publish: Answer(),
+        echo: Callable[[str], str | None] = lambda topic: topic,
     ) -> None:
+        """`echo`: on which topic a client gets what it publishes to a topic that it subscribes to; None: not at all."""
+        self.echo = echo
         self.on_connect, self.on_subscribe, self.on_publish = on_connect, on_subscribe, on_publish
         self.connects: queue.SimpleQueue[Connect] = queue.SimpleQueue()
         self.subscribes: queue.SimpleQueue[Subscribe] = queue.SimpleQueue()
@@ -136,6 +140,7 @@ class _Conversation:
     def __init__(self, broker: ScriptedBroker, connection: socket.socket) -> None:
         self._broker, self._connection = broker, connection
         self._version, self._client_id = 5, ""
+        self._filters: set[str] = set()
 
     def run(self) -> None:
         while True:
@@ -199,6 +204,7 @@ class _Conversation:
             filters.append((topic, body[at]))
             at += 1
         packet = Subscribe(self._client_id, packet_id, tuple(filters))
+        self._filters |= {topic for topic, _ in filters}
         self._broker.subscribes.put(packet)
         answer = self._broker.on_subscribe(packet)
         properties = None
@@ -223,12 +229,22 @@ class _Conversation:
         answer = self._broker.on_publish(packet)
         if answer.hang_up:
             return None
+        echo = self._echo(packet) if packet.topic in self._filters else b""
         if not qos:
-            return b""
+            return echo
         rest = b""
         if self._version == 5 and (answer.code or answer.properties):
             rest = bytes([answer.code]) + _properties(5, PacketTypes.PUBACK, answer.properties)
-        return _packet(PUBACK << 4, struct.pack("!H", packet_id) + rest)
+        return _packet(PUBACK << 4, struct.pack("!H", packet_id) + rest) + echo
+
+    def _echo(self, packet: Publish) -> bytes:
+        """The message as a PUBLISH of QoS 0 for its sender."""
+        if (topic := self._broker.echo(packet.topic)) is None:
+            return b""
+        name = topic.encode()
+        return _packet(
+            PUBLISH << 4, struct.pack("!H", len(name)) + name + b"\0" * (self._version == 5) + packet.payload
+        )
 
 
 def _packet(header: int, body: bytes) -> bytes:

@@ -140,12 +140,46 @@ def test_groups_without_shared_subscriptions_are_refused_and_named(script: Scrip
     assert "shared subscriptions not supported" in device.link.warnings[0].message
 
 
+def test_a_status_that_comes_back_on_another_topic_is_a_fault(script: Script, make_device: Make, protocol: str) -> None:
+    broker = script(echo=lambda topic: topic.replace(".", "/"))  # as RabbitMQ does
+    device: Device = make_device(broker.port, device="board.1", protocol=protocol).up()
+    device.say("online")
+    fault = eventually(lambda: device.link.delivery_fault)
+    assert fault.code == "mqtt_topic_changed"
+    assert "board.1/status on 'edged/v1/device/board/1/status'" in fault.message
+
+
+@pytest.mark.parametrize("echo_seconds", [0.0, PATIENCE])
+def test_a_status_that_does_not_come_back_is_a_fault(script: Script, make_device: Make, echo_seconds: float) -> None:
+    broker = script(echo=lambda topic: None)
+    device: Device = make_device(broker.port, echo_seconds=echo_seconds).up()
+    assert device.link.delivery_fault is None
+    device.say("online")
+    device.wait_for(Published)
+    fault = device.link.delivery_fault
+    assert (fault is None) == (echo_seconds > 0)
+    assert fault is None or (fault.code, device.topics.status in fault.message) == ("mqtt_status_not_delivered", True)
+    broker.echo = lambda topic: topic
+    device.say("online")
+    eventually(lambda: device.link.delivery_fault is None)
+
+
+def test_a_status_whose_subscription_is_refused_is_not_expected_back(script: Script, make_device: Make) -> None:
+    def judge(packet: Subscribe) -> list[int]:
+        return [0x87 if topic.endswith("/status") else qos & 3 for topic, qos in packet.filters]
+
+    device: Device = make_device(script(on_subscribe=judge, echo=lambda topic: None).port, echo_seconds=0.0).up()
+    device.say("online")
+    device.wait_for(Published)
+    assert device.link.delivery_fault is None
+
+
 def test_groups_that_are_granted_and_not_delivered_are_a_fault(
     script: Script, make_device: Make, protocol: str
 ) -> None:
     broker = script()  # routes no messages
     device: Device = make_device(broker.port, groups=["north"], protocol=protocol, silent_seconds=0.5).up()
-    fault = eventually(lambda: device.link.group_fault)
+    fault = eventually(lambda: device.link.delivery_fault)
     assert (fault.code, "north" in fault.message) == ("mqtt_group_not_delivered", True)
     assert not any(isinstance(event, LinkDown) for event in device.seen)
 
@@ -155,7 +189,7 @@ def test_groups_that_are_delivered_are_no_fault(broker: Mosquitto, make_device: 
         device: Device = make_device(broker.port, groups=["north"], protocol=protocol, silent_seconds=PATIENCE).up()
         connected = ("mqtt_disconnected", "check")
         eventually(lambda: connected in [(entry["event"], entry.get("connection")) for entry in entries])
-    assert device.link.group_fault is None
+    assert device.link.delivery_fault is None
 
 
 @pytest.mark.parametrize("hang_up", [True, False])
@@ -171,7 +205,7 @@ def test_a_broker_that_allows_no_trial_of_groups_is_no_fault(script: Script, mak
     device: Device = make_device(script(on_subscribe=judge).port, groups=["north"], silent_seconds=0.0).up()
     assert refused.wait(PATIENCE)
     device.none_of(LinkDown)
-    assert device.link.group_fault is None
+    assert device.link.delivery_fault is None
 
 
 def test_a_lower_qos_in_suback_is_named(script: Script, make_device: Make, protocol: str) -> None:
