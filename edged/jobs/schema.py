@@ -66,7 +66,7 @@ CREATE TABLE attempt (
 );
 """),
     # made: the order in which results were made. crc: checksums.py. Both are NULL where version 1 wrote.
-    # An id is looked up in memory (ids.py): its index cost the card a quarter of all bytes and more.
+    # An id is looked up in memory (id_index.py): its index cost the card a quarter of all bytes and more.
     Migration("""
 ALTER TABLE result ADD COLUMN made INTEGER;
 ALTER TABLE result ADD COLUMN crc INTEGER;

@@ -217,7 +217,7 @@ def later(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path, old, new in (
         (root / "DEBIAN/control", r"^Version: .*\+", "Version: 99.0+"),
         (edged / "__init__.py", r"^__version__ = .*", '__version__ = "99.0"'),
-        (edged / "jobs/schema.py", r'^\)\n"""STEPS', f'    Step("{COLUMN}"),\n)\n"""STEPS'),
+        (edged / "jobs/schema.py", r'^\)\n"""STEPS', f'    Migration("{COLUMN}"),\n)\n"""STEPS'),
         (root / "etc/edged/edged.toml", r"\A", "# Of version 99.0.\n"),
     ):
         text = path.read_text()

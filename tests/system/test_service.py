@@ -250,7 +250,7 @@ def test_another_onnxruntime_computes_out_of_a_wheel(machine: Machine, tmp_path:
     machine.until(lambda: "/etc/edged/wheels is not used" in runtime(machine)[1], "it does not say so")
     assert runtime(machine)[0] == carried
     (entry,) = machine.events("runtime_wheels_refused")
-    assert "it ended by SIGSEGV while it was imported and asked" in entry["EDGED_REASON"]
+    assert "it ended by SIGSEGV while it was imported and checked" in entry["EDGED_REASON"]
     assert json.loads(machine.ask("without-it", ORDER)["text"])["target"] == "pump 7"
     said = machine.shell("edged doctor")
     assert "warn  runtime   model.runtime_wheels = /etc/edged/wheels is not used: " in said
