@@ -43,7 +43,7 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             raise spool_error(f"the spool {path} cannot be opened", error) from None
         try:
-            self._db.text_factory = lambda text: text.decode("utf-8", "replace")  # for a checksum to judge
+            self._db.text_factory = lossy_text
             self._db.create_function("boot_number", 1, boot_number, deterministic=True)
             self._db.execute(f"PRAGMA page_size={PAGE_BYTES}")  # of a new file
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -98,6 +98,12 @@ class Database:
         """A write that changes nothing: it shows whether the disk takes writes."""
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         self._db.execute(f"PRAGMA user_version={version}")
+
+    def check_structure(self) -> None:
+        """Read all pages and check how rows lie in them, but not indexes. Raises SpoolError, SpoolDamagedError."""
+        found = self._one("PRAGMA quick_check(1)")
+        if found is not None and found[0] != "ok":
+            raise self._damaged(" ".join(str(found[0]).split())[:200])
 
     def scrub(self) -> bool:
         """Leave nothing of erased rows in the write-ahead log: checkpoint it, overwrite it, and cut it to nothing.
@@ -172,6 +178,11 @@ class Database:
             with contextlib.suppress(OSError):
                 total += os.stat(f"{self.path}{suffix}").st_size
         return total
+
+
+def lossy_text(text: bytes) -> str:
+    """A text of the file. If damage made it invalid, a checksum judges it: sqlite3 has no error for that alone."""
+    return text.decode("utf-8", "replace")
 
 
 def boot_number(boot_id: str) -> int:

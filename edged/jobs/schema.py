@@ -6,7 +6,9 @@ edged goes on with a newer file, unless a step says that it must not.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,18 +96,51 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
     """Apply the steps that the file lacks, in the caller's transaction. Raises SpoolError and sqlite3.Error.
 
     SQLite keeps one number for its users: here the schema's version, and above it the oldest that may use the file.
+    Raises SpoolDamagedError where the tables are not those of that version: nothing in SQLite would tell.
     """
     number = db.execute("PRAGMA user_version").fetchone()[0]
     version, oldest = number & 0xFFFF, number >> 16
+    if oldest > version or not has_tables_of(db, version):
+        raise SpoolDamagedError(f"the spool {path} is damaged: its schema is not that of version {version}")
     if oldest > len(STEPS):
         raise SpoolError(
             f"{path} was written by a newer edged: it needs one that knows schema {oldest}, this one knows {len(STEPS)}"
         )
     for step in STEPS[version:]:
-        for statement in step.sql.split(";\n"):
-            db.execute(statement)
+        _apply(db, [step])
         version, oldest = version + 1, max(oldest, step.oldest)
         db.execute(f"PRAGMA user_version={oldest << 16 | version}")
+
+
+def has_tables_of(db: sqlite3.Connection, version: int, or_more: bool = False) -> bool:
+    """Whether the tables have the columns of this version, and no others unless it is newer than this edged, `or_more`.
+
+    Raises sqlite3.Error.
+    """
+    or_more = or_more or version > len(STEPS)
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as reference:
+        _apply(reference, STEPS[:version])
+        expected = _columns(reference)
+    actual = _columns(db)
+    if or_more:
+        return all(actual.get(key) == columns for key, columns in expected.items())
+    return actual == expected
+
+
+def _columns(db: sqlite3.Connection) -> dict[tuple[str, str], tuple[object, ...]]:
+    """By table and column: type, not null, default, place in the primary key."""
+    tables = [row[0] for row in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()]
+    return {
+        (table, row[1]): tuple(row[2:6])
+        for table in tables
+        for row in db.execute("SELECT * FROM pragma_table_info(?)", (table,)).fetchall()
+    }
+
+
+def _apply(db: sqlite3.Connection, steps: Sequence[Migration]) -> None:
+    for step in steps:
+        for statement in step.sql.split(";\n"):
+            db.execute(statement)
 
 
 def spool_error(what: str, error: Exception) -> SpoolError:

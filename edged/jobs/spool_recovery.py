@@ -17,9 +17,9 @@ from pathlib import Path
 
 import structlog
 
-from edged.jobs.database import PAGE_BYTES
+from edged.jobs.database import PAGE_BYTES, lossy_text
 from edged.jobs.row_checks import Row, has_its_checksum, is_job, is_result
-from edged.jobs.schema import SpoolDamagedError, SpoolError, is_damage, spool_error
+from edged.jobs.schema import SpoolDamagedError, SpoolError, has_tables_of, is_damage, spool_error
 from edged.jobs.spool import Spool, discard, set_aside
 from edged.jobs.waiters import PLACES
 
@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 
 KEPT = 3
 """Damaged spools that are kept for somebody to look at; the oldest go. So do those past `jobs.retention`."""
+CHECKED_BYTES = 32 << 20
+"""A spool of up to this size is read whole at a start: less than two seconds from a slow card."""
 BEYOND = 1000
 """Numbers that are tried after the greatest that is known: the page with the last ones may be the broken one."""
 _LOG_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
@@ -46,7 +48,10 @@ def open_spool(path: Path) -> Spool:
         try:
             spool = Spool(path)
             try:
-                # What a start reads anyway. To read all there is would take a slow card minutes.
+                # A page may lose rows without an error. To read a large file whole would take a slow card minutes.
+                if spool.bytes <= CHECKED_BYTES:
+                    spool.check_structure()
+                # What a start reads anyway.
                 deque(spool.queued(), 0)
                 deque(spool.due(), 0)
             except BaseException:
@@ -97,10 +102,10 @@ def _recover(path: Path, reason: str) -> Spool:
     Spool(part).close()
     found = dict.fromkeys(("job", "result"), 0)
     # Of an empty file SQLite would remove the log, even when it only reads.
-    for patched in (False, True) if path.stat().st_size else (True,):
-        source = _with_new_first_page(path, copy, part) if patched else path
-        with contextlib.closing(_reader(source)) as old:
-            if not _has_schema(old):
+    patches = (None, _with_new_schema, _with_new_first_page) if path.stat().st_size else (_with_new_first_page,)
+    for patch in patches:
+        with contextlib.closing(_reader(patch(path, copy, part) if patch is not None else path)) as old:
+            if not _has_schema(old, patched=patch is not None):
                 continue
             with contextlib.closing(sqlite3.connect(part)) as new:
                 # It is synced as a whole. A log would take the same room once more.
@@ -171,21 +176,37 @@ def _sync(path: Path) -> None:
 def _reader(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
     db.row_factory = sqlite3.Row
+    db.text_factory = lossy_text
     db.execute("PRAGMA writable_schema=ON")  # else a file that was cut short is not read at all
     return db
 
 
-def _has_schema(db: sqlite3.Connection) -> bool:
-    """Whether the schema can be read. Raises sqlite3.Error where something else than damage is in the way."""
+def _has_schema(db: sqlite3.Connection, patched: bool) -> bool:
+    """Whether the schema can be read, and is that of its version or, if it is `patched`, has what every version has.
+
+    Raises sqlite3.Error where something else than damage is in the way.
+    """
     try:
-        if db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'job'").fetchone() is None:
-            return False
-        db.execute("EXPLAIN SELECT * FROM job").close()
+        version = 1 if patched else db.execute("PRAGMA user_version").fetchone()[0] & 0xFFFF
+        return has_tables_of(db, version, or_more=patched)
     except sqlite3.DatabaseError as error:
         if is_damage(error):
             return False
         raise
-    return True
+
+
+def _with_new_schema(path: Path, copy: Path, fresh: Path) -> Path:
+    """A copy whose tables are declared as in a fresh spool. Where each begins stays."""
+    _copy(path, copy)
+    with contextlib.closing(sqlite3.connect(fresh)) as new:
+        rows = new.execute("SELECT type, name, tbl_name, sql, rowid FROM sqlite_schema").fetchall()
+    with (
+        contextlib.suppress(sqlite3.DatabaseError),  # then it cannot be read, and the next patch is tried
+        contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as damaged,
+    ):
+        damaged.execute("PRAGMA writable_schema=ON")
+        damaged.executemany("UPDATE sqlite_schema SET (type, name, tbl_name, sql) = (?, ?, ?, ?) WHERE rowid = ?", rows)
+    return copy
 
 
 def _with_new_first_page(path: Path, copy: Path, fresh: Path) -> Path:
@@ -193,12 +214,17 @@ def _with_new_first_page(path: Path, copy: Path, fresh: Path) -> Path:
     with fresh.open("rb") as file:
         first = bytearray(file.read(PAGE_BYTES))
     first[_VALID_FOR] = b"\xff" * 4  # the number of pages is that of the file
-    for suffix in ("", "-wal"):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
+    _copy(path, copy)
     with copy.open("r+b") as file:
         file.write(first)
     return copy
+
+
+def _copy(path: Path, copy: Path) -> None:
+    discard(copy)
+    for suffix in ("", "-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
 
 
 def _take_over(old: sqlite3.Connection, new: sqlite3.Connection) -> dict[str, int]:
@@ -264,7 +290,7 @@ def _rows(old: sqlite3.Connection, table: str, last: int, key: str = "seq") -> I
                 yield dict(row)
             else:
                 return
-        except sqlite3.Error:
+        except (sqlite3.Error, UnicodeDecodeError):  # of a column's name
             pass
         while True:
             at += 1
@@ -272,7 +298,7 @@ def _rows(old: sqlite3.Connection, table: str, last: int, key: str = "seq") -> I
                 return
             try:
                 found = old.execute(single, (at,)).fetchone()
-            except sqlite3.Error:
+            except (sqlite3.Error, UnicodeDecodeError):
                 continue
             if found is not None:
                 yield dict(found)

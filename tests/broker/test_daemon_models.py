@@ -8,6 +8,7 @@ import signal
 import pytest
 from daemon_fixtures import MODELS, REFERENCE, Daemon, Place, reference_job
 from patience import eventually
+from pull_rig import publish
 
 from edged.models.pull import held_by_daemon
 
@@ -66,7 +67,7 @@ def test_a_chosen_package_that_breaks_is_served_once_another_is_chosen(place: Pl
 
 def test_a_package_that_decays_while_it_is_served_is_not_served_until_a_pull_has_mended_it(place: Place) -> None:
     daemon, client = place.daemon(MODEL__PATH="", MODEL__SCRUB_INTERVAL="1"), place.client()
-    source = str(MODELS / "phi3")
+    source = str(publish(place.folder / "stick"))
     assert daemon.command("model", "pull", source).returncode == 0
     assert daemon.command("model", "use", "phi3").returncode == 0
     daemon.start()
