@@ -47,6 +47,10 @@ broker: $(VENV)/.dev | mosquitto
 test-slow: $(VENV)/.dev | mosquitto ## floods, bombs, crash loops, packages that change, and five times the random documents (minutes)
 	@$(BIN)/pytest -q -n 3 -m "slow or hypothesis" --hypothesis-profile thorough tests/unit tests/broker
 
+.PHONY: bit-flips
+bit-flips: $(VENV)/.dev ## 200 single-bit flips in each file of a package, the spool, its log and a prefix: what finds each (SEED=N; minutes)
+	@EDGED_BIT_FLIPS=$(or $(FLIPS),200) EDGED_BIT_FLIPS_SEED=$(or $(SEED),14) $(BIN)/pytest -q tests/unit/test_bit_flips.py
+
 families: $(VENV)/.dev ## every family of models against onnxruntime-genai's ids, 52 prompts each (two minutes)
 	@$(BIN)/pytest -q tests/families
 

@@ -22,6 +22,7 @@ from edged.jobs.row_checks import Row, has_its_checksum, is_job, is_result
 from edged.jobs.schema import SpoolDamagedError, SpoolError, has_tables_of, is_damage, spool_error
 from edged.jobs.spool import Spool, discard, set_aside
 from edged.jobs.waiters import PLACES
+from edged.jobs.wal import damage_of
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +32,6 @@ CHECKED_BYTES = 32 << 20
 """A spool of up to this size is read whole at a start: less than two seconds from a slow card."""
 BEYOND = 1000
 """Numbers that are tried after the greatest that is known: the page with the last ones may be the broken one."""
-_LOG_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 _VALID_FOR = slice(92, 96)
 """Bytes of SQLite's header that say whether the number of pages beside them is to be believed."""
 
@@ -92,9 +92,8 @@ def _known_damage(path: Path) -> str | None:
     if not path.exists() or not path.stat().st_size:
         # A log comes only after the file has its first page; SQLite would remove it.
         return f"the spool {path} is empty, and its write-ahead log is not" if header else None
-    if any(header) and not header.startswith(_LOG_MAGIC):
-        return f"the write-ahead log of the spool {path} is damaged"
-    return None
+    damaged = damage_of(Path(f"{path}-wal"))
+    return f"the write-ahead log of the spool {path} is damaged: {damaged}" if damaged is not None else None
 
 
 def _recover(path: Path, reason: str) -> Spool:

@@ -168,11 +168,17 @@ def test_of_the_spool(tmp_path: Path, place: str) -> None:
         assert all(now["results"][number] in (None, right["results"].get(number)) for number in now["results"])
         assert {*now["due"]} <= {*right["due"]}, "an answer would go elsewhere"
         if found == HARMLESS and now != right:
-            found = "the log's checksums: its end is lost" if place.endswith("-wal") else ""
+            # The frames of the last transaction may be torn by a power cut, which nobody can tell from decay.
+            found = "the log's checksums: its last transaction is lost" if is_one_step(now, right, place) else ""
             assert found, "something is lost and nothing noticed"
         return found
 
     judge(place, folder / place, start)
+
+
+def is_one_step(now: dict[str, Any], right: dict[str, Any], place: str) -> bool:
+    """Whether a spool lacks nothing but what the last transaction wrote, one result."""
+    return place.endswith("-wal") and len(now["queued"]) == len(right["queued"]) + 1
 
 
 # Prefixes
