@@ -31,7 +31,7 @@ from edged.machine.memory import Available
 from edged.settings import Settings
 
 Result = TypeVar("Result")
-LOADS, COLD_LOADS = 5, 3
+LOADS, COLD_LOADS = 3, 2
 GOAL = 1.1
 
 
