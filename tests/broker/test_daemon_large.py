@@ -18,6 +18,10 @@ LARGE = {"metadata": {"note": "x" * 20_000}}
 """Of a job whose result the broker does not take."""
 
 
+pytestmark = pytest.mark.slow
+"""A publication goes again only after the connection has stood far longer than it was under way."""
+
+
 @pytest.fixture
 def limiting(place: Place) -> Iterator[LimitingProxy]:
     proxy = LimitingProxy(place.broker.port)
