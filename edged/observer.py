@@ -23,7 +23,7 @@ from edged.jobs.preparer import Preparer, PreparerStatus
 from edged.liveness import EndedThread, Failure, Task, find_failure, load_limit
 from edged.machine.clock import Clock
 from edged.mqtt.events import ConnectionName, DeviceIdFree, DeviceIdTaken, LinkDown, LinkUp
-from edged.mqtt.link import Link
+from edged.mqtt.link import Link, LinkStatus
 from edged.report.http import HttpServer
 from edged.settings import Settings
 from edged.status import DaemonState, ModelFacts, ModelStatus, PrefixStatus, Status
@@ -129,10 +129,11 @@ class Observer:
         """The status now. `stopping`: the fault of a daemon that drains."""
         parts, now = self._parts, time.monotonic()
         engine, jobs, preparer = parts.engine.status, parts.jobs.status(), parts.preparer.status
+        link = parts.link.status()
         self.failure = find_failure(self._tasks(engine, preparer), self._ended_threads(engine, preparer), now)
         stalled = [self.failure.fault] if self.failure is not None else []
         still = max(liveness.STUCK_SECONDS, self._settings.mqtt.keep_alive)
-        if parts.link.stalled_seconds() > still:
+        if link.stalled_seconds > still:
             message = f"the connection to the broker has stood still for more than {still:.0f} s"
             stalled.append(Fault("link_stalled", message))
         return Status(
@@ -142,8 +143,8 @@ class Observer:
             wall_time=self._clock.wall(),
             monotonic_time=now,
             stalled=tuple(stalled),
-            unready=tuple([] if stopping is None else [stopping]) + self._unready(jobs),
-            warnings=(*parts.link.warnings, *jobs.warnings),
+            unready=tuple([] if stopping is None else [stopping]) + self._unready(jobs, link),
+            warnings=(*link.warnings, *jobs.warnings),
             model=self._model,
             onnxruntime=self._onnxruntime,
             last_load_seconds=self._last_load,
@@ -162,8 +163,8 @@ class Observer:
             tokens_per_second=jobs.speed,
         )
 
-    def _unready(self, jobs: JobsStatus) -> tuple[Fault, ...]:
-        parts, faults = self._parts, []
+    def _unready(self, jobs: JobsStatus, link: LinkStatus) -> tuple[Fault, ...]:
+        faults = []
         if self._model.state == "loading":
             faults.append(Fault("model_loading", "model loading"))
         elif self._model.state == "unavailable":
@@ -172,11 +173,11 @@ class Observer:
         if self._device_id_taken:
             hint = "give one of them another device.id"
             faults.append(Fault("device_id_taken", f"another device uses the id {self._device!r}", hint))
-        elif not (parts.link.connected("jobs") and parts.link.connected("control")):
+        elif not link.connected:
             # The job connection waits for the other one, so the other one's reason comes first.
             told = self._link_faults.get("control") or self._link_faults.get("jobs")
             faults.append(told or Fault("broker_not_connected", f"broker {self._broker} not connected"))
-        elif (fault := self._delivery_fault()) is not None:
+        elif (fault := self._note_delivery_fault(link.delivery_fault)) is not None:
             faults.append(fault)
         if jobs.fault is not None:
             faults.append(jobs.fault)
@@ -185,9 +186,8 @@ class Observer:
             faults.append(Fault("spool_full", message))
         return tuple(faults)
 
-    def _delivery_fault(self) -> Fault | None:
-        """What the broker grants and does not do; logged when it changes."""
-        fault = self._parts.link.delivery_fault
+    def _note_delivery_fault(self, fault: Fault | None) -> Fault | None:
+        """Log what the broker grants and does not do when it changes."""
         if fault is not None and fault != self._logged_fault:
             log.error("mqtt_not_delivered", code=fault.code, reason=fault.message, hint=fault.hint)
         self._logged_fault = fault

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -38,6 +39,20 @@ PROBE_SECONDS = 30.0
 """Interval of the checks whether another instance under our device id has left."""
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class LinkStatus:
+    """The link at one moment."""
+
+    connected: bool
+    """Both connections are up with all subscriptions that jobs need."""
+    warnings: tuple[Fault, ...]
+    """Promises of the contract that do not hold on the present or latest connections."""
+    delivery_fault: Fault | None
+    """Why messages do not arrive although the broker granted the subscriptions."""
+    stalled_seconds: float
+    """Since the slower of the two loops last turned; each turns at least four times per keep-alive."""
 
 
 class Link:
@@ -173,20 +188,21 @@ class Link:
         """Whether the connection is up with all subscriptions that jobs need."""
         return (self._jobs if which == "jobs" else self._control).usable
 
-    @property
-    def warnings(self) -> tuple[Fault, ...]:
-        """Promises of the contract that do not hold on the present or latest connections."""
-        return tuple(dict.fromkeys((*self._control.warnings, *self._jobs.warnings)))
+    def status(self) -> LinkStatus:
+        """A snapshot as of now."""
+        return LinkStatus(
+            connected=self.connected("jobs") and self.connected("control"),
+            warnings=tuple(dict.fromkeys((*self._control.warnings, *self._jobs.warnings))),
+            delivery_fault=self._delivery_fault(),
+            stalled_seconds=self._stalled_seconds(),
+        )
 
-    @property
-    def delivery_fault(self) -> Fault | None:
-        """Why messages do not arrive although the broker granted the subscriptions."""
+    def _delivery_fault(self) -> Fault | None:
         if self._groups_deliver is False:
             return not_delivered(sorted(self._groups))
         return self._echo.fault(time.monotonic())
 
-    def stalled_seconds(self) -> float:
-        """Seconds since the slower of the two loops last turned; each turns at least four times per keep-alive."""
+    def _stalled_seconds(self) -> float:
         sessions = (self._jobs.session, self._control.session)
         turned = [at for session in sessions if session is not None and (at := session.loop_turned_at) is not None]
         return time.monotonic() - min(turned) if turned else 0.0

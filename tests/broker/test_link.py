@@ -103,7 +103,9 @@ def test_an_acknowledged_job_does_not_come_again(
 
 def test_a_loop_that_stands_still_is_noticed(broker: Mosquitto, make_device: Make, protocol: str) -> None:
     device: Device = make_device(broker.port, protocol=protocol, keep_alive=5).up()
-    eventually(lambda: device.link.stalled_seconds() < 2.0)  # it turns every 1.25 s, a quarter of keep_alive, at least
+    eventually(
+        lambda: device.link.status().stalled_seconds < 2.0
+    )  # it turns every 1.25 s, a quarter of keep_alive, at least
     entered, go_on = threading.Event(), threading.Event()
 
     def stand_still(_event: object) -> None:
@@ -113,10 +115,10 @@ def test_a_loop_that_stands_still_is_noticed(broker: Mosquitto, make_device: Mak
     device.receive = stand_still
     device.say("online")
     assert entered.wait(PATIENCE)
-    eventually(lambda: device.link.stalled_seconds() > 3.0)
+    eventually(lambda: device.link.status().stalled_seconds > 3.0)
     device.receive = device.events.put
     go_on.set()
-    eventually(lambda: device.link.stalled_seconds() < 2.0)
+    eventually(lambda: device.link.status().stalled_seconds < 2.0)
 
 
 def test_acknowledgements_leave_in_the_order_of_the_calls(

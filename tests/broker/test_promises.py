@@ -43,12 +43,12 @@ def grants(**properties: Any) -> Callable[[Connect], Answer]:
 
 
 def codes(device: Device) -> set[str]:
-    return {warning.code for warning in device.link.warnings}
+    return {warning.code for warning in device.link.status().warnings}
 
 
 def test_a_broker_that_grants_everything_is_no_warning(broker: Mosquitto, make_device: Make, protocol: str) -> None:
     device: Device = make_device(broker.port, groups=["north"], protocol=protocol).up()
-    assert device.link.warnings == ()
+    assert device.link.status().warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_each_limit_is_a_warning_with_code_and_hint(
     with capture_logs() as entries:
         device: Device = make_device(broker.port).up()
     assert codes(device) == {code}
-    warning = device.link.warnings[0]
+    warning = device.link.status().warnings[0]
     assert words in warning.message
     assert warning.hint
     logged = [entry for entry in entries if entry["event"] == "mqtt_promise_broken"]
@@ -96,7 +96,7 @@ def test_a_warning_is_not_logged_again_at_each_reconnect(script: Script, make_de
 def test_limits_that_break_no_promise_are_none(script: Script, make_device: Make) -> None:
     limits = {"ReceiveMaximum": 5, "ServerKeepAlive": 20, "SessionExpiryInterval": 7 * 24 * 3600, "MaximumQoS": 1}
     device: Device = make_device(script(on_connect=grants(**limits)).port).up()
-    assert device.link.warnings == ()
+    assert device.link.status().warnings == ()
     assert device.link.window == 5
 
 
@@ -137,14 +137,14 @@ def test_groups_without_shared_subscriptions_are_refused_and_named(script: Scrip
     device: Device = make_device(broker.port, groups=["north"]).start()
     assert device.wait_for(LinkUp, which="jobs").refused == (device.topics.group_job("north"),)
     assert codes(device) == {"mqtt_subscription_refused"}
-    assert "shared subscriptions not supported" in device.link.warnings[0].message
+    assert "shared subscriptions not supported" in device.link.status().warnings[0].message
 
 
 def test_a_status_that_comes_back_on_another_topic_is_a_fault(script: Script, make_device: Make, protocol: str) -> None:
     broker = script(echo=lambda topic: topic.replace(".", "/"))  # as RabbitMQ does
     device: Device = make_device(broker.port, device="board.1", protocol=protocol).up()
     device.say("online")
-    fault = eventually(lambda: device.link.delivery_fault)
+    fault = eventually(lambda: device.link.status().delivery_fault)
     assert fault.code == "mqtt_topic_changed"
     assert "board.1/status on 'edged/v1/device/board/1/status'" in fault.message
 
@@ -153,15 +153,15 @@ def test_a_status_that_comes_back_on_another_topic_is_a_fault(script: Script, ma
 def test_a_status_that_does_not_come_back_is_a_fault(script: Script, make_device: Make, echo_seconds: float) -> None:
     broker = script(echo=lambda topic: None)
     device: Device = make_device(broker.port, echo_seconds=echo_seconds).up()
-    assert device.link.delivery_fault is None
+    assert device.link.status().delivery_fault is None
     device.say("online")
     device.wait_for(Published)
-    fault = device.link.delivery_fault
+    fault = device.link.status().delivery_fault
     assert (fault is None) == (echo_seconds > 0)
     assert fault is None or (fault.code, device.topics.status in fault.message) == ("mqtt_status_not_delivered", True)
     broker.echo = lambda topic: topic
     device.say("online")
-    eventually(lambda: device.link.delivery_fault is None)
+    eventually(lambda: device.link.status().delivery_fault is None)
 
 
 def test_a_status_whose_subscription_is_refused_is_not_expected_back(script: Script, make_device: Make) -> None:
@@ -171,7 +171,7 @@ def test_a_status_whose_subscription_is_refused_is_not_expected_back(script: Scr
     device: Device = make_device(script(on_subscribe=judge, echo=lambda topic: None).port, echo_seconds=0.0).up()
     device.say("online")
     device.wait_for(Published)
-    assert device.link.delivery_fault is None
+    assert device.link.status().delivery_fault is None
 
 
 def test_groups_that_are_granted_and_not_delivered_are_a_fault(
@@ -179,7 +179,7 @@ def test_groups_that_are_granted_and_not_delivered_are_a_fault(
 ) -> None:
     broker = script()  # routes no messages
     device: Device = make_device(broker.port, groups=["north"], protocol=protocol, silent_seconds=0.5).up()
-    fault = eventually(lambda: device.link.delivery_fault)
+    fault = eventually(lambda: device.link.status().delivery_fault)
     assert (fault.code, "north" in fault.message) == ("mqtt_group_not_delivered", True)
     assert not any(isinstance(event, LinkDown) for event in device.seen)
 
@@ -189,7 +189,7 @@ def test_groups_that_are_delivered_are_no_fault(broker: Mosquitto, make_device: 
         device: Device = make_device(broker.port, groups=["north"], protocol=protocol, silent_seconds=PATIENCE).up()
         connected = ("mqtt_disconnected", "check")
         eventually(lambda: connected in [(entry["event"], entry.get("connection")) for entry in entries])
-    assert device.link.delivery_fault is None
+    assert device.link.status().delivery_fault is None
 
 
 @pytest.mark.parametrize("hang_up", [True, False])
@@ -205,14 +205,17 @@ def test_a_broker_that_allows_no_trial_of_groups_is_no_fault(script: Script, mak
     device: Device = make_device(script(on_subscribe=judge).port, groups=["north"], silent_seconds=0.0).up()
     assert refused.wait(PATIENCE)
     device.none_of(LinkDown)
-    assert device.link.delivery_fault is None
+    assert device.link.status().delivery_fault is None
 
 
 def test_a_lower_qos_in_suback_is_named(script: Script, make_device: Make, protocol: str) -> None:
     broker = script(on_subscribe=lambda packet: [0] * len(packet.filters))
     device: Device = make_device(broker.port, protocol=protocol).up()
     assert codes(device) == {"mqtt_subscription_qos_lowered"}
-    assert {warning.message.split()[3] for warning in device.link.warnings} == {device.topics.job, device.topics.cancel}
+    assert {warning.message.split()[3] for warning in device.link.status().warnings} == {
+        device.topics.job,
+        device.topics.cancel,
+    }
 
 
 def test_the_brokers_words_in_suback_and_puback_are_passed_on(script: Script, make_device: Make) -> None:
@@ -222,7 +225,7 @@ def test_the_brokers_words_in_suback_and_puback_are_passed_on(script: Script, ma
         on_publish=lambda _publish: Answer(0x97, properties=words),
     )
     device: Device = make_device(broker.port).up()
-    (warning,) = [warning for warning in device.link.warnings if device.topics.cancel in warning.message]
+    (warning,) = [warning for warning in device.link.status().warnings if device.topics.cancel in warning.message]
     assert "not authorized" in warning.message
     assert "only on weekdays" in warning.message
     device.link.publish(device.topics.result("1"), b"x", qos=1, token="result")
@@ -238,7 +241,7 @@ def test_a_refused_status_is_a_warning(script: Script, make_device: Make) -> Non
             device.link.publish(device.topics.status, b"{}", qos=1, retain=True)
         device.link.publish(device.topics.result("1"), b"x", qos=1, token="after")
         device.wait_for(PublishRefused, token="after")
-    (warning,) = device.link.warnings
+    (warning,) = device.link.status().warnings
     assert (warning.code, device.topics.status in warning.message) == ("mqtt_document_refused", True)
     assert len([entry for entry in entries if entry["event"] == "mqtt_promise_broken"]) == 1
 
@@ -283,7 +286,7 @@ def test_a_hang_up_at_a_publication_names_its_topic(script: Script, make_device:
 def test_a_broker_that_forgot_the_session_is_named(make_broker: Make, make_device: Make, protocol: str) -> None:
     broker: Mosquitto = make_broker(persistence=False).start()
     device: Device = make_device(broker.port, protocol=protocol).up()
-    assert device.link.warnings == ()
+    assert device.link.status().warnings == ()
     broker.kill()
     device.down()
     broker.start()
@@ -298,7 +301,7 @@ def test_a_reconnect_to_the_same_session_is_no_warning(
     device: Device = make_device(proxy.port, protocol=protocol).up()
     proxy.cut()
     device.until_up()
-    assert device.link.warnings == ()
+    assert device.link.status().warnings == ()
 
 
 def test_no_subscribe_holds_more_than_eight_filters(script: Script, make_device: Make, protocol: str) -> None:
@@ -323,7 +326,7 @@ def test_a_topic_that_a_role_refuses_and_that_carries_no_jobs_is_a_warning(scrip
     device: Device = make_device(script(on_subscribe=judge).port, groups=["north"]).up()
     assert device.link.connected("control")
     assert device.link.connected("jobs")
-    (warning,) = device.link.warnings
+    (warning,) = device.link.status().warnings
     assert device.topics.group_cancel("north") in warning.message
 
 

@@ -116,7 +116,8 @@ def test_a_sign_of_life_is_given_only_while_the_connection_moves(parts: Parts, m
     daemon = Daemon(replace(parts, supervisor=signs))
     daemon.turn(0.0)
     assert signs.given == 1
-    monkeypatch.setattr(Link, "stalled_seconds", lambda _self: 121.0)
+    moving = Link.status
+    monkeypatch.setattr(Link, "status", lambda self: replace(moving(self), stalled_seconds=121.0))
     daemon.turn(0.0)
     assert signs.given == 1
     assert [fault.code for fault in daemon.status.stalled] == ["link_stalled"]
