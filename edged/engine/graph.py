@@ -1,7 +1,7 @@
 """Parses an ONNX file before onnxruntime opens it: inputs, outputs, operators, and the location of weights.
 
-A small parser of the protobuf wire format (protobuf.dev/programming-guides/encoding) for the few fields of onnx.proto
-that are needed here. It maps the file, skips weights without reading them, and checks every bound.
+Reads the few fields of onnx.proto that are needed here. It maps the file, skips weights without reading them, and
+checks every bound.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import mmap
 import struct
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+from edged.engine.protobuf import ProtobufError, read_fields, read_text, read_varint
+
 _MAX_DEPTH = 8
 
 # onnx.proto: TensorProto.DataType, and the bytes of one element (4-bit types count half).
@@ -75,7 +75,7 @@ def read_graph(path: Path) -> Graph:
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     try:
         return _read_model(view)
-    except (IndexError, struct.error, UnicodeDecodeError) as error:
+    except (IndexError, struct.error, UnicodeDecodeError, ProtobufError) as error:
         raise GraphError(f"not a whole ONNX model: {error}") from None
 
 
@@ -85,7 +85,7 @@ def _read_model(view: memoryview) -> Graph:
     comparisons: dict[str, str] = {}
     conditions: list[str] = []
     seen = False
-    for number, value in _fields(view):
+    for number, value in read_fields(view):
         if number == 7 and isinstance(value, memoryview):
             seen = True
             _read_graph(value, graph, scalars, comparisons, conditions, depth=0)
@@ -108,7 +108,7 @@ def _read_graph(
 ) -> None:
     if depth > _MAX_DEPTH:
         raise GraphError("graphs nested too deeply")
-    for number, value in _fields(view):
+    for number, value in read_fields(view):
         if not isinstance(value, memoryview):
             continue
         if number == 1:
@@ -130,15 +130,15 @@ def _read_node(
 ) -> None:
     operator, inputs, outputs = "", [], []
     attributes: list[memoryview] = []
-    for number, value in _fields(view):
+    for number, value in read_fields(view):
         if not isinstance(value, memoryview):
             continue
         if number == 1:
-            inputs.append(_text(value))
+            inputs.append(read_text(value))
         elif number == 2:
-            outputs.append(_text(value))
+            outputs.append(read_text(value))
         elif number == 4:
-            operator = _text(value)
+            operator = read_text(value)
         elif number == 5:
             attributes.append(value)
     graph.operators[operator] += 1
@@ -152,7 +152,7 @@ def _read_node(
         if numbers not in graph.attentions:
             graph.attentions.append(numbers)
     for attribute in attributes:
-        for number, value in _fields(attribute):
+        for number, value in read_fields(attribute):
             if not isinstance(value, memoryview):
                 continue
             if number in (6, 11):  # g, graphs
@@ -164,9 +164,9 @@ def _read_node(
 def _read_number(view: memoryview) -> tuple[str, float] | None:
     """The name and the value of an attribute that is a number."""
     name, number = "", None
-    for key, value in _fields(view):
+    for key, value in read_fields(view):
         if key == 1 and isinstance(value, memoryview):
-            name = _text(value)
+            name = read_text(value)
         elif key == 2 and isinstance(value, memoryview):
             number = struct.unpack("<f", value)[0]
         elif key == 3 and isinstance(value, int):
@@ -178,17 +178,17 @@ def _read_tensor(view: memoryview, graph: Graph, scalars: dict[str, int], name: 
     dtype, external, entries = 0, False, {}
     scalar: int | None = None
     raw: memoryview | None = None
-    for number, value in _fields(view):
+    for number, value in read_fields(view):
         if number == 2 and isinstance(value, int):
             dtype = value
         elif number == 8 and isinstance(value, memoryview) and not name:
-            name = _text(value)
+            name = read_text(value)
         elif number == 9 and isinstance(value, memoryview):
             raw = value
         elif number == 7:
-            scalar = value if isinstance(value, int) else _varint(value, 0)[0]
+            scalar = value if isinstance(value, int) else read_varint(value, 0)[0]
         elif number == 13 and isinstance(value, memoryview):
-            pair = {n: _text(v) for n, v in _fields(value) if isinstance(v, memoryview)}
+            pair = {n: read_text(v) for n, v in read_fields(value) if isinstance(v, memoryview)}
             entries[pair.get(1, "")] = pair.get(2, "")
         elif number == 14:
             external = value == 1
@@ -211,55 +211,13 @@ def _read_tensor(view: memoryview, graph: Graph, scalars: dict[str, int], name: 
 
 def _read_value_info(view: memoryview) -> tuple[str, str]:
     name, dtype = "", "unknown"
-    for number, value in _fields(view):
+    for number, value in read_fields(view):
         if number == 1 and isinstance(value, memoryview):
-            name = _text(value)
+            name = read_text(value)
         elif number == 2 and isinstance(value, memoryview):
-            for kind, tensor in _fields(value):
+            for kind, tensor in read_fields(value):
                 if kind == 1 and isinstance(tensor, memoryview):
-                    for part, element in _fields(tensor):
+                    for part, element in read_fields(tensor):
                         if part == 1 and isinstance(element, int):
                             dtype = DTYPE_NAMES.get(element, f"type {element}")
     return name, dtype
-
-
-def _fields(view: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield (field number, value) of one message; a value that is no varint is a view into the file."""
-    at, end = 0, len(view)
-    while at < end:
-        tag, at = _varint(view, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == _VARINT:
-            integer, at = _varint(view, at)
-            yield number, integer
-        elif wire == _BYTES:
-            length, at = _varint(view, at)
-            if at + length > end:
-                raise GraphError("not a whole ONNX model: it ends in the middle of a field")
-            yield number, view[at : at + length]
-            at += length
-        elif wire in (_FIXED64, _FIXED32):
-            length = 8 if wire == _FIXED64 else 4
-            if at + length > end:
-                raise GraphError("not a whole ONNX model: it ends in the middle of a field")
-            yield number, view[at : at + length]
-            at += length
-        else:
-            raise GraphError("not an ONNX model")
-
-
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    result = shift = 0
-    while True:
-        byte = view[at]
-        at += 1
-        result |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return result, at
-        shift += 7
-        if shift > 63:
-            raise GraphError("not an ONNX model")
-
-
-def _text(view: memoryview) -> str:
-    return bytes(view).decode()

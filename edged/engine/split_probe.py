@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edged.engine import ort
 from edged.engine.kv_layout import NUMPY_DTYPES
 from edged.engine.package import Package
+from edged.engine.protobuf import write_field as _field
 from edged.engine.providers import CPU
 from edged.engine.session import one_line
 from edged.engine.splits import SplitRule
@@ -154,8 +155,7 @@ def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
     return one.tobytes() == other.tobytes()
 
 
-# An ONNX model of one operator, in the protobuf wire format (protobuf.dev/programming-guides/encoding), as graph.py
-# reads it.
+# An ONNX model of one operator (onnx.proto).
 
 
 def _model(numbers: dict[str, float], head: int, element: int) -> bytes:
@@ -193,17 +193,3 @@ def _value(name: str, element: int, shape: Sequence[int | None]) -> bytes:
         _field(1, _field(1, size) if size is not None else _field(2, f"{name}{next(names)}".encode())) for size in shape
     )
     return _field(1, name.encode()) + _field(2, _field(1, _field(1, element) + _field(2, sizes)))
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return _varint(number << 3) + _varint(value)
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
