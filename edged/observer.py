@@ -99,6 +99,8 @@ class Observer:
                 verified=loaded.verified is not None,
                 lone_rows_padded=loaded.bits.lone_row_differs,
                 same_ids_in_any_company=loaded.same_ids_in_any_company,
+                logits=loaded.session.logits_computed,
+                logits_reason=loaded.logits_reason,
                 split_tokens=loaded.splits.grain,
                 chat=loaded.tokenizer.chat,
                 load_seconds=loaded.load_seconds,

@@ -39,6 +39,10 @@ class ModelFacts:
     verified: bool
     lone_rows_padded: bool
     same_ids_in_any_company: bool
+    logits: str
+    """Positions of a step whose logits are computed: wanted, last or all."""
+    logits_reason: str | None
+    """Why the graph is served as published and computes all."""
     split_tokens: int
     """Prompts are split at multiples of this many tokens only."""
     chat: dict[str, str] | None

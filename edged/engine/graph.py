@@ -45,6 +45,15 @@ class ExternalTensor:
     length: int | None
 
 
+@dataclass(frozen=True)
+class Node:
+    """One operator of the main graph and the names of the tensors that it reads and writes."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
 @dataclass
 class Graph:
     """The parsed graph. `inputs` and `outputs` map names to dtypes; `operators` counts those of subgraphs too."""
@@ -52,6 +61,12 @@ class Graph:
     inputs: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     operators: Counter[str] = field(default_factory=Counter)
+    nodes: list[Node] = field(default_factory=list)
+    """Those of the main graph, in the file's order."""
+    uses: Counter[str] = field(default_factory=Counter)
+    """How often an operator reads each tensor, in subgraphs too."""
+    initializers: set[str] = field(default_factory=set)
+    """Names of the main graph's weights, in this file and beside it."""
     external: list[ExternalTensor] = field(default_factory=list)
     looked_up: set[str] = field(default_factory=set)
     """Inputs of Gather operators, which read single rows: one token's embedding, not the table."""
@@ -68,15 +83,20 @@ def read_graph(path: Path) -> Graph:
 
     Raises GraphError when the file is truncated, not ONNX or nested too deeply; OSError as open does.
     """
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            raise GraphError("the file is empty")
-        # Not closed explicitly: the last view into the mapping frees it.
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    view = map_file(path)
     try:
         return _read_model(view)
     except (IndexError, struct.error, UnicodeDecodeError, ProtobufError) as error:
         raise GraphError(f"not a whole ONNX model: {error}") from None
+
+
+def map_file(path: Path) -> memoryview:
+    """The bytes of a file, mapped. Raises GraphError where it is empty; OSError as open does."""
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            raise GraphError("the file is empty")
+        # Not closed explicitly: the last view into the mapping frees it.
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _read_model(view: memoryview) -> Graph:
@@ -114,7 +134,9 @@ def _read_graph(
         if number == 1:
             _read_node(value, graph, scalars, comparisons, conditions, depth)
         elif number == 5:
-            _read_tensor(value, graph, scalars)
+            name = _read_tensor(value, graph, scalars)
+            if depth == 0:
+                graph.initializers.add(name)
         elif number in (11, 12) and depth == 0:
             name, dtype = _read_value_info(value)
             (graph.inputs if number == 11 else graph.outputs)[name] = dtype
@@ -142,6 +164,9 @@ def _read_node(
         elif number == 5:
             attributes.append(value)
     graph.operators[operator] += 1
+    graph.uses.update(inputs)
+    if depth == 0:
+        graph.nodes.append(Node(operator, tuple(inputs), tuple(outputs)))
     (graph.looked_up if operator.startswith("Gather") else graph.computed_with).update(inputs)
     if operator == "Greater" and len(inputs) == 2 and outputs:
         comparisons[outputs[0]] = inputs[1]
@@ -174,7 +199,8 @@ def _read_number(view: memoryview) -> tuple[str, float] | None:
     return None if number is None else (name, number)
 
 
-def _read_tensor(view: memoryview, graph: Graph, scalars: dict[str, int], name: str = "") -> None:
+def _read_tensor(view: memoryview, graph: Graph, scalars: dict[str, int], name: str = "") -> str:
+    """Returns the tensor's name; `name` goes before the one in the tensor."""
     dtype, external, entries = 0, False, {}
     scalar: int | None = None
     raw: memoryview | None = None
@@ -207,6 +233,7 @@ def _read_tensor(view: memoryview, graph: Graph, scalars: dict[str, int], name: 
         scalar = struct.unpack("<i", raw)[0]
     if scalar is not None:
         scalars[name] = scalar
+    return name
 
 
 def _read_value_info(view: memoryview) -> tuple[str, str]:

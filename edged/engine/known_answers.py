@@ -243,7 +243,7 @@ def _logits(session: ModelSession, tokens: Sequence[int], chunk: int) -> Iterato
     session.use(KVCache(session.package, 1, len(tokens), session.device))
     done, last = 0, len(tokens) - 1
     while done <= last:
-        count = 1 if session.last_token_only else min(chunk, last - done) or 1
+        count = 1 if session.logits_computed == "last" else min(chunk, last - done) or 1
         ids = np.array([tokens[done : done + count]], np.int64)
         try:
             logits = session.forward(0, ids, [done], done + count)[0]

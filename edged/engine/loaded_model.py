@@ -17,6 +17,7 @@ from edged.engine.bit_classes import BitClasses, find_bit_classes
 from edged.engine.integrity import Damage
 from edged.engine.kept_manifests import KeptManifests
 from edged.engine.known_answers import (
+    BUDGET,
     Verified,
     check_answers,
     check_runs,
@@ -34,6 +35,7 @@ from edged.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
 from edged.engine.prefix_sharing import PrefixSharing
 from edged.engine.prefix_store import PrefixStore
 from edged.engine.providers import ProviderChoice, ProviderError, choose_provider, confirm_providers
+from edged.engine.serving_graph import LogitsComputed, ServingGraph, serving_graph
 from edged.engine.session import ModelSession, chunk_limit
 from edged.engine.split_probe import find_split_rule
 from edged.engine.splits import SplitRule
@@ -79,6 +81,8 @@ class LoadedModel:
     load_seconds: float
     signature: str
     """Package.signature when it was loaded: requests are prepared for this."""
+    logits_reason: str | None
+    """Why the session computes the logits of all tokens; None: it does not."""
     manifest: Manifest | None = None
     """What the package's files were checked against."""
 
@@ -165,7 +169,8 @@ def _load(
         raise TooLargeError(str(error)) from None
     threads = thread_count(settings, board)
     splits = find_split_rule(package, choice.providers, threads)
-    planned = plan_package(settings, package, choice, available_for(choice, board, host), splits)
+    graph = serving_graph(package)
+    planned = plan_package(settings, package, choice, available_for(choice, board, host), splits, graph.logits)
     context = wanted.context or package.context_length
     tokenizer = Tokenizer(package, wanted.chat_template_kwargs)
     try:
@@ -173,12 +178,12 @@ def _load(
             check_tokenizer(known, tokenizer)
         if check is not None:
             check.start()
-        session = ModelSession(package, choice.providers, threads)
+        session, logits_reason = _open_session(package, choice, threads, graph)
         confirmed = _confirm(settings, choice, session)
         if choice.on_device and not confirmed.on_device:  # the GPU did not start: the host's memory and rows apply
             splits = find_split_rule(package, confirmed.providers, threads)
-            planned = plan_package(settings, package, confirmed, host, splits)
-        chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk, splits.least + 1)
+            planned = plan_package(settings, package, confirmed, host, splits, graph.logits)
+        chunk = _chunk(package, wanted.prefill_chunk, splits, session.logits_computed)
         if session.device != "cpu" and planned.rows > 1:
             raise PackageError(f"model.rows = {planned.rows} is served on the CPU only: set model.rows = 1 for a GPU")
         if known is None:
@@ -210,13 +215,39 @@ def _load(
         verified=verified,
         load_seconds=time.monotonic() - started,
         signature=signature,
+        logits_reason=logits_reason,
     )
 
 
+def _open_session(
+    package: Package, choice: ProviderChoice, threads: int, graph: ServingGraph
+) -> tuple[ModelSession, str | None]:
+    """A session over the serving graph. Where onnxruntime refuses that: over the package's own file, and why."""
+    if graph.model is None:
+        return ModelSession(package, choice.providers, threads), graph.reason
+    try:
+        return ModelSession(package, choice.providers, threads, graph), None
+    except PackageError as error:
+        return ModelSession(package, choice.providers, threads), f"with the graph rewritten: {error}"
+
+
+def _chunk(package: Package, wanted: int, splits: SplitRule, logits: LogitsComputed) -> int:
+    """Tokens of a prefill chunk. Only logits of all its tokens would make a long one too large."""
+    least = splits.least + 1
+    return chunk_limit(package.vocabulary, wanted, least) if logits == "all" else max(least, wanted)
+
+
 def plan_package(
-    settings: Settings, package: Package, choice: ProviderChoice, available: Available, splits: SplitRule
+    settings: Settings,
+    package: Package,
+    choice: ProviderChoice,
+    available: Available,
+    splits: SplitRule,
+    logits: LogitsComputed,
 ) -> MemoryPlan:
     """The memory that the package needs with these settings. `available`: of the device that runs it.
+
+    `logits`: the tokens of a step that the graph computes them for.
 
     Raises PackageError if the package does not support the settings, TooLargeError if it does not fit.
     """
@@ -230,14 +261,15 @@ def plan_package(
         layout = KVLayout.of(package)
     except ValueError as error:
         raise PackageError(f"{error}: build the package with float32 or float16") from None
-    chunk = chunk_limit(package.vocabulary, wanted.prefill_chunk, splits.least + 1)
+    # The known answers have their logits compared at every token, and have up to BUDGET tokens.
+    most = BUDGET if logits != "all" else _chunk(package, wanted.prefill_chunk, splits, logits)
     try:
         return plan_memory(
             weights=int(package.weight_bytes * LOADED_RATIO),
             kv_bytes_per_token=layout.token_bytes,
             rows=_rows(wanted.rows, package, choice),
             context=max(context, package.sliding_window),
-            working=RUNTIME_BYTES + 4 * package.vocabulary * max(chunk, wanted.rows or 8),
+            working=RUNTIME_BYTES + 4 * package.vocabulary * max(most, wanted.rows or 8),
             available=available,
             prefixes=0 if choice.on_device else settings.cache.ram_bytes,
         )
@@ -321,6 +353,9 @@ def _log_loaded(loaded: LoadedModel) -> None:
     )
     _log_verification(loaded)
     _log_bits(loaded)
+    if loaded.logits_reason is not None:
+        hint = "logits are computed for every token of a prompt, which takes longer; another build of the model may do"
+        log.warning("all_logits_computed", model=loaded.package.name, reason=loaded.logits_reason, hint=hint)
     for fault in loaded.tokenizer.faults:
         log.warning("package_fault", model=loaded.package.name, fault=fault)
     if loaded.package.search.unheeded:

@@ -14,6 +14,7 @@ from pathlib import Path
 from edged.engine.known_answers import BUDGET, WrongAnswersError, check_answers, read_known_answers
 from edged.engine.package import PackageError, open_package
 from edged.engine.providers import CPU
+from edged.engine.serving_graph import serving_graph
 from edged.engine.session import ModelSession, one_line
 from edged.engine.tokenizer import Tokenizer
 
@@ -29,7 +30,8 @@ def _check(unpacked: str, package_folder: str) -> str | None:
         assert known is not None
         tokenizer = Tokenizer(package)
         try:
-            check_answers(known, ModelSession(package, (CPU,), threads=1), tokenizer, BUDGET)
+            session = ModelSession(package, (CPU,), threads=1, graph=serving_graph(package))
+            check_answers(known, session, tokenizer, BUDGET)
         finally:
             tokenizer.close()
     except WrongAnswersError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from edged.engine import ort
 from edged.engine.kv_cache import KVCache
 from edged.engine.kv_layout import NUMPY_DTYPES
 from edged.engine.package import Package, PackageError
+from edged.engine.serving_graph import POSITIONS, LogitsComputed, ServingGraph
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""onnxruntime's option (onnxruntime_session_options_config_keys.h): where a graph from memory has its weights."""
 LOGITS_BYTES = 64 << 20
 """Most memory that one step's logits may take; a larger prefill chunk is shortened to fit, as far as it may be."""
 
@@ -25,8 +29,12 @@ def chunk_limit(vocabulary: int, wanted: int, shortest: int) -> int:
 class ModelSession:
     """Runs steps of a model. Not thread-safe: the engine's thread owns it."""
 
-    def __init__(self, package: Package, providers: Sequence[str], threads: int) -> None:
+    def __init__(
+        self, package: Package, providers: Sequence[str], threads: int, graph: ServingGraph | None = None
+    ) -> None:
         """Load the weights. `threads` compute the operators; the caller waits meanwhile.
+
+        `graph`: what is served of the package; None: its own file.
 
         Raises PackageError with onnxruntime's reason when it will not load.
         """
@@ -36,8 +44,12 @@ class ModelSession:
         options.log_severity_level = 3
         # Between steps nobody spins: an idle board must be idle.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        model: bytes | Path = package.model_file
+        if graph is not None and graph.model is not None:
+            model = graph.model
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(package.model_file.parent))
         try:
-            self._session = ort.InferenceSession(package.model_file, options, providers=list(providers))
+            self._session = ort.InferenceSession(model, options, providers=list(providers))
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise PackageError(f"onnxruntime {ort.__version__} cannot load the model: {one_line(error)}") from None
         self.package = package
@@ -52,8 +64,12 @@ class ModelSession:
                 f"the model's logits have {logits.shape[-1]} tokens and genai_config.json says vocab_size "
                 f"{package.vocabulary}: they are not of the same package"
             )
-        self.last_token_only = len(logits.shape) == 3 and logits.shape[1] == 1
-        """The graph gives logits for a step's last token alone (the model builder's prune_lm_head)."""
+        self.logits_computed: LogitsComputed = "all"
+        """After which tokens of a step the graph computes logits: see ServingGraph."""
+        if any(one.name == POSITIONS for one in self._session.get_inputs()):
+            self.logits_computed = "wanted"
+        elif len(logits.shape) == 3 and logits.shape[1] == 1:
+            self.logits_computed = "last"
         self._logits_dtype = NUMPY_DTYPES[dtype]
         self._logits = np.empty(0, self._logits_dtype)
         self._bindings: dict[tuple[int, int], Any] = {}
@@ -68,6 +84,7 @@ class ModelSession:
     def use(self, cache: KVCache) -> None:
         """Take `cache` for the steps that follow."""
         self._cache, self._bindings = cache, {}
+        self._logits = np.empty(0, self._logits_dtype)  # the steps before may have wanted more
 
     def probe(self, row: int) -> str | None:
         """Whether a small step on row `row`, which must be free, still works: None, or on one line why not."""
@@ -91,12 +108,16 @@ class ModelSession:
         rows = len(ids)
         if len(past) > rows:
             ids = np.concatenate([ids, ids[-1:]])
-        return self.forward(first, ids, past, width)[:rows, -1]
+        # Some matrix kernels round one row otherwise than several. Two rows give what all tokens of the step would.
+        last = 2 if len(ids) == 1 and ids.shape[1] > 1 else 1
+        return self.forward(first, ids, past, width, last)[:rows, -1]
 
-    def forward(self, first: int, ids: NDArray[np.int64], past: Sequence[int], width: int) -> NDArray[np.floating]:
-        """As `step`, but returns the logits after every token, [rows, new, vocabulary], a view of the same kind.
+    def forward(
+        self, first: int, ids: NDArray[np.int64], past: Sequence[int], width: int, last: int | None = None
+    ) -> NDArray[np.floating]:
+        """As `step`, but returns the logits after the `last` tokens of each row, [rows, last, vocabulary], or of all.
 
-        With `last_token_only` they are those after the last token, [rows, 1, vocabulary].
+        A graph that computes no others gives all of them, or the last one.
         """
         assert self._cache is not None
         rows, new = ids.shape
@@ -114,15 +135,28 @@ class ModelSession:
         binding.bind_cpu_input(names["attention_mask"], mask)
         if "position_ids" in names:
             binding.bind_cpu_input(names["position_ids"], lengths[:, None] - new + np.arange(new, dtype=np.int64))
-        given = 1 if self.last_token_only else new
+        last = last or new
+        if self.logits_computed == "wanted":
+            binding.bind_cpu_input(POSITIONS, _positions(rows, new, last))
+            given, shape = last, (rows * last, 1, self.package.vocabulary)
+        else:
+            given = new if self.logits_computed == "all" else 1
+            shape = (rows, given, self.package.vocabulary)
         size = rows * given * self.package.vocabulary
         if self._logits.size < size:
             self._logits = np.empty(size, self._logits_dtype)
-        shape = (rows, given, self.package.vocabulary)
         binding.bind_output(self.package.logits_name, "cpu", 0, self._logits_dtype, shape, self._logits.ctypes.data)
         self._session.run_with_iobinding(binding)
-        result: NDArray[np.floating] = self._logits[:size].reshape(shape)
+        result: NDArray[np.floating] = self._logits[:size].reshape(rows, given, self.package.vocabulary)
         return result
+
+
+def _positions(rows: int, new: int, last: int) -> NDArray[np.int64]:
+    """Row and token of the `last` of `new` tokens of each row, [rows * last, 1, 2]."""
+    positions = np.empty((rows, last, 2), np.int64)
+    positions[..., 0] = np.arange(rows)[:, None]
+    positions[..., 1] = np.arange(new - last, new)
+    return positions.reshape(rows * last, 1, 2)
 
 
 def one_line(error: BaseException) -> str:

@@ -138,7 +138,7 @@ def check_package(settings: Settings, board: Board, folder: Path, name: str) -> 
     memory = loaded.plan.available if loaded.plan.available.on_gpu else host
     remark = None
     try:
-        plan_package(settings, loaded.package, loaded.choice, memory, loaded.splits)
+        plan_package(settings, loaded.package, loaded.choice, memory, loaded.splits, loaded.session.logits_computed)
     except PackageError as error:
         remark = str(error)
     return loaded.verified, remark

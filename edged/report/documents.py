@@ -108,6 +108,8 @@ def _model_facts(status: Status) -> dict[str, Any]:
         "verified": facts.verified,
         "lone_rows_padded": facts.lone_rows_padded,
         "same_ids_in_any_company": facts.same_ids_in_any_company,
+        "logits": facts.logits,
+        "logits_reason": facts.logits_reason,
         "split_tokens": facts.split_tokens,
         "max_stall_kept": status.max_stall_kept,
         "chat": facts.chat,

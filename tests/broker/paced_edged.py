@@ -62,10 +62,10 @@ def _hung_load(*arguments: Any, **options: Any) -> Any:
     return _bring_up(*arguments, **options)
 
 
-def _hung_forward(self: ModelSession, first: int, ids: Any, past: Any, width: int) -> Any:
+def _hung_forward(self: ModelSession, first: int, ids: Any, *more: Any) -> Any:
     if tuple(ids[0]) == HANG:
         _hang()
-    return _forward(self, first, ids, past, width)
+    return _forward(self, first, ids, *more)
 
 
 def _hung_encode(self: Tokenizer, text: str) -> list[int]:

@@ -138,6 +138,7 @@ def test_status_and_info_are_retained_and_complete(client: Client5, daemon: Daem
     assert document["model"]["execution_provider"] == "CPUExecutionProvider"
     assert document["limits"].pop("prefix_bytes") > 0
     assert document["model"]["verified"] is True
+    assert (document["model"]["logits"], document["model"]["logits_reason"]) == ("wanted", None)
     assert document["limits"] == {
         "rows": 1,
         "context": 512,

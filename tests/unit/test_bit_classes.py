@@ -23,8 +23,8 @@ def spoil(session: ModelSession, monkeypatch: pytest.MonkeyPatch, when: Any) -> 
     """Change the last bits of the logits of steps that `when` accepts, by their rows and tokens."""
     forward = session.forward
 
-    def rounded_otherwise(first: int, ids: Any, past: Any, width: int) -> Any:
-        logits = forward(first, ids, past, width)
+    def rounded_otherwise(first: int, ids: Any, *more: Any) -> Any:
+        logits = forward(first, ids, *more)
         return np.nextafter(logits, np.float32(1e9)) if when(*ids.shape) else logits
 
     monkeypatch.setattr(session, "forward", rounded_otherwise)
@@ -79,9 +79,9 @@ def test_a_row_alone_is_computed_with_a_companion_where_it_must_be(
     shapes = []
     forward = one.session.forward
 
-    def noted(first: int, ids: Any, past: Any, width: int) -> Any:
+    def noted(first: int, ids: Any, *more: Any) -> Any:
         shapes.append(ids.shape)
-        return forward(first, ids, past, width)
+        return forward(first, ids, *more)
 
     monkeypatch.setattr(one.session, "forward", noted)
     with running(one) as rig:

@@ -1,0 +1,228 @@
+"""Rewrites a package's graph so that it computes logits where they are wanted, not after every token of a prompt.
+
+One GatherND before the matrix product that gives the logits takes the hidden states of the wanted tokens, which a new
+input names. The weights stay in their files: the new graph is bytes, and onnxruntime finds them by its option
+`session.model_external_initializers_file_folder_path`. This takes milliseconds and no other library, so the graph is
+made in memory at each load, and none is kept that could be damaged or be another package's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from edged.engine.graph import Graph, GraphError, Node, map_file
+from edged.engine.package import Package, PackageError
+from edged.engine.package_files import short
+from edged.engine.protobuf import ProtobufError, field_head, read_fields, read_text, write_field
+
+POSITIONS = "edged.positions"
+"""Input of a rewritten graph: [wanted, 1, 2] int64, row and token of each wanted position. Its logits are
+[wanted, 1, vocabulary]."""
+LogitsComputed = Literal["wanted", "last", "all"]
+_HIDDEN = "edged.hidden"
+_MOST_BYTES = 64 << 20
+"""Largest ONNX file that is rewritten: a larger one has its weights inside, and they would be in memory once more."""
+_PRODUCTS = frozenset({"MatMul", "MatMulNBits"})
+"""Operators that multiply each token's hidden state by the same weights."""
+_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Tanh", "Clip", "Cast", "Identity"})
+"""Operators that may follow: a bias, a scale, a softcap, another dtype."""
+_WITH_SUBGRAPHS = frozenset({"If", "Loop", "Scan"})
+_GATHER_ND_OPSET = 11
+_INT64 = 7
+_Bytes = bytes | memoryview
+
+
+class NotRewrittenError(ValueError):
+    """Why a graph is served as published, on one line."""
+
+
+@dataclass(frozen=True)
+class ServingGraph:
+    """What is served of a package.
+
+    `model`: the rewritten graph; None: the package's own file. `logits`: the positions of a step whose logits it
+    computes; "last" is the model builder's prune_lm_head. `reason`: on one line why they are "all".
+    """
+
+    model: bytes | None
+    logits: LogitsComputed
+    reason: str | None = None
+
+
+def serving_graph(package: Package) -> ServingGraph:
+    """The graph that is served of a package. Raises PackageError where its file has become unreadable."""
+    file, logits = package.model_file, package.logits_name
+    try:
+        view = map_file(file)
+        dimensions = _dimensions(view, logits)
+        if len(dimensions) == 3 and _is_one(dimensions[1]):
+            return ServingGraph(None, "last")
+        if len(dimensions) != 3:
+            raise NotRewrittenError(f"its logits have {len(dimensions)} dimensions, not 3")
+        if len(view) > _MOST_BYTES:
+            raise NotRewrittenError(f"{file.name} is larger than {_MOST_BYTES >> 20} MiB")
+        return ServingGraph(_rewrite(view, package.graph, logits), "wanted")
+    except NotRewrittenError as error:
+        return ServingGraph(None, "all", str(error))
+    except (OSError, GraphError, ProtobufError, UnicodeDecodeError, IndexError) as error:
+        raise PackageError(f"{file.name}: not a whole ONNX model: {error}") from None
+
+
+def _rewrite(view: memoryview, graph: Graph, logits: str) -> bytes:
+    """The ONNX model in `view` with the GatherND in it. Raises NotRewrittenError."""
+    product, follow = _find_product(graph, logits)
+    parts: list[_Bytes] = []
+    for number, value in read_fields(view):
+        if number == 7 and isinstance(value, memoryview):
+            inner = list(_rewrite_graph(value, product, graph.nodes[product], follow, logits))
+            parts += [field_head(7, sum(map(len, inner))), *inner]
+        else:
+            if number == 8 and isinstance(value, memoryview):
+                _check_opset(value)
+            parts += _copied(number, value)
+    return b"".join(parts)
+
+
+def _find_product(graph: Graph, logits: str) -> tuple[int, frozenset[str]]:
+    """The place in graph.nodes of the product that gives the logits, and the names of the tensors from there on.
+
+    Raises NotRewrittenError where other operators give them, or where one of these tensors is used elsewhere too.
+    """
+    producers = {output: at for at, node in enumerate(graph.nodes) for output in node.outputs}
+    constants = _constants(graph)
+    name, follow = logits, set[str]()
+    while name not in follow:
+        others = graph.uses[name] if name == logits else graph.uses[name] - 1 + (name in graph.outputs)
+        if others:
+            raise NotRewrittenError(f"{short(name)} is not used for the logits alone")
+        follow.add(name)
+        node = graph.nodes[producers[name]] if name in producers else Node("an input", (), ())
+        computed = [source for source in node.inputs if source and source not in constants]
+        if len(computed) != 1 or node.operator not in _PRODUCTS | _ELEMENTWISE:
+            break
+        if node.operator in _PRODUCTS:
+            if computed[0] != node.inputs[0]:
+                break
+            return producers[name], frozenset(follow)
+        name = computed[0]
+    raise NotRewrittenError(
+        f"its logits come from {short(node.operator)}, not from a product of hidden states and weights"
+    )
+
+
+def _constants(graph: Graph) -> set[str]:
+    """Names of the tensors that depend on no input."""
+    constants = set(graph.initializers)
+    for node in graph.nodes:  # in an order in which each comes after those that it reads from
+        if node.operator not in _WITH_SUBGRAPHS and constants.issuperset(filter(None, node.inputs)):
+            constants.update(node.outputs)
+    return constants
+
+
+def _rewrite_graph(view: memoryview, product: int, node: Node, follow: frozenset[str], logits: str) -> Iterator[_Bytes]:
+    """onnx.proto: GraphProto, in pieces. `product`: the place of `node` among its nodes."""
+    count = 0
+    yield write_field(11, _value_info(POSITIONS, _INT64, [_named("edged.wanted"), _sized(1), _sized(2)]))
+    for number, value in read_fields(view):
+        if number == 1 and isinstance(value, memoryview):
+            if count == product:
+                yield write_field(1, _gather(node.inputs[0]))
+                value = memoryview(_with_input(value, node.inputs[0]))
+            count += 1
+        elif number == 12 and isinstance(value, memoryview) and _name(value) == logits:
+            dtype, dimensions = _tensor_type(value)
+            shape = [_named("edged.wanted"), _sized(1), bytes(dimensions[2])]
+            value = memoryview(_value_info(logits, dtype, shape))
+        elif number == 13 and isinstance(value, memoryview) and _name(value) in follow:
+            continue  # its shape is another one now
+        yield from _copied(number, value)
+
+
+def _gather(hidden: str) -> bytes:
+    """onnx.proto: NodeProto."""
+    return (
+        write_field(1, hidden.encode())
+        + write_field(1, POSITIONS.encode())
+        + write_field(2, _HIDDEN.encode())
+        + write_field(3, b"edged.gather")
+        + write_field(4, b"GatherND")
+    )
+
+
+def _with_input(view: memoryview, replaced: str) -> bytes:
+    """The NodeProto with its first input taken from the GatherND."""
+    parts: list[_Bytes] = []
+    first = True
+    for number, value in read_fields(view):
+        if number == 1 and first and isinstance(value, memoryview):
+            if read_text(value) != replaced:
+                raise NotRewrittenError("its file was replaced while it was read")
+            value, first = memoryview(_HIDDEN.encode()), False
+        parts += _copied(number, value)
+    return b"".join(parts)
+
+
+def _copied(number: int, value: int | memoryview) -> list[_Bytes]:
+    """A field as it was."""
+    if isinstance(value, int):
+        return [write_field(number, value)]
+    return [field_head(number, len(value)), value]
+
+
+def _check_opset(view: memoryview) -> None:
+    """onnx.proto: OperatorSetIdProto. Raises NotRewrittenError where the standard operators are too old."""
+    values = dict(read_fields(view))
+    domain, version = values.get(1, memoryview(b"")), values.get(2, 0)
+    standard = isinstance(domain, memoryview) and bytes(domain) in (b"", b"ai.onnx")
+    if standard and isinstance(version, int) and version < _GATHER_ND_OPSET:
+        raise NotRewrittenError(f"its operator set {version} is older than GatherND, of {_GATHER_ND_OPSET}")
+
+
+def _dimensions(view: memoryview, output: str) -> list[memoryview]:
+    """The dimensions of one of the model's outputs, each a TensorShapeProto.Dimension."""
+    for number, graph in read_fields(view):
+        if number == 7 and isinstance(graph, memoryview):
+            for key, value in read_fields(graph):
+                if key == 12 and isinstance(value, memoryview) and _name(value) == output:
+                    return _tensor_type(value)[1]
+    return []
+
+
+def _tensor_type(view: memoryview) -> tuple[int, list[memoryview]]:
+    """The dtype (TensorProto.DataType) and the dimensions of a ValueInfoProto."""
+    tensor = _inner(_inner(view, 2), 1)
+    dtype = dict(read_fields(tensor)).get(1)
+    dimensions = [one for number, one in read_fields(_inner(tensor, 2)) if number == 1 and isinstance(one, memoryview)]
+    return dtype if isinstance(dtype, int) else 0, dimensions
+
+
+def _inner(view: memoryview, number: int) -> memoryview:
+    """The message in one field, empty without it."""
+    value = dict(read_fields(view)).get(number)
+    return value if isinstance(value, memoryview) else memoryview(b"")
+
+
+def _name(view: memoryview) -> str:
+    """The name of a ValueInfoProto."""
+    return read_text(_inner(view, 1))
+
+
+def _is_one(dimension: memoryview) -> bool:
+    return dict(read_fields(dimension)).get(1) == 1
+
+
+def _value_info(name: str, dtype: int, dimensions: list[bytes]) -> bytes:
+    """onnx.proto: ValueInfoProto of a tensor. `dimensions`: each a TensorShapeProto.Dimension."""
+    shape = b"".join(write_field(1, dimension) for dimension in dimensions)
+    tensor = write_field(1, dtype) + write_field(2, shape)
+    return write_field(1, name.encode()) + write_field(2, write_field(1, tensor))
+
+
+def _sized(size: int) -> bytes:
+    return write_field(1, size)
+
+
+def _named(name: str) -> bytes:
+    return write_field(2, name.encode())
