@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +249,11 @@ class TestEngine:
             assert rig.engine.status.max_stall_kept
 
     def test_info_says_where_prompts_are_split_and_whether_max_stall_is_kept(self) -> None:
-        facts = ModelFacts("gemma2", *CPU, "", 1, 0, True, False, True, 128, None, 0.0, 1, 512, 0)
+        facts = replace(
+            ModelFacts(*[None] * len(fields(ModelFacts))),  # type: ignore[arg-type]  (the others play no part)
+            split_tokens=128,
+            load_seconds=0.0,
+        )
         status = Status(model=ModelStatus("serving", WIDE, facts=facts), max_stall_kept=False)
         model = info_document("board", Settings(), detect(), status)["model"]
         assert (model["split_tokens"], model["max_stall_kept"]) == (128, False)
