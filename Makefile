@@ -12,6 +12,8 @@ DEB_PYTHON = $(if $(filter python3,$(PYTHON)),$(shell /usr/bin/python3 -c 'impor
 
 # Complete once its known answers are there.
 REAL_MODEL := .real-model/SmolLM2-135M-Instruct/known_answers.json
+# Random weights, a vocabulary of 262,144.
+LARGE_VOCABULARY := .real-model/large-vocabulary/genai_config.json
 
 # The Debian that `make test-system` boots, and its python3.
 RELEASE ?= bookworm
@@ -138,6 +140,10 @@ bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overh
 bench-sampling: $(VENV)/.dev ## what the choice of a token costs, for each option of a job beside greedy
 	@$(BIN)/python tests/benchmarks/sampling.py
 
+.PHONY: bench-prefill
+bench-prefill: $(VENV)/.dev $(if $(MODEL),,$(REAL_MODEL) $(LARGE_VOCABULARY)) ## prompts through the served graph and as published: two models, or MODEL=FOLDER (minutes)
+	@$(BIN)/python tests/benchmarks/prefill.py $(or $(MODEL),$(dir $(REAL_MODEL)) $(dir $(LARGE_VOCABULARY)))
+
 bench-card: $(VENV)/.dev | mosquitto ## what a job writes to the card, counted at the block device (root; four minutes)
 	@$(BIN)/python tests/benchmarks/card.py
 
@@ -165,6 +171,9 @@ bench-real: $(REAL_MODEL) $(VENV)-peers/.done ## the real model beside llama.cpp
 
 $(REAL_MODEL): deploy/real-model/build.py | $(VENV)-demo-model/.done
 	@$(VENV)-demo-model/bin/python deploy/real-model/build.py
+
+$(LARGE_VOCABULARY): tests/benchmarks/large_vocabulary.py | $(VENV)-demo-model/.done
+	@$(VENV)-demo-model/bin/python tests/benchmarks/large_vocabulary.py $(dir $@)
 
 $(VENV)-demo-model/.done: deploy/demo-model/requirements.txt
 	@[ -x $(VENV)-demo-model/bin/python ] || $(PYTHON) -m venv $(VENV)-demo-model

@@ -1,0 +1,92 @@
+"""Prompts read through the served graph and through the published one: `make bench-prefill` prints the table.
+
+Both are in this one process and take turns, so that a busy moment of the machine meets both; loads have a process each.
+Compare the ratios of one run.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import onnxruntime
+import psutil
+from figures import Figure, show
+
+from edged import logs
+from edged.engine import loaded_model
+from edged.engine.bench import JOINING, JOINING_STALL, Bench
+from edged.engine.loaded_model import LoadedModel, load_model
+from edged.engine.package import Package
+from edged.engine.serving_graph import ServingGraph, serving_graph
+from edged.machine.board import detect
+from edged.machine.memory import available
+from edged.settings import Settings
+
+PROMPTS = (128, 512, 1536)
+REPEATS, LOADS = 5, 9
+LOAD_GOAL = 1.05
+MODES = ("served", "published")
+
+
+def main() -> None:
+    logs.configure("error", "auto")
+    if len(sys.argv) == 4 and sys.argv[1] == "--load":
+        print(serve(Path(sys.argv[2]), sys.argv[3], 256).load_seconds, flush=True)
+        os._exit(0)  # nothing to be put in order, and freeing takes a while
+    folders = [Path(folder) for folder in sys.argv[1:]]
+    if not folders or not all((folder / "genai_config.json").is_file() for folder in folders):
+        sys.exit("give the folders of model packages: make bench-prefill MODEL=FOLDER")
+    print(
+        f"prompts, served graph / as published — {psutil.cpu_count()} cores, {platform.machine()}, "
+        f"onnxruntime {onnxruntime.__version__}"
+    )
+    for folder in folders:
+        show(figures(folder))
+
+
+def serve(folder: Path, mode: str, context: int) -> LoadedModel:
+    """The package with prompts read in whole chunks, through the graph that `mode` names."""
+    published = ServingGraph(None, "all", "to be compared with")
+
+    def graph(package: Package) -> ServingGraph:
+        return serving_graph(package) if mode == "served" else published
+
+    loaded_model.serving_graph = graph
+    settings = Settings(model={"rows": 1, "context": context}, cache={"ram_bytes": 0})
+    loaded = load_model(settings, detect(), available, folder)
+    assert loaded.session.logits_computed == ("wanted" if mode == "served" else "all")
+    return replace(loaded, max_stall=JOINING_STALL)
+
+
+def figures(folder: Path) -> Iterator[Figure]:
+    served, published = (serve(folder, mode, max(PROMPTS) + JOINING) for mode in MODES)
+    name, vocabulary = served.package.name, served.package.vocabulary
+    yield Figure(f"{name}: vocabulary; tokens of a chunk", f"{vocabulary}; {served.chunk} / {published.chunk}")
+    with Bench(served) as one, Bench(published) as other:
+        for tokens in PROMPTS:
+            pairs = []
+            for _ in range(REPEATS + 1):
+                prompt = one.prompt(tokens)
+                pairs.append((one.first_token([prompt]), other.first_token([prompt])))
+            mine, theirs = (statistics.median(side) for side in zip(*pairs[1:], strict=True))  # the first took memory
+            text = f"{theirs / mine:.2f} ({tokens / mine:.0f} / {tokens / theirs:.0f} tok/s)"
+            yield Figure(f"prefill of {tokens} tokens", text)
+    times: dict[str, list[float]] = {mode: [] for mode in MODES}
+    for _ in range(LOADS):
+        for mode, taken in times.items():
+            command = [sys.executable, __file__, "--load", str(folder), mode]
+            taken.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    mine, theirs = (statistics.median(times[mode]) for mode in MODES)
+    text = f"{mine / theirs:.3f} ({mine:.2f} / {theirs:.2f} s)"
+    yield Figure("load", text, f"≤ {LOAD_GOAL}", mine / theirs <= LOAD_GOAL)
+
+
+if __name__ == "__main__":
+    main()
