@@ -18,7 +18,8 @@ from edged.engine.serving_graph import POSITIONS, LogitsComputed, ServingGraph
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """onnxruntime's option (onnxruntime_session_options_config_keys.h): where a graph from memory has its weights."""
 LOGITS_BYTES = 64 << 20
-"""Most memory that one step's logits may take; a larger prefill chunk is shortened to fit, as far as it may be."""
+"""Most memory for the logits of a step where all are computed; a larger prefill chunk is shortened to fit, as far as it
+may be."""
 
 
 def chunk_limit(vocabulary: int, wanted: int, shortest: int) -> int:
