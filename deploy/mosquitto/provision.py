@@ -56,7 +56,7 @@ def rights(kind: str, root: str, name: str = "", groups: tuple[str, ...] = ()) -
         return {
             "send": [*said, *check, f"{root}/reply/#"],
             "receive": [*heard, *jobs, *cancels, *check],
-            "literal": [*heard, *shared, *cancels, *(f"$share/{name}/{topic}" for topic in check)],
+            "literal": [*heard, *shared, *cancels, *check, *(f"$share/{name}/{topic}" for topic in check)],
             "pattern": [],
         }
     if kind == "sender":

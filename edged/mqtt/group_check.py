@@ -45,14 +45,28 @@ class GroupCheck:
         self._silent_seconds = silent_seconds
 
     def run(self, protocol: ProtocolVersion, stopping: threading.Event) -> bool | None:
-        """Whether a message came back; None where that cannot be known, as the broker allows no trial."""
-        topic, nonce = self._topics.check, uuid.uuid4().hex
-        share = f"$share/{self._topics.device}/{topic}"
+        """Whether the broker delivers to shared subscriptions; None where that cannot be known.
+
+        A message that a plain subscription does not bring either says nothing: the device may lack the right to read
+        the topic. That is a trial of its own, as a broker may deliver one copy for both (MQTT 5 §3.3.4).
+        """
+        topic = self._topics.check
+        found = self._trial(f"$share/{self._topics.device}/{topic}", protocol, stopping)
+        if found is False and not self._trial(topic, protocol, stopping):
+            found = None
+        if found is None and not stopping.is_set():
+            hint = "allow the device to subscribe, read and write the topic; with provision.py's roles, run it again"
+            _log.info("mqtt_group_check_inconclusive", topic=topic, hint=hint)
+        return found
+
+    def _trial(self, topic_filter: str, protocol: ProtocolVersion, stopping: threading.Event) -> bool | None:
+        """Whether a message came back over this subscription; None where the broker allows no trial."""
+        nonce = uuid.uuid4().hex
         owner = _Owner(nonce.encode())
         role = Role(
             "check",
             f"{self._topics.device}-check-{nonce[:8]}",
-            [[Subscription(share, qos=1, purpose="trials of shared subscriptions", required=True)]],
+            [[Subscription(topic_filter, qos=1, purpose="trials of shared subscriptions", required=True)]],
             keep_session=False,
         )
         connection = Connection(role, self._mqtt, owner, Backoff(LONG_PAUSE, LONG_PAUSE))
@@ -61,7 +75,7 @@ class GroupCheck:
         try:
             if self._wait(owner, CONNECT_SECONDS, stopping) != "up":
                 return None
-            connection.publish(Publication(topic, owner.nonce, 1, False, "check", None))
+            connection.publish(Publication(self._topics.check, owner.nonce, 1, False, "check", None))
             found = self._wait(owner, CONNECT_SECONDS, stopping)
             if found == "published":
                 found = self._wait(owner, self._silent_seconds, stopping)

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from broker_rig import Device, Mosquitto, Proxy
 from patience import PATIENCE, eventually
+from structlog.testing import capture_logs
 
+from edged.faults import Fault
 from edged.mqtt.events import LinkUp, Published, PublishRefused
 
 Make = Callable[..., Any]
@@ -72,6 +74,33 @@ def test_a_refused_publication_is_reported_and_others_go_on(make_broker: Make, m
         return False
 
     eventually(published, "published after the refusal")
+
+
+def with_rights(broker: Mosquitto, *reads: str) -> Mosquitto:
+    """A broker where the device may write below its own topic and read these topics only."""
+    acl = broker.folder / "acl"
+    lines = ["pattern write edged/v1/device/%u/#", *(f"pattern read {topic}" for topic in reads)]
+    acl.write_text("\n".join(lines) + "\n")
+    return with_password(broker, f"acl_file {acl}")
+
+
+READS = ("edged/v1/device/%u/job", "edged/v1/device/%u/cancel", "edged/v1/group/north/job")
+
+
+def test_a_right_that_the_trial_of_groups_lacks_is_no_fault(
+    make_broker: Make, make_device: Make, protocol: str
+) -> None:
+    """mosquitto grants every SUBSCRIBE and acknowledges every PUBLISH, whatever the rights."""
+    broker = with_rights(make_broker(), *READS, "edged/v1/device/%u/status")
+    options = {"username": "board", "password": "right", "groups": ["north"], "protocol": protocol}
+    with capture_logs() as entries:
+        device: Device = make_device(broker.port, silent_seconds=0.5, **options).up()
+
+        def outcome() -> Fault | str | None:
+            told = [entry["log_level"] for entry in entries if entry["event"] == "mqtt_group_check_inconclusive"]
+            return device.link.status().delivery_fault or (told[0] if told else None)
+
+        assert eventually(outcome) == "info"
 
 
 class DenyingBroker:

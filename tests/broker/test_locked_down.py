@@ -301,8 +301,10 @@ def test_the_rights_of_a_device_are_the_topics_of_its_link(fleet: Fleet) -> None
         "publishClientSend": {
             f"{own}/{said}" for said in ("event/+", "result/+", "stream/+", "status", "info", "health")
         }
-        | {"edged/v1/reply/#"},
-        "publishClientReceive": heard | {"edged/v1/group/fleet/job", "edged/v1/group/fleet/cancel"},
-        "subscribeLiteral": heard | {"$share/fleet/edged/v1/group/fleet/job", "edged/v1/group/fleet/cancel"},
+        | {f"{own}/check", "edged/v1/reply/#"},
+        "publishClientReceive": heard | {f"{own}/check", "edged/v1/group/fleet/job", "edged/v1/group/fleet/cancel"},
+        "subscribeLiteral": heard
+        | {f"{own}/check", f"$share/b/{own}/check"}
+        | {"$share/fleet/edged/v1/group/fleet/job", "edged/v1/group/fleet/cancel"},
         "subscribePattern": set(),
     }
