@@ -75,6 +75,7 @@ class Observer:
         self._onnxruntime: str | None = None
         self._device_id_taken = False
         self._logged_fault: Fault | None = None
+        self._logged_warning: Fault | None = None
         self._link_faults: dict[ConnectionName, Fault] = {}
         self._connected = {"jobs": False, "control": False}
         self.failure: Failure | None = None
@@ -146,7 +147,7 @@ class Observer:
             monotonic_time=now,
             stalled=tuple(stalled),
             unready=tuple([] if stopping is None else [stopping]) + self._unready(jobs, link),
-            warnings=(*link.warnings, *jobs.warnings),
+            warnings=(*link.warnings, *self._note_delivery_warning(link.delivery_warning), *jobs.warnings),
             model=self._model,
             onnxruntime=self._onnxruntime,
             last_load_seconds=self._last_load,
@@ -194,6 +195,12 @@ class Observer:
             log.error("mqtt_not_delivered", code=fault.code, reason=fault.message, hint=fault.hint)
         self._logged_fault = fault
         return fault
+
+    def _note_delivery_warning(self, warning: Fault | None) -> tuple[Fault, ...]:
+        if warning is not None and warning != self._logged_warning:
+            log.warning("mqtt_not_delivered", code=warning.code, reason=warning.message, hint=warning.hint)
+        self._logged_warning = warning
+        return () if warning is None else (warning,)
 
     def _tasks(self, engine: EngineStatus, preparer: PreparerStatus) -> tuple[Task, ...]:
         stuck = liveness.STUCK_SECONDS

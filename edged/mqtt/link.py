@@ -51,6 +51,8 @@ class LinkStatus:
     """Promises of the contract that do not hold on the present or latest connections."""
     delivery_fault: Fault | None
     """Why messages do not arrive although the broker granted the subscriptions."""
+    delivery_warning: Fault | None
+    """The same about messages without which the device can work."""
     stalled_seconds: float
     """Since the slower of the two loops last turned; each turns at least four times per keep-alive."""
 
@@ -179,9 +181,12 @@ class Link:
         next `LinkDown("control")`: then the caller must publish it again. Without a token, nothing is told.
         `alone`: it is taken only while nothing else is under way, and nothing else is taken until it is answered.
         """
+        watched = token is not None and topic == self.topics.status
+        if watched:
+            self._echo.sent(token)  # first: the connection's thread may have the answer before publish() returns
         taken = self._control.publish(Publication(topic, payload, qos, retain, token, correlation, alone))
-        if taken and topic == self.topics.status:
-            self._echo.sent(time.monotonic())
+        if watched and not taken:
+            self._echo.withdrawn(token)
         return taken
 
     def connected(self, which: ConnectionName) -> bool:
@@ -194,13 +199,19 @@ class Link:
             connected=self.connected("jobs") and self.connected("control"),
             warnings=tuple(dict.fromkeys((*self._control.warnings, *self._jobs.warnings))),
             delivery_fault=self._delivery_fault(),
+            delivery_warning=self._echo.warning(self._read_until()),
             stalled_seconds=self._stalled_seconds(),
         )
 
     def _delivery_fault(self) -> Fault | None:
         if self._groups_deliver is False:
             return not_delivered(sorted(self._groups))
-        return self._echo.fault(time.monotonic())
+        return self._echo.fault(self._read_until())
+
+    def _read_until(self) -> float | None:
+        # A process that stood still has not read what came meanwhile.
+        session = self._control.session
+        return session.loop_turned_at if session is not None else None
 
     def _stalled_seconds(self) -> float:
         sessions = (self._jobs.session, self._control.session)
@@ -269,6 +280,7 @@ class Link:
         if which == "control":
             with self._lock:
                 self._control_up = False
+            self._echo.disconnected()
             self._jobs.hold()
         self._deliver(LinkDown(which, end.fault, end.closed_by_broker, end.alone_seconds))
         if end.fault.code == SESSION_TAKEN_OVER:
@@ -374,7 +386,9 @@ class _ConnectionOwner:
         self._link._received(self._which, message)
 
     def published(self, token: Hashable) -> None:
+        self._link._echo.acknowledged(token, time.monotonic())
         self._link._deliver(Published(token))
 
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None:
+        self._link._echo.withdrawn(token)
         self._link._deliver(PublishRefused(token, reason, code))

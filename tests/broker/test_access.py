@@ -103,6 +103,20 @@ def test_a_right_that_the_trial_of_groups_lacks_is_no_fault(
         assert eventually(outcome) == "info"
 
 
+def test_a_device_that_may_not_read_its_own_status_is_warned_and_works(
+    make_broker: Make, make_device: Make, protocol: str
+) -> None:
+    broker = with_rights(make_broker(), *READS)
+    options = {"username": "board", "password": "right", "protocol": protocol}
+    device: Device = make_device(broker.port, echo_seconds=0.0, keep_alive=5, **options).up()
+    device.say("online")
+    eventually(lambda: device.link.status().delivery_fault or device.link.status().delivery_warning)
+    status = device.link.status()
+    assert status.delivery_fault is None
+    assert status.delivery_warning is not None
+    assert status.delivery_warning.code == "mqtt_status_not_delivered"
+
+
 class DenyingBroker:
     """Speaks just enough MQTT 3.1.1 to refuse every subscription: mosquitto 2.0.11 grants them all."""
 

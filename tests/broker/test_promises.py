@@ -17,7 +17,9 @@ from patience import PATIENCE, eventually
 from scripted_broker import HANG_UP, Answer, Connect, Publish, ScriptedBroker, Subscribe
 from structlog.testing import capture_logs
 
+from edged.faults import Fault
 from edged.mqtt.events import LinkDown, LinkUp, Published, PublishRefused
+from edged.mqtt.status_echo import StatusEcho
 
 Make = Callable[..., Any]
 
@@ -150,18 +152,88 @@ def test_a_status_that_comes_back_on_another_topic_is_a_fault(script: Script, ma
 
 
 @pytest.mark.parametrize("echo_seconds", [0.0, PATIENCE])
-def test_a_status_that_does_not_come_back_is_a_fault(script: Script, make_device: Make, echo_seconds: float) -> None:
-    broker = script(echo=lambda topic: None)
-    device: Device = make_device(broker.port, echo_seconds=echo_seconds).up()
-    assert device.link.status().delivery_fault is None
+def test_a_status_that_comes_back_no_more_is_a_fault(script: Script, make_device: Make, echo_seconds: float) -> None:
+    broker = script()
+    heard = threading.Event()
+
+    def echo(topic: str) -> str:
+        heard.set()
+        return topic
+
+    broker.echo = echo
+    device: Device = make_device(broker.port, echo_seconds=echo_seconds, keep_alive=5).up()
     device.say("online")
+    assert heard.wait(PATIENCE)
     device.wait_for(Published)
-    fault = device.link.status().delivery_fault
-    assert (fault is None) == (echo_seconds > 0)
-    assert fault is None or (fault.code, device.topics.status in fault.message) == ("mqtt_status_not_delivered", True)
-    broker.echo = lambda topic: topic
+    broker.echo = lambda topic: None
+
+    def missed() -> Fault | None:
+        device.say("online")  # again: the first echo may come after the second status was handed over
+        device.wait_for(Published)
+        return device.link.status().delivery_fault
+
+    if echo_seconds:
+        assert missed() is None
+        return
+    fault = eventually(missed)
+    assert (fault.code, device.topics.status in fault.message) == ("mqtt_status_not_delivered", True)
+    broker.echo = echo
     device.say("online")
     eventually(lambda: device.link.status().delivery_fault is None)
+
+
+def test_a_status_that_the_broker_has_not_acknowledged_is_not_missed(script: Script, make_device: Make) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def judge(publish: Publish) -> Answer:
+        if publish.payload == b"late":
+            asked.set()
+            answer.wait(PATIENCE)
+        return Answer()
+
+    device: Device = make_device(script(on_publish=judge, echo=lambda topic: None).port, echo_seconds=0.0).up()
+    assert device.link.publish(device.topics.status, b"late", qos=1, token="late")
+    assert asked.wait(PATIENCE)
+    status = device.link.status()
+    assert (status.delivery_fault, status.delivery_warning) == (None, None)
+    answer.set()
+    eventually(lambda: device.link.status().delivery_warning)
+
+
+def echo_of_a_heard_status() -> StatusEcho:
+    echo = StatusEcho("own/status", echo_seconds=30.0)
+    echo.connected(subscribed=True)
+    echo.heard("own/status")
+    return echo
+
+
+def test_the_echo_may_come_before_the_acknowledgement() -> None:
+    echo = echo_of_a_heard_status()
+    echo.sent(1)
+    echo.heard("own/status")
+    echo.acknowledged(1, 100.0)
+    assert echo.fault(1000.0) is None
+
+
+def test_a_status_is_missed_only_once_everything_was_read_that_came_in_time() -> None:
+    echo = echo_of_a_heard_status()
+    echo.sent(1)
+    assert echo.fault(1000.0) is None  # not acknowledged
+    echo.acknowledged(2, 50.0)  # not a status
+    echo.acknowledged(1, 100.0)
+    assert echo.fault(130.0) is None  # the loop has not turned since, whatever the clock says
+    assert (fault := echo.fault(130.1)) is not None
+    assert fault.code == "mqtt_status_not_delivered"
+    echo.disconnected()
+    assert echo.fault(1000.0) is None
+
+
+def test_a_status_that_was_not_taken_or_refused_is_not_missed() -> None:
+    echo = echo_of_a_heard_status()
+    echo.sent(1)
+    echo.withdrawn(1)
+    echo.acknowledged(1, 100.0)
+    assert echo.fault(1000.0) is None
 
 
 def test_a_status_whose_subscription_is_refused_is_not_expected_back(script: Script, make_device: Make) -> None:
