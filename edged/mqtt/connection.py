@@ -61,13 +61,17 @@ class Owner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """The constant part of every attempt. `will` is called for the last will at each."""
+    """The constant part of every attempt. `will` is called for the last will at each.
+
+    `log_warnings`: whether promises that do not hold are logged; not for one that only tries what a broker allows.
+    """
 
     name: str
     client_id: str
     subscriptions: Sequence[Sequence[Subscription]]
     keep_session: bool = True
     will: Callable[[], Will] | None = None
+    log_warnings: bool = True
 
 
 class Connection:
@@ -295,7 +299,7 @@ class Connection:
         """Keep the warnings of this connection, and log those that were not logged at the connection before."""
         self._warnings = warnings
         for warning in warnings:
-            if warning in self._logged_warnings:
+            if warning in self._logged_warnings or not self._role.log_warnings:
                 continue
             told = {"connection": self._role.name, "reason": warning.message, "hint": warning.hint}
             if warning.code == SUBSCRIPTION_REFUSED:

@@ -68,6 +68,7 @@ class GroupCheck:
             f"{self._topics.device}-check-{nonce[:8]}",
             [[Subscription(topic_filter, qos=1, purpose="trials of shared subscriptions", required=True)]],
             keep_session=False,
+            log_warnings=False,
         )
         connection = Connection(role, self._mqtt, owner, Backoff(LONG_PAUSE, LONG_PAUSE))
         connection.start()

@@ -274,9 +274,12 @@ def test_a_broker_that_allows_no_trial_of_groups_is_no_fault(script: Script, mak
         refused.set()
         return HANG_UP if hang_up else [0x87]
 
-    device: Device = make_device(script(on_subscribe=judge).port, groups=["north"], silent_seconds=0.0).up()
-    assert refused.wait(PATIENCE)
-    device.none_of(LinkDown)
+    with capture_logs() as entries:
+        device: Device = make_device(script(on_subscribe=judge).port, groups=["north"], silent_seconds=0.0).up()
+        assert refused.wait(PATIENCE)
+        device.none_of(LinkDown)
+        eventually(lambda: "mqtt_group_check_inconclusive" in [entry["event"] for entry in entries])
+    assert {entry["log_level"] for entry in entries} == {"info"}
     assert device.link.status().delivery_fault is None
 
 
