@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +64,15 @@ def find_failure(tasks: Iterable[Task], ended: Iterable[EndedThread], now: float
 
 
 def load_limit(folder: Path) -> float:
-    """Seconds that a load of the package in `folder` may take."""
-    try:
-        size = sum(file.stat().st_size for file in folder.iterdir())
-    except OSError:  # the load fails and says why
-        size = 0
-    return LOAD_SECONDS + size / SLOWEST_CARD
+    """Seconds that a load of the package in `folder` may take.
+
+    Counted are all files below it, since weights may lie deeper: no less than what a load reads. They may be read
+    twice, for their checksums and for onnxruntime, where memory is too small for the page cache to keep them.
+    """
+    size = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            with suppress(OSError):  # the load fails and says why
+                size += (Path(place) / name).stat().st_size
+    return LOAD_SECONDS + 2 * size / SLOWEST_CARD

@@ -1,4 +1,4 @@
-"""A package's manifest: size, SHA-256 and block checksums of every file, in one small JSON document.
+"""A package's manifest: size, SHA-256 and block checksums of its files, in one small JSON document.
 
 The SHA-256 says which content this is; it is computed once. The CRC-32 of each block is quick enough to be computed at
 every load, and says where a file has changed.
@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from edged.engine.package_files import MOST_FILES, PackageError, may_hold
+from edged.engine.graph import read_graph
+from edged.engine.package_files import MOST_FILES, TEXTS, PackageError, inside, read_json
 
 FILE = "edged-manifest.json"
 BLOCK_BYTES = 1 << 20
@@ -137,11 +138,11 @@ def manifest_of(files: dict[str, FileEntry]) -> Manifest:
         raise PackageError(f"no manifest can be made: {_first(error)}") from None
 
 
-def make_manifest(folder: Path) -> Manifest:
-    """Read every file of the package in `folder`, and make its manifest. Raises PackageError, OSError."""
+def make_manifest(folder: Path, paths: Iterable[str] | None = None) -> Manifest:
+    """Read these files of `folder`, by default those that its package uses. Raises PackageError, OSError."""
     entries: dict[str, FileEntry] = {}
     buffer = memoryview(bytearray(BLOCK_BYTES))
-    for path in package_paths(folder):
+    for path in package_paths(folder) if paths is None else paths:
         digest = FileDigest()
         with (folder / path).open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
@@ -150,15 +151,22 @@ def make_manifest(folder: Path) -> Manifest:
     return manifest_of(entries)
 
 
-def package_paths(folder: Path) -> Iterator[str]:
-    """The paths of the files in `folder` that belong to a package. Raises OSError."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(place) / name
-            inside = path.relative_to(folder).as_posix()
-            if may_hold(inside) and path.is_file():
-                yield inside
+def package_paths(folder: Path) -> list[str]:
+    """The files that a load of the package in `folder` reads: texts, the graph and its weights; no other variants.
+
+    Raises PackageError where the package is broken, OSError.
+    """
+    paths = {name for name in TEXTS if (folder / name).is_file()}
+    try:
+        graph_path = read_json(folder, "genai_config.json")["model"]["decoder"].get("filename", "model.onnx")
+        graph_file = inside(folder, graph_path)
+        graph = read_graph(graph_file)
+    except PackageError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PackageError(f"its files cannot be listed: {error!r}") from None
+    files = {graph_file, *(inside(graph_file.parent, tensor.location) for tensor in graph.external)}
+    return sorted(paths | {file.relative_to(folder).as_posix() for file in files})
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-_MAX_TEXT_BYTES = {
+TEXTS = {
     "genai_config.json": 1 << 20,
     "generation_config.json": 1 << 20,
     "tokenizer_config.json": 8 << 20,
@@ -16,6 +16,7 @@ _MAX_TEXT_BYTES = {
     "chat_template.json": 1 << 20,
     "known_answers.json": 64 << 10,
 }
+"""The texts that a package is served by, and the most bytes of each."""
 MOST_FILES = 256
 """Most files of a package."""
 # What a package may hold. edged runs none of it; pickles (.bin, .pt, …) and code are left out.
@@ -87,8 +88,8 @@ def read_optional_json(folder: Path, name: str) -> dict[str, Any]:
 
 def check_size(path: Path, name: str) -> None:
     """Raises PackageError where the text file is larger than any package's."""
-    if path.stat().st_size > _MAX_TEXT_BYTES[name]:
-        raise PackageError(f"{name} is larger than {_MAX_TEXT_BYTES[name] >> 10} KiB: that is not a package's file")
+    if path.stat().st_size > TEXTS[name]:
+        raise PackageError(f"{name} is larger than {TEXTS[name] >> 10} KiB: that is not a package's file")
 
 
 def short(value: object) -> str:

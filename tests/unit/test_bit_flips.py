@@ -72,7 +72,7 @@ FILES = sorted(path.name for path in (Path(__file__).parents[1] / "fixtures/mode
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package = copy_package("phi3", tmp_path_factory.mktemp("package"))
-    write_manifest(package, make_manifest(package))
+    write_manifest(package, make_manifest(package, FILES))
     return package
 
 

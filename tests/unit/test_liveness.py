@@ -45,5 +45,8 @@ def test_a_thread_that_has_ended_is_a_failure_though_nothing_hangs() -> None:
 
 def test_a_load_may_take_longer_the_more_bytes_it_reads(tmp_path: Path) -> None:
     assert load_limit(tmp_path / "absent") == LOAD_SECONDS
-    (tmp_path / "model.onnx").write_bytes(bytes(2000))
-    assert load_limit(tmp_path) == pytest.approx(LOAD_SECONDS + 2000 / SLOWEST_CARD)
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx/model.onnx").write_bytes(bytes(20_000_000))
+    (tmp_path / "gone.json").symlink_to("nowhere")
+    # Once for the checksums and once for onnxruntime.
+    assert load_limit(tmp_path) == pytest.approx(LOAD_SECONDS + 2 * 20_000_000 / SLOWEST_CARD)
