@@ -28,6 +28,7 @@ from edged.cli.common import (
 )
 from edged.engine import events
 from edged.engine.engine import Engine
+from edged.engine.integrity import CorruptPackageError
 from edged.engine.loaded_model import load_model
 from edged.engine.package import PackageError
 from edged.jobs.document import JobError
@@ -37,6 +38,7 @@ from edged.jobs.results import success
 from edged.machine.board import detect
 from edged.machine.memory import available
 from edged.models.store import kept_manifests, served
+from edged.status import sentence
 
 _JOB_BYTES = 1 << 20
 
@@ -65,6 +67,8 @@ def generate(
         request = prepare(submission.job, 0, submission.id, loaded)
     except JobError as error:
         end(BAD_USE, f"{error.code.value}: {error}")
+    except CorruptPackageError as error:
+        end(FAILED, f"model_corrupt: {sentence([error.fault])}")
     except PackageError as error:
         end(FAILED, f"model_unavailable: {error}")
     request = request if json_ else replace(request, stream=True)

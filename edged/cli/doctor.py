@@ -10,6 +10,7 @@ import shutil
 import stat
 import struct
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -161,8 +162,15 @@ def _disk(settings: Settings, board: Board) -> Iterator[Finding]:
         hint = f"mount -o remount,rw {mount.point}; where the kernel did it, dmesg says why, and a card may be worn out"
         yield Finding("disk", "fail", message, hint)
         return
-    if not os.access(existing, os.W_OK):
-        yield Finding("disk", "fail", f"{existing} cannot be written", "give state_dir to the user that runs edged")
+    if not existing.is_dir():
+        yield Finding("disk", "fail", f"{existing} is a file, and state_dir must be a folder", "set state_dir")
+        return
+    try:  # permissions do not tell all: /proc takes no files from root
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        message = f"{existing} cannot be written: {(error.strerror or str(error)).lower()}"
+        yield Finding("disk", "fail", message, "give state_dir to the user that runs edged, or set another")
         return
     if mount is not None and mount.volatile:
         message = f"{folder} lies on {mount.kind}: jobs and results are gone after a power cut"

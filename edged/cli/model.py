@@ -21,6 +21,7 @@ from edged.cli.common import (
     settings_or_exit,
 )
 from edged.cli.progress import progress
+from edged.engine.integrity import CorruptPackageError
 from edged.engine.known_answers import FILE, Verified, read_known_answers
 from edged.engine.loaded_model import load_model
 from edged.engine.package import PackageError
@@ -32,6 +33,7 @@ from edged.models.pull import PullError, pull_package, select_package
 from edged.models.record import record_known_answers
 from edged.models.sources import open_source
 from edged.models.store import DEMO_FOLDER, StoreError, kept_manifests, served, store_of, switch_to_owner
+from edged.status import sentence
 
 NameArgument = Annotated[str, typer.Argument(help="The package's name, as edged model list shows it.")]
 
@@ -189,6 +191,8 @@ def verify(
         loaded = load_model(settings, detect(), available, path, name, manifests=kept_manifests(settings))
         loaded.close()
         known = read_known_answers(loaded.package)
+    except CorruptPackageError as error:
+        end(FAILED, sentence([error.fault]))
     except PackageError as error:
         end(FAILED, str(error))
     verified = loaded.verified

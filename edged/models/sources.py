@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
-from edged.engine.package_files import may_hold
+from edged.engine.manifest import FILE, FileEntry, read_manifest
+from edged.engine.package_files import PackageError, may_hold
 from edged.models.hub import open_hub
 from edged.models.listing import SUMS, Digest, Listing, SourceError, SourceFile, listing, path_inside
 from edged.models.web import Remote, WebError, open_url
@@ -81,20 +82,27 @@ def _open_folder(folder: Path) -> Listing:
     if not (folder / "genai_config.json").exists():  # before walking through a folder of something else
         raise SourceError(f"{folder} has no genai_config.json: it must be the folder of one package")
     sums: dict[str, str] = {}
+    known: Mapping[str, FileEntry] = {}
     try:
         with suppress(FileNotFoundError), _open_file(folder / SUMS) as file:
             sums = read_sums(file.read(MOST_SUMS_BYTES).decode("utf-8"), str(folder / SUMS))
+        with suppress(FileNotFoundError):
+            known = read_manifest(folder / FILE).files
 
         def make(path: str) -> SourceFile:
             if sums and path not in sums:
                 raise SourceError(f"{folder / SUMS} does not list {path}")
             file = _open_file(folder / path)
-            digest = Digest("sha256", sums[path]) if sums else None
+            digest = None
+            if sums or path in known:
+                digest = Digest("sha256", sums[path] if sums else known[path].sha256)
             return SourceFile(path, os.fstat(file.fileno()).st_size, digest, file)
 
         found = listing(str(folder.resolve()), folder.resolve().name, ((path, make) for path in _walk(folder)))
     except UnicodeDecodeError:
         raise SourceError(f"{folder / SUMS} is not text") from None
+    except PackageError as error:
+        raise SourceError(f"{folder}: {error}") from None
     except OSError as error:
         raise SourceError(
             f"{error.filename or folder} cannot be read: {(error.strerror or str(error)).lower()}"

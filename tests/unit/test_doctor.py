@@ -55,6 +55,17 @@ def test_a_port_that_another_program_has_is_a_failure(settings: Settings) -> Non
             assert bad(taken, BOARDS / "pi5", "http") == []
 
 
+@pytest.mark.parametrize(
+    ("place", "words"), [("file", "is a file, and state_dir must be a folder"), ("/proc/edged", "/proc cannot be")]
+)
+def test_a_state_dir_that_can_be_no_folder_is_a_failure(
+    settings: Settings, tmp_path: Path, place: str, words: str
+) -> None:
+    (tmp_path / "file").touch()
+    found = bad(settings.model_copy(update={"state_dir": tmp_path / place}), BOARDS / "pi5", "disk")
+    assert [(one.state, words in one.message) for one in found] == [("fail", True)]
+
+
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     with open_to_all() as folder:

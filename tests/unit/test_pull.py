@@ -69,6 +69,19 @@ def test_a_folder_is_taken_chosen_replaced_and_removed(board: Board, tmp_path: P
     assert [path.name for path in board.models.glob(".packages/*/*")] == ["other"]
 
 
+def test_a_folders_own_manifest_tells_a_damaged_file(board: Board, tmp_path: Path) -> None:
+    stick = publish(tmp_path)
+    board.succeed("pull", stick)
+    copied = Path(shutil.copytree(board.models / "phi3", tmp_path / "copied"))
+    assert "known answers are right" in board.succeed("pull", copied, "--name", "whole")
+    content = bytearray((copied / WEIGHTS).read_bytes())
+    content[200_000] ^= 1
+    (copied / WEIGHTS).write_bytes(content)
+    assert f"{WEIGHTS}: wrong checksum" in board.refused("pull", copied, "--name", "damaged")
+    (copied / "edged-manifest.json").write_text("{}")
+    assert "edged-manifest.json is damaged" in board.refused("pull", copied, "--name", "damaged")
+
+
 def test_pulled_again_nothing_is_copied(board: Board, tmp_path: Path) -> None:
     stick = publish(tmp_path)
     board.succeed("pull", stick)
