@@ -89,7 +89,8 @@ def connect_failed(error: Exception, mqtt: MqttSettings) -> Fault:
         hint = _NO_TLS_HINT if mqtt.tls else _SEE_BROKER_LOG
         return Fault("mqtt_connection_reset", f"the broker reset the connection while it was made{perhaps}", hint)
     if isinstance(error, WebsocketConnectionError):
-        message = f"the server does not open a WebSocket for MQTT at {mqtt.websocket_path}"
+        path = (mqtt.websocket_path or "").partition("?")[0]  # the query may hold a secret
+        message = f"the server does not open a WebSocket for MQTT at {path}"
         hint = "set mqtt.websocket_path and mqtt.port to the broker's WebSocket listener, or unset mqtt.websocket_path"
         return Fault("mqtt_websocket_refused", message, hint)
     if isinstance(error, OSError):
