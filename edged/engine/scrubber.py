@@ -6,6 +6,7 @@ card must be found before that. Blocks are read in random order, so that one tha
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 import time
@@ -16,7 +17,9 @@ from pathlib import Path
 import structlog
 
 from edged.engine.integrity import Damage, check_blocks
-from edged.engine.manifest import Manifest
+from edged.engine.kept_manifests import Stamp, stamp_of
+from edged.engine.manifest import FILE, Manifest, read_manifest
+from edged.engine.package_files import PackageError
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +32,23 @@ _POLL_SECONDS = 1.0
 class _Target:
     folder: Path
     manifest: Manifest
+    stamps: dict[str, Stamp | None] | None
+    """Of the files, where the package has no manifest of its own."""
+
+    def replaced(self, file: str) -> bool:
+        """Whether the file is gone or the package another one now, so that other bytes are no decay."""
+        try:
+            (self.folder / file).stat()
+        except OSError as error:  # removed, unmounted, stale
+            return error.errno != errno.EIO
+        if self.stamps is not None:
+            return (self.folder / FILE).exists() or stamp_of(self.folder / file) != self.stamps[file]
+        try:
+            return read_manifest(self.folder / FILE) != self.manifest
+        except PackageError:  # it has decayed too
+            return False
+        except OSError as error:
+            return error.errno != errno.EIO
 
 
 class Scrubber:
@@ -37,7 +57,8 @@ class Scrubber:
     def __init__(self, interval: float, idle: Callable[[], bool], found: Callable[[], None]) -> None:
         """`interval`: seconds of one pass over all blocks; 0: never. `idle`: whether the engine has nothing to do.
 
-        `found` is called on this thread once `damaged` names a block. The scrub then rests until the next watch().
+        `found` is called on this thread once `damaged` names a block. The scrub then rests until the next watch(), as
+        it does where the package on the disk has been replaced by another one, or removed.
         """
         self._interval = interval
         self._idle = idle
@@ -71,7 +92,11 @@ class Scrubber:
         """Scrub this package from now on; its load has just checked all of it. None: it has no manifest."""
         with self._changed:
             self.damaged = ()
-            self._target = _Target(folder, manifest) if manifest is not None and manifest.bytes else None
+            self._target = None
+            if manifest is not None and manifest.bytes:
+                own = (folder / FILE).exists()
+                stamps = None if own else {file: stamp_of(folder / file) for file in manifest.files}
+                self._target = _Target(folder, manifest, stamps)
             self._changed.notify()
 
     def rest(self) -> None:
@@ -101,7 +126,8 @@ class Scrubber:
                 return
             damage = tuple(check_blocks(target.folder, file, entry, [block], direct=True))
             self.bytes += size
-            if damage and self._report(target, damage):
+            if damage:
+                self._report(target, damage)
                 return
         log.info("scrub_passed", bytes=manifest.bytes, seconds=round(time.monotonic() - began))
 
@@ -117,12 +143,17 @@ class Scrubber:
                 self._changed.wait(due - now if now < due else _POLL_SECONDS)
         return False
 
-    def _report(self, target: _Target, damage: tuple[Damage, ...]) -> bool:
+    def _report(self, target: _Target, damage: tuple[Damage, ...]) -> None:
+        replaced = target.replaced(damage[0].file)
         with self._changed:
-            if self._target is not target:  # replaced while it was read
-                return False
-            self.damaged, self._target = damage, None
+            if self._target is not target:  # another load came while it was read
+                return
+            self._target = None
+            if not replaced:
+                self.damaged = damage
+        if replaced:  # the model in memory is served on; the next load checks what is there then
+            log.info("scrub_ended", file=damage[0].file, reason="the package was replaced or removed")
+            return
         for one in damage:
             log.error("scrub_found_damage", file=one.file, offset=one.offset, reason=one.what)
         self._found()
-        return True

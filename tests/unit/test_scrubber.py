@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 from disk import Disk, disk
 from engine_rig import copy_package, ids, reference, request, running
 from patience import PATIENCE, eventually
+from structlog.testing import capture_logs
 from test_manifest import WEIGHTS, flip, load, refusal
 
 from edged.engine import manifest, scrubber
@@ -72,6 +73,44 @@ def test_a_bit_that_flips_while_it_is_served_is_found_and_named(package: Path, f
         assert (damage.file, damage.offset) == (file, 0)
         rig.scrubber.watch(package, make_manifest(package))
         assert rig.scrubber.damaged == ()
+
+
+def new_content(package: Path) -> None:
+    """As a pull or `edged model verify --record` does."""
+    flip(package / "tokenizer.json", 8 * 100)
+    write_manifest(package, make_manifest(package))
+
+
+def copied_by_hand(package: Path) -> None:
+    (package / manifest.FILE).unlink()
+    flip(package / "tokenizer.json", 8 * 100)
+
+
+@pytest.mark.parametrize("replace", [new_content, copied_by_hand, shutil.rmtree])
+def test_a_package_that_is_replaced_or_gone_has_not_decayed(package: Path, replace: Callable[[Path], None]) -> None:
+    with capture_logs() as logs, scrubbing() as rig:
+        rig.scrubber.watch(package, make_manifest(package))
+        replace(package)
+        eventually(lambda: "scrub_ended" in {entry["event"] for entry in logs}, "the scrub ended")
+        assert rig.scrubber.damaged == ()
+        assert not rig.found.is_set()
+    assert "scrub_found_damage" not in {entry["event"] for entry in logs}
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_without_a_manifest_of_its_own_only_a_file_with_the_same_stamp_has_decayed(
+    package: Path, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    whole = make_manifest(package)
+    (package / manifest.FILE).unlink()
+    if not written:
+        monkeypatch.setattr(scrubber, "stamp_of", lambda path: (1, 2, 3, 4))  # no program can put st_ctime back
+    with capture_logs() as logs, scrubbing() as rig:
+        rig.scrubber.watch(package, whole)
+        flip(package / WEIGHTS, 8 * 100)
+        event = "scrub_ended" if written else "scrub_found_damage"
+        eventually(lambda: event in {entry["event"] for entry in logs}, event)
+        assert bool(rig.scrubber.damaged) == (not written)
 
 
 def test_while_jobs_run_it_waits_but_not_for_ever(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
