@@ -19,6 +19,9 @@ from edged.engine.manifest import FILE, FileEntry, Manifest
 from edged.engine.package_files import PackageError
 from edged.faults import Fault
 
+ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+DECAYED = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
+"""Errors of the medium, the latter two of a file system's own checksums. Others pass: too few handles, no memory."""
 _ALIGNMENT = 4096
 """Of offsets, sizes and memory for O_DIRECT: no disk has larger sectors."""
 _HINT = (
@@ -50,6 +53,10 @@ class CorruptPackageError(PackageError):
         first = damage[0]
         more = f", and {len(damage) - 1} more blocks" if len(damage) > 1 else ""
         return cls(f"{first.file} at byte {first.offset}: {first.what}{more}", len(damage))
+
+
+class UnreadableError(PackageError):
+    """The files could not be read now, or not rightly, though the disk has what it should: a later load may."""
 
 
 class BlockReader:
@@ -102,11 +109,13 @@ class BlockReader:
 
 
 def _check_block(reader: BlockReader, file: str, entry: FileEntry, block: int, crc: int) -> Damage | None:
-    """Whether a block is as it should be; an error of the disk is damage too."""
+    """Whether a block is as it should be; an error of the disk is damage too. Raises OSError: one that may pass."""
     offset = block * entry.block_bytes
     try:
         content = reader.read(block)
     except OSError as error:
+        if error.errno not in DECAYED:
+            raise
         return Damage(file, offset, f"it cannot be read: {(error.strerror or str(error)).lower()}")
     if len(content) < min(entry.block_bytes, entry.bytes - offset):
         return Damage(file, offset + len(content), "the file ends here and should be longer")
@@ -118,10 +127,12 @@ def _check_block(reader: BlockReader, file: str, entry: FileEntry, block: int, c
 def check_blocks(
     folder: Path, file: str, entry: FileEntry, blocks: Iterable[int], direct: bool = False
 ) -> Iterator[Damage]:
-    """The damage of these blocks of one file, and of its size."""
+    """The damage of these blocks of one file, and of its size. Raises OSError: one that may pass."""
     try:
         reader = BlockReader(folder / file, entry, direct)
     except OSError as error:
+        if error.errno not in ABSENT | DECAYED:
+            raise
         yield Damage(file, 0, (error.strerror or str(error)).lower())
         return
     crcs = entry.crcs
@@ -144,12 +155,20 @@ def find_damage(folder: Path, manifest: Manifest, direct: bool = False) -> list[
 
 
 def still_damaged(folder: Path, manifest: Manifest, suspects: Iterable[Damage]) -> list[Damage]:
-    """The damage that the disk still has, of what an earlier check has found there."""
+    """The damage that is still there, of what an earlier check has found; a page that was read wrong is dropped.
+
+    Raises OSError.
+    """
     found: list[Damage] = []
     for suspect in suspects:
         entry = manifest.files.get(suspect.file)
         if entry is not None:  # else of another package
             block = suspect.offset // entry.block_bytes
             blocks = [block] if block < entry.blocks else []
-            found += check_blocks(folder, suspect.file, entry, blocks, direct=True)
+            with contextlib.suppress(OSError), (folder / suspect.file).open("rb") as content:
+                os.posix_fadvise(content.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # a part of a large page would stay
+            # A page that a process has mapped stays, though the disk is right.
+            found += list(check_blocks(folder, suspect.file, entry, blocks, direct=True)) or list(
+                check_blocks(folder, suspect.file, entry, blocks)
+            )
     return found

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from edged.engine.events import ModelChanged
-from edged.engine.integrity import CorruptPackageError
+from edged.engine.integrity import CorruptPackageError, UnreadableError
 from edged.engine.loaded_model import LoadedModel, TooLargeError
 from edged.engine.package import PackageError
 from edged.engine.session import one_line
@@ -18,7 +18,12 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS = 2.0
 """How often the files of a package that could not be loaded are checked for a change."""
 MEMORY_RETRY_SECONDS = 30.0
-"""A load that was refused for memory is tried again after this time: other programs may have released some."""
+"""A load that was refused for memory is tried again after this time: other programs may have released some.
+
+So is one that could not read a file, for a reason that is no decay.
+"""
+CORRUPT_RETRY_SECONDS = 600.0
+"""A load that found decay is tried again after this time: a reader or a cable may have been the cause."""
 
 
 class ModelLifecycle:
@@ -37,6 +42,8 @@ class ModelLifecycle:
         self._seen: str | None = None
         """Signature of the files at the last failed load."""
         self._retry_at: float | None = None
+        self._refused: type[BaseException] | None = None
+        """Why the last load failed, where it is tried again."""
         self._lost: LoadedModel | None = None
         self.loaded: LoadedModel | None = None
 
@@ -50,7 +57,7 @@ class ModelLifecycle:
     def bring_up(self) -> LoadedModel | None:
         """Release a lost model, then try to load; None: not now. Reports the load and its failure.
 
-        When a load that was refused for memory is refused again, nothing is reported.
+        When a load that is tried again by itself is refused for the same cause, nothing is reported.
         """
         seen = self._watch()
         again = self._retry_at is not None and seen == self._seen
@@ -62,12 +69,13 @@ class ModelLifecycle:
             self._lost = None
         try:
             self.loaded = self._load()
-        except (TooLargeError, MemoryError) as error:
-            self._retry_at = time.monotonic() + MEMORY_RETRY_SECONDS
-            if again:
+        except (TooLargeError, UnreadableError, MemoryError) as error:
+            if self._refused_again(error, MEMORY_RETRY_SECONDS, again):
                 return None
-            reason = str(error) if isinstance(error, TooLargeError) else f"out of memory: {one_line(error)}"
+            reason = f"out of memory: {one_line(error)}" if isinstance(error, MemoryError) else str(error)
         except CorruptPackageError as error:
+            if self._refused_again(error, CORRUPT_RETRY_SECONDS, again):
+                return None
             log.error("model_corrupt", reason=str(error), blocks=error.blocks, hint=error.fault.hint)
             self._deliver(ModelChanged("unavailable", str(error), fault=error.fault, corrupt_blocks=error.blocks))
             return None
@@ -81,6 +89,12 @@ class ModelLifecycle:
         log.error("model_unavailable", reason=reason)
         self._deliver(ModelChanged("unavailable", reason))
         return None
+
+    def _refused_again(self, error: BaseException, seconds: float, again: bool) -> bool:
+        """Plan a retry; returns whether the cause has been reported."""
+        self._retry_at = time.monotonic() + seconds
+        before, self._refused = self._refused, type(error)
+        return again and self._refused is before
 
     def lose(self) -> None:
         """The session works no more. bring_up() frees it and its KV cache first, though others still hold the model."""

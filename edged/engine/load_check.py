@@ -12,7 +12,15 @@ from pathlib import Path
 
 import structlog
 
-from edged.engine.integrity import CorruptPackageError, Damage, check_file, still_damaged
+from edged.engine.integrity import (
+    ABSENT,
+    DECAYED,
+    CorruptPackageError,
+    Damage,
+    UnreadableError,
+    check_file,
+    still_damaged,
+)
 from edged.engine.kept_manifests import KeptManifests, Stamp, stamp_of
 from edged.engine.manifest import FILE, Manifest, make_manifest, package_paths, read_manifest
 from edged.engine.package_files import PackageError
@@ -29,7 +37,7 @@ class LoadCheck:
     def __init__(self, folder: Path, kept: KeptManifests | None = None, suspects: Sequence[Damage] = ()) -> None:
         """`kept`: has the manifest of a package without one of its own. `suspects`: damage that a scrub has found.
 
-        Raises CorruptPackageError where the package's own manifest is damaged.
+        Raises CorruptPackageError where the package's own manifest is damaged, UnreadableError where it cannot be read.
         """
         self._folder = folder.resolve()
         self._kept = kept
@@ -38,6 +46,8 @@ class LoadCheck:
         """Of the files when a kept manifest was made; None: the package has its own, which no stamp outweighs."""
         self._damage: list[Damage] = []
         self._made: tuple[Manifest, dict[str, Stamp]] | None = None
+        self._error: OSError | None = None
+        """What kept the thread from reading a file."""
         self._thread: threading.Thread | None = None
         self.manifest: Manifest | None = None
         """What the files are checked against."""
@@ -45,16 +55,20 @@ class LoadCheck:
             self.manifest = read_manifest(self._folder / FILE)
         except PackageError as error:
             raise CorruptPackageError(str(error)) from None
-        except OSError:  # it has none
+        except OSError as error:
+            if error.errno in DECAYED:
+                raise CorruptPackageError(f"{FILE}: it cannot be read: {_reason(error)}") from None
+            if error.errno not in ABSENT:
+                raise UnreadableError(f"{FILE} cannot be read: {_reason(error)}") from None
             found = kept.find(self._folder) if kept is not None else None
             if found is not None:
                 self.manifest, self._stamps = found.manifest, found.stamps
 
     def check_small(self) -> None:
-        """Check all files but large ones. Raises CorruptPackageError."""
+        """Check all files but large ones. Raises CorruptPackageError, UnreadableError."""
         if self.manifest is not None:
             # The page cache may still hold what the disk has lost.
-            self._damage += still_damaged(self._folder, self.manifest, self._suspects)
+            self._damage += self._suspects
             self._check(large=False)
             self._raise_damage()
 
@@ -66,11 +80,15 @@ class LoadCheck:
             self._run(self._make)
 
     def finish(self) -> None:
-        """Wait for the end of the check. Raises CorruptPackageError."""
+        """Wait for the end of the check. Raises CorruptPackageError, UnreadableError."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        suspects = list(self._damage)
         self._raise_damage()
+        if suspects := [one for one in suspects if not self._is_replaced(one.file)]:
+            # onnxruntime may have read the same wrong bytes.
+            raise UnreadableError(f"{suspects[0].file} at byte {suspects[0].offset} was read wrong once")
 
     def keep_manifest(self) -> None:
         """After finish(), and once the known answers were right: keep a manifest of a package without its own."""
@@ -93,15 +111,25 @@ class LoadCheck:
 
     def _check(self, large: bool) -> None:
         assert self.manifest is not None
-        for file, entry in self.manifest.files.items():
-            if (entry.bytes > FIRST_BYTES) == large:
-                self._damage += check_file(self._folder, file, entry)
+        try:
+            for file, entry in self.manifest.files.items():
+                if (entry.bytes > FIRST_BYTES) == large:
+                    self._damage += check_file(self._folder, file, entry)
+        except OSError as error:
+            self._error = error
 
     def _raise_damage(self) -> None:
-        # A suspect that is still damaged is found once more as the load reads it.
-        decayed = {(one.file, one.offset): one for one in self._damage if not self._is_replaced(one.file)}
-        if decayed:
-            raise CorruptPackageError.of(list(decayed.values()))
+        """Read what seems damaged once more, from the disk, and forget what is not."""
+        suspects, self._damage = [one for one in self._damage if not self._is_replaced(one.file)], []
+        try:
+            if self.manifest is not None and suspects:
+                found = still_damaged(self._folder, self.manifest, suspects)
+                if decayed := {(one.file, one.offset): one for one in found}:
+                    raise CorruptPackageError.of(list(decayed.values()))
+            if self._error is not None:
+                raise self._error
+        except OSError as error:
+            raise UnreadableError(f"a file of the package cannot be read: {_reason(error)}") from None
 
     def _is_replaced(self, file: str) -> bool:
         """Whether somebody wrote this file since the manifest was kept."""
@@ -118,3 +146,7 @@ class LoadCheck:
             self._made = make_manifest(self._folder), stamps
         except (PackageError, OSError) as error:
             log.warning("manifest_not_kept", package=str(self._folder), reason=" ".join(str(error).split())[:200])
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

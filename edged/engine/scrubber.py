@@ -124,7 +124,11 @@ class Scrubber:
             size = min(entry.block_bytes, entry.bytes - block * entry.block_bytes)
             if not self._wait(target, self._interval * size / manifest.bytes):
                 return
-            damage = tuple(check_blocks(target.folder, file, entry, [block], direct=True))
+            try:
+                damage = tuple(check_blocks(target.folder, file, entry, [block], direct=True))
+            except OSError as error:  # no decay: the next pass reads the block again
+                log.info("scrub_read_failed", file=file, reason=(error.strerror or str(error)).lower())
+                continue
             self.bytes += size
             if damage:
                 self._report(target, damage)

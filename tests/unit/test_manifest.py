@@ -6,19 +6,25 @@ import hashlib
 import json
 import os
 import random
+import resource
+import shutil
 import zlib
 from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from disk import Disk, disk
 from engine_rig import MODELS, copy_package
 from structlog.testing import capture_logs
 from test_known_answers import flip_block
 
 from edged.engine import integrity, load_check, manifest
-from edged.engine.integrity import CorruptPackageError, find_damage
+from edged.engine.integrity import CorruptPackageError, UnreadableError, find_damage
 from edged.engine.kept_manifests import KeptManifests
+from edged.engine.load_check import LoadCheck
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.manifest import (
     FILE,
@@ -34,6 +40,8 @@ from edged.engine.package import PackageError
 from edged.machine.board import detect
 from edged.machine.memory import available
 from edged.settings import Settings
+
+__all__ = ["disk"]  # the fixture
 
 WEIGHTS = "model.onnx.data"
 USED = sorted(path.name for path in (MODELS / "phi3").iterdir() if path.name not in {"oracle.json", "reference.json"})
@@ -197,6 +205,59 @@ class TestLoad:
         assert load(package, suspects=suspects).manifest == found  # it was mended
         flip(package / WEIGHTS, 5)
         assert refusal(package, suspects=suspects).blocks == 1
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """No file can be opened: EMFILE."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class TestPassingCauses:
+    """What keeps a file from being read rightly and is no decay."""
+
+    @pytest.mark.parametrize("large", [True, False])
+    def test_too_many_open_files(self, package: Path, monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+        check = LoadCheck(package)
+        if large:
+            monkeypatch.setattr(load_check, "FIRST_BYTES", 0)
+        with no_more_files(), pytest.raises(UnreadableError, match="too many open files"):
+            check.check_small()
+            check.start()
+            check.finish()
+        with no_more_files(), pytest.raises(UnreadableError, match=f"{FILE} cannot be read: too many open files"):
+            LoadCheck(package)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk")
+    @pytest.mark.parametrize("large", [True, False])
+    def test_a_bad_page_in_memory(
+        self, disk: Disk, package: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+    ) -> None:
+        monkeypatch.setattr(manifest, "BLOCK_BYTES", 4096)
+        on_disk = Path(shutil.copytree(package, disk.mount / "phi3"))
+        write_manifest(on_disk, made := make_manifest(on_disk))
+        os.sync()
+        with (on_disk / WEIGHTS).open("rb") as file:
+            file.seek(5 * 4096)
+            place = 8 * disk.image.read_bytes().index(file.read(4096))
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        flip(disk.image, place)
+        (damage,) = find_damage(on_disk, made)  # as the pages of memory hold it from now on
+        flip(disk.image, place)
+        assert find_damage(on_disk, made) == [damage]
+        if large:  # onnxruntime may have read that page by now
+            monkeypatch.setattr(load_check, "FIRST_BYTES", 0)
+            check = LoadCheck(on_disk)
+            check.check_small()
+            check.start()
+            with pytest.raises(UnreadableError, match=f"{WEIGHTS} at byte 20480 was read wrong once"):
+                check.finish()
+        assert load(on_disk).manifest == made
 
 
 class TestKept:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pull_rig import Board, Server, publish, same_files, serving
+from pull_rig import Board, Server, publish, same_files, serving, write_sums
 from test_manifest import WEIGHTS, flip
 
 from edged.engine import manifest
 from edged.engine.integrity import find_damage
 from edged.engine.manifest import FILE, make_manifest, read_manifest
+from edged.engine.package import signature
 from edged.models import fetch
 
 BLOCK = 4096
@@ -134,6 +136,33 @@ def test_a_package_whose_manifest_is_damaged_or_missing_gets_a_right_one(
     assert "1 damaged files fetched anew" in board.succeed("pull", source)
     assert read_manifest(folder / FILE) == whole == make_manifest(folder, whole.files)
     assert {path for method, path, _ in server.asked if method == "GET"} == {"/phi3/SHA256SUMS", "/phi3/tokenizer.json"}
+
+
+def test_a_daemon_that_waits_looks_again_though_nothing_was_damaged(board: Board, server: Server) -> None:
+    source, folder = pulled(board, server)
+    before = signature(folder)
+    assert "is here already" in board.succeed("pull", source)
+    assert signature(folder) != before
+
+
+def test_a_daemon_that_waits_looks_again_where_a_file_in_a_folder_below_was_mended(
+    board: Board, tmp_path: Path
+) -> None:
+    stick = publish(tmp_path)
+    (stick / "onnx").mkdir()
+    for name in ("model.onnx", WEIGHTS):
+        (stick / name).rename(stick / "onnx" / name)
+    config = json.loads((stick / "genai_config.json").read_text())
+    config["model"]["decoder"]["filename"] = "onnx/model.onnx"
+    (stick / "genai_config.json").write_text(json.dumps(config))
+    write_sums(stick)
+    board.succeed("pull", stick)
+    folder = board.models / "phi3"
+    flip(folder / "onnx" / WEIGHTS, 8 * 50 * BLOCK)
+    before = signature(folder)
+    board.succeed("pull", stick)
+    assert same_files(stick, folder)
+    assert signature(folder) != before
 
 
 def test_a_source_that_has_other_bytes_there_mends_nothing(board: Board, server: Server) -> None:

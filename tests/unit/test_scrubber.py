@@ -17,8 +17,10 @@ from patience import PATIENCE, eventually
 from structlog.testing import capture_logs
 from test_manifest import WEIGHTS, flip, load, refusal
 
-from edged.engine import manifest, scrubber
-from edged.engine.integrity import Damage, find_damage
+from edged.engine import lifecycle, manifest, scrubber
+from edged.engine.events import ModelChanged
+from edged.engine.integrity import CorruptPackageError, Damage, UnreadableError, find_damage
+from edged.engine.loaded_model import LoadedModel
 from edged.engine.manifest import make_manifest, write_manifest
 from edged.engine.package import signature
 from edged.engine.scrubber import Scrubber
@@ -176,6 +178,24 @@ def test_what_is_found_ends_the_serving_until_it_is_mended(package: Path) -> Non
         (package / WEIGHTS).write_bytes(right)
         rig.wait_for_state("serving")
         assert ids(rig.ends(1)[1]) == answer["output_ids"]
+
+
+def test_a_load_that_found_decay_is_tried_again_later(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card reader may be the cause; neither the first failure nor the files' times say so."""
+    monkeypatch.setattr(lifecycle, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(lifecycle, "CORRUPT_RETRY_SECONDS", 0.01)
+    failures = [CorruptPackageError("x"), CorruptPackageError("x"), UnreadableError("y")]
+
+    def bring() -> LoadedModel:
+        if failures:
+            raise failures.pop(0)
+        return load(package)
+
+    monkeypatch.setattr(lifecycle, "MEMORY_RETRY_SECONDS", 0.01)
+    with running(bring, lambda: "the same") as rig:
+        rig.wait_for_state("serving")
+        reasons = [event.reason for event in rig.events if isinstance(event, ModelChanged) and event.reason]
+    assert reasons == ["x", "y"]
 
 
 def make_manifest_of(package: Path) -> manifest.Manifest:
