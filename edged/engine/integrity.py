@@ -64,6 +64,7 @@ class BlockReader:
 
     def __init__(self, path: Path, entry: FileEntry, direct: bool) -> None:
         """Open the file. Raises OSError."""
+        self._path = path
         self._entry = entry
         self._direct = direct
         flags = os.O_RDONLY | os.O_CLOEXEC
@@ -99,13 +100,26 @@ class BlockReader:
         done, wanted = 0, -(-length // _ALIGNMENT) * _ALIGNMENT if self._direct else length
         view = memoryview(self._buffer)
         while done < wanted:
-            count = os.preadv(self._file, [view[done:wanted]], offset + done)
+            try:
+                count = os.preadv(self._file, [view[done:wanted]], offset + done)
+            except OSError as error:
+                if not self._direct or error.errno != errno.EINVAL:
+                    raise
+                self._reopen()  # a file system that lets O_DIRECT be opened and not read
+                return self.read(block)
             done += count
             if not count or (self._direct and done % _ALIGNMENT):  # the end of the file
                 break
         if self._evict:
             os.posix_fadvise(self._file, offset, length, os.POSIX_FADV_DONTNEED)
         return view[: min(done, length)]
+
+    def _reopen(self) -> None:
+        """Go on without O_DIRECT."""
+        file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        os.close(self._file)
+        self._file, self._direct, self._evict = file, False, True
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _check_block(reader: BlockReader, file: str, entry: FileEntry, block: int, crc: int) -> Damage | None:

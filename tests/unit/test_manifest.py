@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -342,6 +344,25 @@ class TestDirectReads:
             flip(file, 8 * (size - 1))
             (damage,) = find_damage(tmp_path, made, direct)
             assert damage.offset == (size - 1) // 8192 * 8192
+
+    def test_a_file_system_that_opens_but_does_not_read_directly(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(manifest, "BLOCK_BYTES", 4096)
+        file = tmp_path / "x.json"
+        file.write_bytes(random.Random(4).randbytes(10_000))
+        made = make_manifest(tmp_path, ["x.json"])
+        preadv = os.preadv
+
+        def only_buffered(descriptor: int, buffers: Any, offset: int) -> int:
+            if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            return preadv(descriptor, buffers, offset)
+
+        monkeypatch.setattr(os, "preadv", only_buffered)
+        assert find_damage(tmp_path, made, direct=True) == []
+        flip(file, 8 * 9_000)
+        assert [damage.offset for damage in find_damage(tmp_path, made, direct=True)] == [8192]
 
     def test_the_disk_is_read_and_the_page_cache_left_alone(self, tmp_path: Path) -> None:
         """Blocks read from the device, and pages in memory, as the kernel counts them."""
