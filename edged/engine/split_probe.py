@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 _TOKENS = 576
 """Of the prompt that is split: two blocks of the largest cache and a rest."""
+_LONGEST = 4096
+"""Most tokens of the probe's cache, which must hold a window. A longer window hides none of _TOKENS either."""
 _GRAINS = (32, 64, 128, 256, 512)
 _L2_KIB = (128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 3072, 4096)
 """Second-level caches that processors have; onnxruntime sizes its blocks by them."""
@@ -81,11 +83,13 @@ class _Attention:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         kept = {name: number for name, number in numbers.items() if name not in _ROTARY}
+        if kept.get("local_window_size", 0) > _LONGEST:
+            kept["local_window_size"] = _LONGEST
         model = _model({**kept, "num_heads": 1, "kv_num_heads": 1}, package.head_size, _ELEMENTS[package.kv_dtype])
         self.head = package.head_size
         self._session = ort.InferenceSession(model, options, providers=[CPU])
         self._dtype = NUMPY_DTYPES[package.kv_dtype]
-        length = max(_TOKENS, package.sliding_window)
+        length = max(_TOKENS, min(package.sliding_window, _LONGEST))
         random = np.random.default_rng(0).standard_normal((3, length, self.head), np.float32).astype(self._dtype)
         self._queries, self._keys, self._values = random
         self._past = [random[plane][None, None].copy() for plane in (1, 2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -133,6 +134,18 @@ class TestProbe:
 
     def test_a_gpu_serves_one_row_and_is_not_probed(self) -> None:
         assert find_split_rule(open_package(MODELS / WIDE), ["CUDAExecutionProvider"], 1) == SplitRule()
+
+    def test_a_window_longer_than_any_prompt_takes_no_memory(self) -> None:
+        package = open_package(MODELS / WIDE)
+        attentions = [{**numbers, "local_window_size": 1 << 18} for numbers in package.graph.attentions]
+        longer = replace(package, sliding_window=1 << 18, graph=replace(package.graph, attentions=attentions))
+        tracemalloc.start()
+        try:
+            assert find_split_rule(longer, CPU, 1) == find_split_rule(package, CPU, 1)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 64 << 20
 
 
 def fail(*_: Any) -> None:
