@@ -59,6 +59,7 @@ def tests(generator: ModuleType) -> dict[tuple[str, str], list]:
 SPLITS = ("combinations", "frames")
 
 
+@pytest.mark.slow
 def test_no_text_of_a_test_set_is_in_training(generator: ModuleType, training: list, tests: dict) -> None:
     normalise = generator.normalise
     trained = {normalise(sample.payload) for sample in training}

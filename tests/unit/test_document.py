@@ -67,6 +67,7 @@ def filled(opening: str, each: str, closing: str, size: int = MEBIBYTE - 200) ->
     return opening + ", ".join([each] * ((size - len(opening + closing)) // (len(each) + 2))) + closing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bomb", "code"),
     [

@@ -116,6 +116,7 @@ LINES: dict[str, Callable[[random.Random], Network]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", LINES)
 def test_of_twelve_thousand_random_drops_none_convicts(line: str) -> None:
     draw = random.Random(f"2026 {line}")
