@@ -246,7 +246,7 @@ class Outbox:
         return True
 
     def _send_document(self, topic: str, alone: bool = False) -> bool:
-        payload = self._retained.payload(topic, self._now()) if topic in self._retained.due else None
+        payload = self._retained.payload(topic) if topic in self._retained.due else None
         if payload is None:
             self._finder.forget(topic)
         elif not self._hand_over(topic, topic, payload, alone=alone, retain=True):
@@ -288,7 +288,7 @@ class Outbox:
         """Retry what the last connection refused: the new one may allow it."""
         self._up = True
         self._finder.connected(self._now())
-        self._retained.connected(event.maximum_packet_size)
+        self._retained.maximum_packet_size = event.maximum_packet_size
         self._due.extendleft(reversed(self._refused))
         self._refused.clear()
 
@@ -307,7 +307,7 @@ class Outbox:
             elif isinstance(what, Delivery):
                 self._give_up(what, size, f"the broker closed the connection {CLOSED_TIMES} times on it alone")
             elif what == poison:
-                self._retained.too_large(str(what), size, self._now())
+                self._retained.too_large(str(what), size)
 
     def confirmed(self, token: Hashable) -> None:
         """The broker has that publication."""
@@ -338,7 +338,7 @@ class Outbox:
             log.warning("publication_deferred", reason=reason, again_in=pause)
         elif isinstance(what, str):
             if code == PACKET_TOO_LARGE:
-                self._retained.too_large(what, size, self._now())
+                self._retained.too_large(what, size)
         elif code == PACKET_TOO_LARGE:
             self._give_up(what, size, reason)
         else:

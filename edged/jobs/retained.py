@@ -15,8 +15,6 @@ from edged.report.documents import fit
 Document = Mapping[str, Any]
 PACKET_OVERHEAD = 16
 """Bytes of a PUBLISH beside topic and payload, at most."""
-ROOM_SECONDS = 3600.0
-"""Time after which a document that was cut for a broker without an announced limit is tried whole again."""
 
 log = structlog.get_logger(__name__)
 
@@ -27,10 +25,10 @@ class RetainedDocuments:
     def __init__(self) -> None:
         self._newest: dict[str, Document] = {}
         self._due: dict[str, None] = {}
-        self._rooms: dict[str, tuple[int, float]] = {}
-        """Bytes that the broker may take, and until when to believe that."""
+        self._rooms: dict[str, int] = {}
         self._cut: dict[str, Fault] = {}
-        self._maximum_packet_size: int | None = None
+        self.maximum_packet_size: int | None = None
+        """Bytes that the broker announced as its limit."""
 
     @property
     def due(self) -> tuple[str, ...]:
@@ -41,12 +39,6 @@ class RetainedDocuments:
     def warnings(self) -> tuple[Fault, ...]:
         """Documents that are published without some of their content, or not at all."""
         return tuple(self._cut.values())
-
-    def connected(self, maximum_packet_size: int | None) -> None:
-        """A connection stands. `maximum_packet_size`: bytes that the broker announced as its limit."""
-        if maximum_packet_size != self._maximum_packet_size:
-            self._rooms.clear()
-        self._maximum_packet_size = maximum_packet_size
 
     def put(self, topic: str, document: Document) -> None:
         """Publish this version of the document."""
@@ -66,9 +58,9 @@ class RetainedDocuments:
         """The document was handed over."""
         self._due.pop(topic, None)
 
-    def payload(self, topic: str, now: float) -> bytes | None:
-        """The document as it is to be published at `now`, in seconds; None where it cannot be made small enough."""
-        fitted = fit(self._newest[topic], self._room(topic, now))
+    def payload(self, topic: str) -> bytes | None:
+        """The document as it is to be published; None where it cannot be made small enough."""
+        fitted = fit(self._newest[topic], self._room(topic))
         if fitted is None:
             self._tell(topic, document_refused(topic, "it is too large for the broker"))
             return None
@@ -88,22 +80,15 @@ class RetainedDocuments:
         self.again(topic)
         return fitted[0]
 
-    def too_large(self, topic: str, size: int, now: float) -> None:
-        """The broker does not take the document at this size, in bytes: publish half of it.
-
-        A small one is not published until it changes: it holds what is never cut, and its size is hardly the reason.
-        """
-        if size <= SMALL_BYTES:
-            self._tell(topic, document_refused(topic, f"the broker does not take its {size} bytes"))
-            return
-        self._rooms[topic] = (max(SMALL_BYTES, size // 2), now + ROOM_SECONDS)
+    def too_large(self, topic: str, size: int) -> None:
+        """The broker does not take the document at this size, in bytes: publish half of it."""
+        self._rooms[topic] = size // 2
         self.again(topic)
 
-    def _room(self, topic: str, now: float) -> int | None:
-        room, until = self._rooms.get(topic, (0, now))
-        limits = [room] if now < until else []
-        if self._maximum_packet_size is not None:
-            limits.append(self._maximum_packet_size - len(topic.encode()) - PACKET_OVERHEAD)
+    def _room(self, topic: str) -> int | None:
+        limits = [self._rooms[topic]] if topic in self._rooms else []
+        if self.maximum_packet_size is not None:
+            limits.append(self.maximum_packet_size - len(topic.encode()) - PACKET_OVERHEAD)
         return min(limits, default=None)
 
     def _tell(self, topic: str, warning: Fault) -> None:

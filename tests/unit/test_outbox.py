@@ -408,8 +408,11 @@ def test_a_quota_that_is_used_up_stops_results_for_a_while() -> None:
     assert len(outbox) == 0
 
 
-def answer_by_size(outbox: Outbox, link: FakeLink, limit: int) -> None:
-    """The broker refuses what has more than `limit` bytes, and acknowledges the rest."""
+def test_a_document_that_the_broker_takes_at_no_size_is_cut_and_named() -> None:
+    outbox, link, _ = make(0)
+    with_status(outbox)
+    outbox.pump()
+    limit = 200
     while link.under_way:
         token, payload = link.under_way.pop(), link.taken[-1][1]
         if len(payload) > limit:
@@ -417,54 +420,11 @@ def answer_by_size(outbox: Outbox, link: FakeLink, limit: int) -> None:
         else:
             outbox.confirmed(token)
         outbox.pump()
-
-
-LARGE_STATUS = {**STATUS, "reason": "x" * 5000}
-
-
-def test_a_document_that_the_broker_does_not_take_whole_is_cut_and_named() -> None:
-    outbox, link, _ = make(0)
-    assert outbox.announce(TOPICS.status, LARGE_STATUS)
-    outbox.pump()
-    answer_by_size(outbox, link, 1100)
     document = json.loads(link.taken[-1][1])
     assert document == {"device": "board", "state": "online", "reason": document["reason"]}
-    assert LARGE_STATUS["reason"].startswith(document["reason"][:-1])
-    assert len(link.taken[-1][1]) > 512
+    assert STATUS["reason"].startswith(document["reason"][:-1])
     (warning,) = outbox.warnings
     assert (warning.code, "cut: reason" in warning.message) == ("mqtt_document_cut", True)
-
-
-def test_a_small_document_that_the_broker_does_not_take_is_named_and_published_at_its_next_change() -> None:
-    outbox, link, _ = make(0)
-    for _ in range(3):  # each time at the same size: no refusal takes what is never cut
-        with_status(outbox)
-        outbox.pump()
-        answer_by_size(outbox, link, 200)
-        assert [warning.code for warning in outbox.warnings] == ["mqtt_document_refused"]
-    with_status(outbox)
-    outbox.pump()
-    confirm(outbox, link)
-    assert [json.loads(payload) for _, payload, _ in link.taken] == [STATUS] * 4
-    assert outbox.warnings == ()
-
-
-@pytest.mark.parametrize(("limit", "hours", "whole"), [(None, 0.9, False), (None, 1.0, True), (10_000, 0.0, True)])
-def test_a_document_that_was_cut_is_tried_whole_after_an_hour_or_with_another_limit(
-    limit: int | None, hours: float, whole: bool
-) -> None:
-    time = Time()
-    outbox, link, _ = make(0, time=time)
-    assert outbox.announce(TOPICS.status, LARGE_STATUS)
-    outbox.pump()
-    answer_by_size(outbox, link, 1100)
-    time.now += hours * 3600.0
-    outbox.disconnected(LinkDown("control", LOST))
-    outbox.connected(LinkUp("control", True, "5", maximum_packet_size=limit))
-    assert outbox.announce(TOPICS.status, LARGE_STATUS)
-    outbox.pump()
-    confirm(outbox, link)
-    assert (json.loads(link.taken[-1][1]) == LARGE_STATUS) == whole
 
 
 def test_a_document_with_nothing_left_to_cut_is_named_and_holds_up_no_other() -> None:
