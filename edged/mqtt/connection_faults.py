@@ -173,6 +173,8 @@ def no_connack(mqtt: MqttSettings) -> Fault:
     message = "the broker closed the connection at CONNECT without an answer; perhaps "
     if mqtt.tls:
         message += "it does not accept the client certificate, or the lack of one"
+        if mqtt.alpn is None:
+            message += ", or it wants an ALPN protocol (mqtt.alpn)"
         return Fault(NO_CONNACK, message, _SEE_BROKER_LOG)
     return Fault(
         NO_CONNACK, message + "it wants TLS there", "set mqtt.tls = true, or mqtt.port to the broker's port without TLS"

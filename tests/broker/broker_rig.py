@@ -158,9 +158,10 @@ class Proxy:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                near, _ = self._listener.accept()
-                if not self.accepting:
-                    near.close()
+                raw, _ = self._listener.accept()
+                near = self.admit(raw)
+                if near is None:
+                    raw.close()
                     continue
                 try:
                     far = socket.create_connection(("127.0.0.1", self._target))
@@ -170,6 +171,10 @@ class Proxy:
                 self._pairs.append((near, far))
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(target=self.forward, args=(source, sink), daemon=True).start()
+
+    def admit(self, raw: socket.socket) -> socket.socket | None:
+        """The device's side of a new connection; None: it is closed at once."""
+        return raw if self.accepting else None
 
     def forward(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):

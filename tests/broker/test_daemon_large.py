@@ -70,11 +70,11 @@ def test_one_of_a_queue_that_the_broker_hangs_up_on_is_answered_and_the_others_t
     for id in ids:
         client.send(large if id == large["id"] else job(id))
         client.event(id, "accepted")
-    limiting.refusing, limiting.limit = True, LIMIT
+    limiting.accepting, limiting.limit = False, LIMIT
     limiting.cut()
     daemon.pace("")
     eventually(lambda: metric(daemon, "edged_outbox_results") == 6)
-    limiting.refusing = False
+    limiting.accepting = True
     small = check_replaced(client, daemon, large["id"])
     for id in ids:
         if id != large["id"]:
