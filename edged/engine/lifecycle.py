@@ -42,8 +42,8 @@ class ModelLifecycle:
         self._seen: str | None = None
         """Signature of the files at the last failed load."""
         self._retry_at: float | None = None
-        self._refused: type[BaseException] | None = None
-        """Why the last load failed, where it is tried again."""
+        self._refused: str | None = None
+        """Why the last load failed, in a word, where it is tried again."""
         self._lost: LoadedModel | None = None
         self.loaded: LoadedModel | None = None
 
@@ -70,11 +70,12 @@ class ModelLifecycle:
         try:
             self.loaded = self._load()
         except (TooLargeError, UnreadableError, MemoryError) as error:
-            if self._refused_again(error, MEMORY_RETRY_SECONDS, again):
+            cause = "unreadable" if isinstance(error, UnreadableError) else "memory"
+            if self._refused_again(cause, MEMORY_RETRY_SECONDS, again):
                 return None
             reason = f"out of memory: {one_line(error)}" if isinstance(error, MemoryError) else str(error)
         except CorruptPackageError as error:
-            if self._refused_again(error, CORRUPT_RETRY_SECONDS, again):
+            if self._refused_again("corrupt", CORRUPT_RETRY_SECONDS, again):
                 return None
             log.error("model_corrupt", reason=str(error), blocks=error.blocks, hint=error.fault.hint)
             self._deliver(ModelChanged("unavailable", str(error), fault=error.fault, corrupt_blocks=error.blocks))
@@ -90,11 +91,11 @@ class ModelLifecycle:
         self._deliver(ModelChanged("unavailable", reason))
         return None
 
-    def _refused_again(self, error: BaseException, seconds: float, again: bool) -> bool:
+    def _refused_again(self, cause: str, seconds: float, again: bool) -> bool:
         """Plan a retry; returns whether the cause has been reported."""
         self._retry_at = time.monotonic() + seconds
-        before, self._refused = self._refused, type(error)
-        return again and self._refused is before
+        before, self._refused = self._refused, cause
+        return again and cause == before
 
     def lose(self) -> None:
         """The session works no more. bring_up() frees it and its KV cache first, though others still hold the model."""

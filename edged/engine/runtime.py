@@ -122,8 +122,11 @@ def unpack_wheel(folder: Path, place: Path) -> tuple[Path, Path]:
                 try:
                     _unpack(wheel.name, file, new)
                     os.sync()  # the content must reach the disk before the name
-                    if not target.is_dir():  # another process was faster
+                    try:
                         new.rename(target)
+                    except OSError:
+                        if not target.is_dir():  # else another process was faster
+                            raise
                 finally:
                     shutil.rmtree(new, ignore_errors=True)
     except OSError as error:
