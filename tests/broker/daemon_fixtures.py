@@ -149,6 +149,16 @@ class Daemon:
     def log(self) -> str:
         return self.log_file.read_text() if self.log_file.exists() else ""
 
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The log's entries of this event."""
+        entries = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        return [entry for entry in entries if entry["event"] == event]
+
+    def metric(self, name: str) -> float:
+        """The value of one metric, with its labels in `name` if it has any."""
+        (line,) = [line for line in self.get("/metrics")[1].splitlines() if line.startswith(f"{name} ")]
+        return float(line.rsplit(" ", 1)[1])
+
     def send_signal(self, number: int) -> None:
         assert self.process is not None
         os.kill(self.process.pid, number)

@@ -35,24 +35,14 @@ def start(place: Place, port: int, protocol: str, **settings: Any) -> Daemon:
     return daemon.start()
 
 
-def metric(daemon: Daemon, name: str) -> float:
-    lines = [line for line in daemon.get("/metrics")[1].splitlines() if line.startswith(f"{name} ")]
-    return float(lines[0].split()[1])
-
-
-def logged(daemon: Daemon, event: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in daemon.log().splitlines() if line.startswith("{")]
-    return [line for line in lines if line["event"] == event]
-
-
 def check_replaced(client: Client5, daemon: Daemon, id: str) -> bytes:
     """The large result is a small one now, named and counted; its bytes."""
     message = client.wait(f"result/{id}")
     result = json.loads(message.payload)
     assert (result["id"], result["state"], result["error"]["code"]) == (id, "failed", "result_too_large")
     assert len(message.payload) < 1024
-    assert metric(daemon, "edged_results_too_large_total") == 1
-    (named,) = logged(daemon, "result_too_large")
+    assert daemon.metric("edged_results_too_large_total") == 1
+    (named,) = daemon.logged("result_too_large")
     assert (named["job"], named["bytes"] > 20_000) == (id, True)
     return bytes(message.payload)
 
@@ -73,7 +63,7 @@ def test_one_of_a_queue_that_the_broker_hangs_up_on_is_answered_and_the_others_t
     limiting.accepting, limiting.limit = False, LIMIT
     limiting.cut()
     daemon.pace("")
-    eventually(lambda: metric(daemon, "edged_outbox_results") == 6)
+    eventually(lambda: daemon.metric("edged_outbox_results") == 6)
     limiting.accepting = True
     small = check_replaced(client, daemon, large["id"])
     for id in ids:
@@ -82,7 +72,7 @@ def test_one_of_a_queue_that_the_broker_hangs_up_on_is_answered_and_the_others_t
     order = [message.topic.rpartition("/")[2] for message in client.messages if "/result/" in message.topic]
     assert order[-1] == large["id"]
     assert len(limiting.hung_up) >= 3
-    eventually(lambda: metric(daemon, "edged_outbox_results") == 0)
+    eventually(lambda: daemon.metric("edged_outbox_results") == 0)
     # The replacement outlives the process, and a repeat gets the same bytes.
     assert daemon.end() == 0
     daemon.start()
@@ -98,7 +88,7 @@ def test_a_result_above_the_announced_limit_is_answered_at_once(place: Place) ->
     daemon, client = start(place, place.broker.port, "5"), place.client()
     client.send(job("large", metadata={"note": "x" * 29_600}))
     assert client.result("large")["error"]["code"] == "result_too_large"
-    assert metric(daemon, 'edged_mqtt_reconnects_total{connection="control"}') == 0
+    assert daemon.metric('edged_mqtt_reconnects_total{connection="control"}') == 0
 
 
 @pytest.mark.parametrize("queue", [0, 1000])
@@ -144,10 +134,10 @@ def test_a_line_that_flaps_all_the_time_sets_nothing_aside(place: Place, limitin
     daemon.pace(0.02)
     cuts = 0
     while not all(client.all(f"result/{id}") for id in ids) and cuts < 20:
-        before = metric(daemon, 'edged_mqtt_reconnects_total{connection="control"}')
+        before = daemon.metric('edged_mqtt_reconnects_total{connection="control"}')
         limiting.cut()
         cuts += 1
-        eventually(lambda: metric(daemon, 'edged_mqtt_reconnects_total{connection="control"}') > before)  # noqa: B023
+        eventually(lambda: daemon.metric('edged_mqtt_reconnects_total{connection="control"}') > before)  # noqa: B023
     for id in ids:
         assert client.result(id)["state"] == "succeeded"
-    assert metric(daemon, "edged_results_too_large_total") == 0
+    assert daemon.metric("edged_results_too_large_total") == 0

@@ -6,7 +6,7 @@ import json
 import signal
 
 import pytest
-from daemon_fixtures import MODELS, REFERENCE, Daemon, Place, reference_job
+from daemon_fixtures import MODELS, REFERENCE, Place, reference_job
 from patience import eventually
 from pull_rig import publish
 
@@ -71,7 +71,7 @@ def test_a_package_that_decays_while_it_is_served_is_not_served_until_a_pull_has
     assert daemon.command("model", "pull", source).returncode == 0
     assert daemon.command("model", "use", "phi3").returncode == 0
     daemon.start()
-    eventually(lambda: metric(daemon, "edged_model_scrubbed_bytes_total") > 0, "a block was read")
+    eventually(lambda: daemon.metric("edged_model_scrubbed_bytes_total") > 0, "a block was read")
     with (daemon.state_dir / "models/phi3/model.onnx.data").open("r+b", buffering=0) as file:
         file.seek(100_000)
         (byte,) = file.read(1)
@@ -79,7 +79,7 @@ def test_a_package_that_decays_while_it_is_served_is_not_served_until_a_pull_has
         file.write(bytes([byte ^ 4]))
     daemon.until_fault("the model package is damaged: model.onnx.data at byte 0: ")
     assert [fault["code"] for fault in json.loads(daemon.get("/readyz")[1])["faults"]] == ["model_corrupt"]
-    assert metric(daemon, "edged_model_corrupt_blocks") == 1
+    assert daemon.metric("edged_model_corrupt_blocks") == 1
     assert '"scrub_found_damage"' in daemon.log()
     refused = client.ask(reference_job("refused"))
     assert (refused["state"], refused["error"]["code"]) == ("rejected", "model_unavailable")
@@ -88,11 +88,5 @@ def test_a_package_that_decays_while_it_is_served_is_not_served_until_a_pull_has
     assert "1 damaged blocks fetched anew" in daemon.command("model", "pull", source).stdout
     daemon.until_ready()
     assert client.ask(reference_job("mended"))["token_ids"] == REFERENCE[0]["output_ids"]
-    assert metric(daemon, "edged_model_corrupt_blocks") == 0
+    assert daemon.metric("edged_model_corrupt_blocks") == 0
     assert daemon.end() == 0
-
-
-def metric(daemon: Daemon, name: str) -> float:
-    """The value of a metric without labels."""
-    (line,) = [line for line in daemon.get("/metrics")[1].splitlines() if line.startswith(f"{name} ")]
-    return float(line.split()[1])

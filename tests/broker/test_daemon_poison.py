@@ -16,11 +16,6 @@ POISON, HANG = [7, 7, 7], [13, 13, 13]
 """Prompts that paced_edged.py does harm at."""
 
 
-def logged(daemon: Daemon, event: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in daemon.log().splitlines() if line.startswith("{")]
-    return [line for line in lines if line["event"] == event]
-
-
 def run_until_answered(daemon: Daemon, client: Client5, ids: list[str]) -> list[int]:
     """Start the daemon again after each end of its own, as systemd does; the exit codes."""
     ends: list[int] = []
@@ -54,7 +49,7 @@ def test_of_eight_jobs_in_a_batch_the_one_that_aborts_the_process_is_found_and_s
     assert (poison["state"], poison["error"]["code"], poison["attempts"]) == ("failed", "crash_loop", 4)
     assert "Fatal Python error: Aborted" in poison["error"]["message"]
     assert {result["state"] for result in results.values()} == {"succeeded"}
-    suspects = [crash["jobs"] for crash in logged(daemon, "crashed_before")]
+    suspects = [crash["jobs"] for crash in daemon.logged("crashed_before")]
     assert [len(jobs) for jobs in suspects] == [8, 1, 1, 1]
     assert suspects[1:] == [["batch-5"]] * 3
     daemon.until_ready()
@@ -79,7 +74,7 @@ def test_a_job_that_is_cut_by_power_ten_times_succeeds(place: Place) -> None:
     daemon.start()
     result = client.result("cut")
     assert (result["state"], result["attempts"]) == ("succeeded", 11)
-    assert not logged(daemon, "crashed_before")
+    assert not daemon.logged("crashed_before")
 
 
 @pytest.mark.slow
@@ -94,8 +89,8 @@ def test_a_hung_step_ends_the_process_and_three_times_alone_are_a_crash_loop(pla
     error = client.result("hangs")["error"]
     assert error["code"] == "crash_loop"
     assert "a step of the model hung for" in error["message"]
-    assert [entry["jobs"] for entry in logged(daemon, "thread_stuck")] == [1, 1, 1]
-    assert [entry["jobs"] for entry in logged(daemon, "crashed_before")] == [["hangs"]] * 3
+    assert [entry["jobs"] for entry in daemon.logged("thread_stuck")] == [1, 1, 1]
+    assert [entry["jobs"] for entry in daemon.logged("crashed_before")] == [["hangs"]] * 3
 
 
 @pytest.mark.slow
@@ -108,14 +103,14 @@ def test_a_hung_load_is_a_fault_and_ends_the_process_and_no_job_is_to_blame(plac
     client.send(job("waits"))
     client.event("waits", "accepted")
     assert daemon.wait() == -signal.SIGABRT
-    [stuck] = logged(daemon, "thread_stuck")
+    [stuck] = daemon.logged("thread_stuck")
     assert "loading the model hung for" in stuck["reason"]
     daemon.pace("")
     del daemon.env["TEST_LOAD_SECONDS"]
     daemon.start()
     result = client.result("waits")
     assert (result["state"], result["attempts"]) == ("succeeded", 1)
-    [crash] = logged(daemon, "crashed_before")
+    [crash] = daemon.logged("crashed_before")
     assert (crash["jobs"], "loading the model hung" in crash["reason"]) == ([], True)
     assert 'edged_faults_total{event="crashed_before",level="error"} 1.0' in daemon.get("/metrics")[1]
 
@@ -152,13 +147,13 @@ def test_a_pinned_instruction_that_aborts_the_process_is_given_up_and_no_job_is_
             ends.append(daemon.process.returncode)
             assert len(ends) < 6
             daemon.start(ready=False)
-        return logged(daemon, "pinned_instruction_given_up")
+        return daemon.logged("pinned_instruction_given_up")
 
     [line] = eventually(given_up, f"ends: {ends}")
     assert line["number"] == 1
     assert set(ends) == {-signal.SIGABRT}
     assert len(ends) in (3, 4)  # three alone; in the first the job may have had a row too
-    assert [crash["pinned"] for crash in logged(daemon, "crashed_before")] == [1] * len(ends)
+    assert [crash["pinned"] for crash in daemon.logged("crashed_before")] == [1] * len(ends)
     assert client.result("waits")["state"] == "succeeded"
     daemon.until_ready()
     assert client.ask(job("healthy"))["state"] == "succeeded"

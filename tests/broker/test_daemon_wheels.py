@@ -21,10 +21,6 @@ def reload(daemon: Daemon) -> None:
     daemon.until_ready()
 
 
-def logged(daemon: Daemon, event: str) -> list[dict[str, Any]]:
-    return [line for line in map(json.loads, daemon.log().splitlines()) if line["event"] == event]
-
-
 @pytest.mark.slow
 def test_a_wheel_is_taken_up_at_a_reload_refused_when_it_breaks_and_given_up(place: Place) -> None:
     folder = place.folder / "wheels"
@@ -46,7 +42,7 @@ def test_a_wheel_is_taken_up_at_a_reload_refused_when_it_breaks_and_given_up(pla
     daemon.start()
     assert eventually(info)["versions"]["onnxruntime"] == VERSION
     answers("with-the-wheel")
-    (took,) = logged(daemon, "runtime_from_wheel")
+    (took,) = daemon.logged("runtime_from_wheel")
     assert took["wheel"] == str(folder / NAME)
     (unpacked,) = (daemon.state_dir / "runtimes").iterdir()
 
@@ -58,7 +54,7 @@ def test_a_wheel_is_taken_up_at_a_reload_refused_when_it_breaks_and_given_up(pla
     reason = told["model"]["execution_provider_reason"]
     assert reason.startswith("the package was made for CPU; model.runtime_wheels = ")
     assert f"{folder} is not used: {NAME} does not work here: the model answers otherwise" in reason
-    assert reason.partition("; ")[2] == logged(daemon, "runtime_wheels_refused")[0]["reason"]
+    assert reason.partition("; ")[2] == daemon.logged("runtime_wheels_refused")[0]["reason"]
     assert f'reason="{reason[:60]}' in daemon.get("/metrics")[1]
     answers("without-it")
     (refused,) = (daemon.state_dir / "runtimes").iterdir()  # what is not used any more would only take up the card

@@ -50,6 +50,16 @@ USED = sorted(path.name for path in (MODELS / "phi3").iterdir() if path.name not
 """Files that a load reads; the others are the tests' own."""
 
 
+def move_into_onnx(package: Path) -> None:
+    """Put graph and weights into a folder below, as some packages have them."""
+    (package / "onnx").mkdir()
+    for name in ("model.onnx", WEIGHTS):
+        (package / name).rename(package / "onnx" / name)
+    config = json.loads((package / "genai_config.json").read_text())
+    config["model"]["decoder"]["filename"] = "onnx/model.onnx"
+    (package / "genai_config.json").write_text(json.dumps(config))
+
+
 def load(package: Path, kept: Path | None = None, **more: Any) -> LoadedModel:
     """Load a package as the daemon does, keeping manifests in `kept`."""
     manifests = KeptManifests(kept, may_add=True) if kept is not None else None
@@ -102,12 +112,7 @@ class TestDocument:
         assert make_manifest(package) == read_manifest(package / FILE)
 
     def test_weights_in_a_folder_below_are_in_it(self, package: Path) -> None:
-        (package / "onnx").mkdir()
-        for name in ("model.onnx", WEIGHTS):
-            (package / name).rename(package / "onnx" / name)
-        config = json.loads((package / "genai_config.json").read_text())
-        config["model"]["decoder"]["filename"] = "onnx/model.onnx"
-        (package / "genai_config.json").write_text(json.dumps(config))
+        move_into_onnx(package)
         assert {"onnx/model.onnx", f"onnx/{WEIGHTS}"} <= make_manifest(package).files.keys()
 
     def test_a_file_of_several_blocks_in_pieces_of_any_size(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 from pull_rig import Board, Server, publish, same_files, serving, write_sums
-from test_manifest import WEIGHTS, flip
+from test_manifest import WEIGHTS, flip, move_into_onnx
 
 from edged.engine import manifest
 from edged.engine.integrity import find_damage
@@ -149,12 +148,7 @@ def test_a_daemon_that_waits_looks_again_where_a_file_in_a_folder_below_was_mend
     board: Board, tmp_path: Path
 ) -> None:
     stick = publish(tmp_path)
-    (stick / "onnx").mkdir()
-    for name in ("model.onnx", WEIGHTS):
-        (stick / name).rename(stick / "onnx" / name)
-    config = json.loads((stick / "genai_config.json").read_text())
-    config["model"]["decoder"]["filename"] = "onnx/model.onnx"
-    (stick / "genai_config.json").write_text(json.dumps(config))
+    move_into_onnx(stick)
     write_sums(stick)
     board.succeed("pull", stick)
     folder = board.models / "phi3"
