@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from test_manifest import WEIGHTS, flip, move_into_onnx
 
 from edged.engine import manifest
 from edged.engine.integrity import find_damage
-from edged.engine.manifest import FILE, make_manifest, read_manifest
+from edged.engine.manifest import FILE, make_manifest, read_manifest, write_manifest
 from edged.engine.package import signature
 from edged.models import fetch
 
@@ -175,3 +176,32 @@ def test_a_manifest_that_does_not_fit_the_source_is_not_believed(board: Board, s
     shutil.copyfile(server.folder / "phi3/model.onnx", folder / "tokenizer.json")
     board.succeed("pull", source)
     assert same_files(server.folder / "phi3", folder)
+
+
+def test_a_card_that_gives_back_other_bytes_than_were_written_is_named(
+    board: Board, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No card that does so is here: what stands in for it writes one wrong bit."""
+    source, folder = pulled(board, server)
+    server.answer = ranges
+    flip(folder / WEIGHTS, 8 * BLOCK)
+    write = os.pwrite
+    monkeypatch.setattr("edged.models.mend.os.pwrite", lambda file, data, at: write(file, spoiled(data), at))
+    assert "the disk gives back other bytes: replace the card" in board.refused("pull", source)
+
+
+def spoiled(data: bytes) -> bytes:
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+def test_a_file_that_the_manifest_knows_otherwise_than_the_source_is_not_put_in_its_place(
+    board: Board, server: Server
+) -> None:
+    """Somebody changed it and recorded that; then it was lost."""
+    source, folder = pulled(board, server)
+    changed = folder / "tokenizer_config.json"
+    changed.write_text(changed.read_text() + "\n")
+    write_manifest(folder, make_manifest(folder))
+    changed.unlink()
+    assert "the source has another content than was pulled" in board.refused("pull", source)
+    assert not changed.exists()
