@@ -364,10 +364,10 @@ class Engine:
             self._lose(active)
 
     def _lose(self, active: _ActiveModel) -> None:
-        """Give the session up. Its rows go on with the next one."""
-        self._parked = active.slots.rows
-        for row in self._parked:
+        """Give the session up. Its rows go on with the next one, before those that have waited for a place since."""
+        for row in active.slots.rows:
             row.forget_computed()
+        self._parked = [*active.slots.rows, *self._parked]
         self._active = None
         self._lifecycle.lose()
 

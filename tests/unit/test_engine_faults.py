@@ -194,6 +194,38 @@ class TestLostSession:
             ends = rig.run(*[request(key, (5, 6, 7), 60, signature=first.signature) for key in range(3)])
         assert [end.failure is None for end in ends.values() if isinstance(end, Ended)].count(True) == 2
 
+    def test_a_second_check_before_the_rows_have_a_place_again_loses_none(self) -> None:
+        loads: list[int] = []
+        rig: Rig
+
+        def bring() -> LoadedModel:
+            loads.append(1)
+            if len(loads) == 2:  # the rows are parked now
+                rig.engine.check_again()
+            return load(MODELS / "phi3", rows=2)
+
+        def check(event: EngineEvent) -> None:
+            if event == Started(1):
+                rig.engine.check_again()
+
+        answers = reference("phi3")[:2]
+        with running(bring) as rig:
+            rig.hook = check
+            ends = rig.run(*[request(key, answer["prompt_ids"]) for key, answer in enumerate(answers)])
+            assert [rig.of(key).count(Started(key)) for key in range(2)] == [1, 1]
+        assert [ids(ends[key]) for key in range(2)] == [answer["output_ids"] for answer in answers]
+        assert len(loads) == 3
+        assert rig.running[-1] == ()
+
+    def test_rows_that_find_no_place_with_the_next_session_outlast_the_loss_of_that_one_too(self) -> None:
+        models = [load(MODELS / "phi3", rows=rows) for rows in (3, 1, 1)]
+        break_after(models[0], 12)
+        break_after(models[1], 5)
+        with running(lambda: models.pop(0)) as rig:
+            ends = rig.run(*[request(key, (5, 6, 7), 60) for key in range(3)])
+        assert [isinstance(end, Finished) for end in ends.values()].count(True) == 1  # each loss costs one
+        assert [isinstance(end, Ended) and end.failure is not None for end in ends.values()].count(True) == 2
+
 
 class TestRetry:
     def test_a_refusal_for_memory_is_tried_again_though_no_file_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
