@@ -17,6 +17,7 @@ import structlog
 from numpy.typing import NDArray
 
 from edged.engine import lifecycle
+from edged.engine.backlog import Backlog
 from edged.engine.events import Ended, EngineEvent, Finished, ModelChanged, Piece, Started
 from edged.engine.lifecycle import ModelLifecycle
 from edged.engine.loaded_model import LoadedModel
@@ -74,9 +75,7 @@ class Engine:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._active: _ActiveModel | None = None
-        self._waiting: list[Request] = []
-        self._parked: list[Sequence] = []
-        """Sequences whose session was lost; they go on with the next one."""
+        self._backlog = Backlog()
         self._steps = 0
         self._last_chunk = 0
         """Number of the last step that read a chunk."""
@@ -133,13 +132,11 @@ class Engine:
 
     def _turn(self, active: _ActiveModel) -> None:
         self._take_commands(active)
-        if self._stopping:
+        if self._stopping or self._active is None:  # a command gave it up
             return
         try:
-            if self._active is None:  # a command gave it up
-                return
             self._admit(active)
-            self._step()
+            self._step(active)
         except Exception as error:  # our own fault; any row may have caused it, waiting requests go on
             log.exception("engine_step_failed")
             self._fail(active, list(active.slots.rows), f"the engine failed: {one_line(error)}")
@@ -158,10 +155,8 @@ class Engine:
             self._publish_use(self._active)
             self._deliver(ModelChanged("serving", loaded=model))
 
-    def _step(self) -> None:
+    def _step(self, active: _ActiveModel) -> None:
         """Schedule, run, advance."""
-        active = self._active
-        assert active is not None
         self._arrange(active)
         plan = self._schedule(active)
         if plan is None:
@@ -175,7 +170,7 @@ class Engine:
 
     def _take_commands(self, active: _ActiveModel) -> None:
         rows, free = active.slots.rows, active.slots.free
-        idle = not (free and (self._waiting or self._parked)) and all(row.reading for row in rows)
+        idle = not (free and self._backlog) and all(row.reading for row in rows)
         if idle and not rows:
             self._publish_use(active)
             active.model.prefixes.write_back()
@@ -199,7 +194,7 @@ class Engine:
             if command is None:
                 self._stopping = True
             elif isinstance(command, Request):
-                self._waiting.append(command)
+                self._backlog.add(command)
             elif isinstance(command, _Cancel):
                 self._cancel(command.key)
             elif isinstance(command, _CheckAgain):
@@ -211,13 +206,9 @@ class Engine:
             log.exception("engine_command_failed", command=type(command).__name__, reason=one_line(error))
 
     def _cancel(self, key: int) -> None:
-        for request in [r for r in self._waiting if r.key == key]:
-            self._waiting.remove(request)
-            self._deliver(Ended(key))
-        for parked in [row for row in self._parked if row.request.key == key]:
-            self._parked.remove(parked)
+        for ended in self._backlog.remove(key):
             self._write_running()
-            self._deliver(Ended(key, tokens=parked.made))
+            self._deliver(ended)
         if self._active is not None:
             for row in [row for row in self._active.slots.rows if row.request.key == key]:
                 self._deliver(Ended(key, tokens=row.made))
@@ -228,40 +219,19 @@ class Engine:
     def _admit(self, active: _ActiveModel) -> None:
         """Give free rows to sequences that had one before the session was lost, then to requests of the lowest rank."""
         model, slots = active.model, active.slots
-        while self._parked and slots.free:
-            row = self._parked.pop(0)
-            if row.signature == model.signature and _fits(row.request, model):
-                slots.place(row)
-            else:  # its tokens are of another model
+        while slots.free and (parked := self._backlog.take_parked(model)) is not None:
+            if isinstance(parked, Sequence):
+                slots.place(parked)
+            else:
                 self._write_running()
-                self._deliver(Ended(row.request.key, tokens=row.made))
-        while self._waiting and slots.free:
-            request = min(self._waiting, key=lambda r: r.rank)  # the first among equals
-            self._waiting.remove(request)
-            if request.signature not in (None, model.signature):
-                self._deliver(Ended(request.key))
-                continue
-            if not _fits(request, model):
-                # Callers check this too; a row that writes past its cache would spoil its neighbour, silently.
-                reason = f"prompt and max_tokens must be 1 to {model.context} tokens, the context, together"
-                self._deliver(Ended(request.key, failure=reason))
-                continue
-            try:
-                row = Sequence(
-                    request=request,
-                    text=model.tokenizer.stream(request.stop, request.prompt if request.continued else ()),
-                    eos=model.tokenizer.eos,
-                    ragged=model.package.batches_ragged_rows,
-                    signature=model.signature,
-                    started=time.monotonic(),
-                )
-            except Exception as error:  # of this request alone
-                log.exception("engine_request_failed", reason=one_line(error))
-                self._deliver(Ended(request.key, failure=f"the engine refuses the request: {one_line(error)}"))
-                continue
-            slots.place(row)
-            self._write_running()
-            self._deliver(Started(request.key))
+                self._deliver(parked)
+        while slots.free and (waiting := self._backlog.take_waiting(model)) is not None:
+            if isinstance(waiting, Sequence):
+                slots.place(waiting)
+                self._write_running()
+                self._deliver(Started(waiting.request.key))
+            else:
+                self._deliver(waiting)
 
     # One step
 
@@ -364,10 +334,8 @@ class Engine:
             self._lose(active)
 
     def _lose(self, active: _ActiveModel) -> None:
-        """Give the session up. Its rows go on with the next one, before those that have waited for a place since."""
-        for row in active.slots.rows:
-            row.forget_computed()
-        self._parked = [*active.slots.rows, *self._parked]
+        """Give the session up. Its rows go on with the next one."""
+        self._backlog.park(active.slots.rows)
         self._active = None
         self._lifecycle.lose()
 
@@ -384,7 +352,7 @@ class Engine:
         self._write_running()
 
     def _write_running(self) -> None:
-        self._note_running(row.request.key for row in (*self.rows, *self._parked))
+        self._note_running(row.request.key for row in (*self.rows, *self._backlog.parked))
 
     def _publish_use(self, active: _ActiveModel) -> None:
         model, rows = active.model, active.slots.rows
@@ -398,7 +366,3 @@ class Engine:
 
     def _publish(self, **changes: Any) -> None:
         self.status = replace(self.status, **changes)
-
-
-def _fits(request: Request, model: LoadedModel) -> bool:
-    return bool(request.prompt) and len(request.prompt) + request.max_tokens <= model.context
