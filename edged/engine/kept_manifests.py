@@ -14,7 +14,8 @@ from pathlib import Path
 
 import structlog
 
-from edged.engine.manifest import Manifest, checksum_of, parse_manifest, write_durably
+from edged.durable import write_durably
+from edged.engine.manifest import Manifest, checksum_of, parse_manifest
 from edged.engine.package_files import PackageError
 
 log = structlog.get_logger(__name__)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edged.durable import write_durably
 from edged.engine import ort
 from edged.engine.kv_cache import KVCache
 from edged.engine.package import Package, PackageError, read_json
@@ -148,11 +149,9 @@ def read_known_answers(package: Package) -> KnownAnswers | None:
 
 
 def write_known_answers(folder: Path, known: KnownAnswers) -> None:
-    """Write the file into the package's folder atomically. Raises PackageError when it cannot be written."""
-    new = folder / f".{FILE}.new"
+    """Write the package's file, atomically and durably. Raises PackageError when it cannot be written."""
     try:
-        new.write_text(json.dumps(known.model_dump(), ensure_ascii=False) + "\n", encoding="utf-8")
-        new.replace(folder / FILE)
+        write_durably(folder / FILE, json.dumps(known.model_dump(), ensure_ascii=False) + "\n")
     except OSError as error:
         raise PackageError(f"{folder / FILE} cannot be written: {(error.strerror or str(error)).lower()}") from None
 

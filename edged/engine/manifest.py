@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edged.durable import write_durably
 from edged.engine.graph import read_graph
 from edged.engine.package_files import MOST_FILES, TEXTS, PackageError, inside, read_json
 
@@ -201,16 +201,6 @@ def parse_manifest(text: bytes, name: str = FILE) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest into the package's folder, atomically and durably. Raises OSError."""
     write_durably(folder / FILE, manifest.document())
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace the file at `path` atomically, and sync it. Raises OSError."""
-    new = path.with_name(f".{path.name}.new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def _identity(files: dict[str, FileEntry]) -> str:

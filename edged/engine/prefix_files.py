@@ -161,15 +161,6 @@ def remove(path: Path) -> None:
         log.warning("prefix_file_not_removed", file=path.name, reason=os_reason(error))
 
 
-def sync_folder(folder: Path) -> None:
-    """Let names in a folder outlive a power cut. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def os_reason(error: OSError) -> str:
     """The system's message for an error."""
     return (error.strerror or str(error)).lower()

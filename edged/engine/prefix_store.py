@@ -22,6 +22,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from edged.durable import sync_folder
 from edged.engine.prefix_files import (
     TEMPORARY,
     BlockFiles,
@@ -30,7 +31,6 @@ from edged.engine.prefix_files import (
     last_erasure,
     os_reason,
     remove,
-    sync_folder,
 )
 
 log = structlog.get_logger(__name__)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edged.durable import sync_folder, write_durably
 from edged.engine.kept_manifests import MANIFESTS, KeptManifests
 from edged.engine.package import PackageError, read_json
 from edged.models.listing import NAME
@@ -164,14 +165,14 @@ class Store:
         staging, new = self.staging(name), self._packages / origin.content / name
         write_origin(staging, origin)
         for place in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
-            _sync(place)
+            sync_folder(place)
         with _locked(self.folder / ".lock"):
             self.check_free(name)
             shutil.rmtree(new, ignore_errors=True)  # of a pull that was killed here
             new.parent.mkdir(parents=True, exist_ok=True)
             staging.rename(new)
-            _sync(new.parent)
-            _sync(self._packages)
+            sync_folder(new.parent)
+            sync_folder(self._packages)
             self._replace_link(self.folder / name, new.relative_to(self.folder))
             self._drop_versions(name, but=new)
         return self.folder / name
@@ -244,7 +245,7 @@ class Store:
         new.unlink(missing_ok=True)
         new.symlink_to(target)
         new.replace(link)
-        _sync(self.folder)
+        sync_folder(self.folder)
 
     def _drop_versions(self, name: str, but: Path | None = None) -> None:
         for version in self._packages.glob(f"*/{name}"):
@@ -266,13 +267,8 @@ def read_origin(folder: Path) -> Origin | None:
 
 
 def write_origin(folder: Path, origin: Origin) -> None:
-    """Write origin.json atomically."""
-    new = folder / f".{ORIGIN}.new"
-    with new.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(origin.model_dump(), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(folder / ORIGIN)
+    """Write origin.json, atomically and durably. Raises OSError."""
+    write_durably(folder / ORIGIN, json.dumps(origin.model_dump(), ensure_ascii=False) + "\n")
 
 
 def _bytes(folder: Path) -> int:
@@ -283,14 +279,6 @@ def _cannot(do: str, path: Path, error: OSError) -> StoreError:
     reason = (error.strerror or str(error)).lower()
     hint = ": run it as root, or as the user that runs edged" if isinstance(error, PermissionError) else ""
     return StoreError(f"cannot {do} {path}: {reason}{hint}")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
