@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import (
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -74,6 +75,15 @@ class JobError(ValueError):
         super().__init__(message)
         self.code = code
         self.id = id
+
+
+def _whole(value: object) -> object:
+    """Read a whole number that is written as 5.0: JSON has one kind of number, and so have some senders."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 63 else value
+
+
+_WHOLE = BeforeValidator(_whole)
+"""Stands after the bounds: those that follow a validator are missing in the JSON schema."""
 
 
 class Message(BaseModel):
@@ -156,15 +166,13 @@ class Job(BaseModel):
     continue_final_message: bool = Field(
         default=False, description="the answer continues the last message, which is the assistant's"
     )
-    prompt: str | list[int] | None = Field(
+    prompt: str | list[Annotated[int, _WHOLE]] | None = Field(
         default=None,
         description="in place of messages: text without a template, or exactly these token ids",
         json_schema_extra={"allowed": "text or a list of token ids"},
     )
-    max_tokens: int = Field(
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 24), _WHOLE] = Field(
         default=256,
-        ge=1,
-        le=1 << 24,
         validation_alias=AliasChoices("max_tokens", "max_completion_tokens"),
         description="most tokens of the answer (alias max_completion_tokens)",
     )
@@ -177,7 +185,9 @@ class Job(BaseModel):
         description="when sampling; default: the package's",
         json_schema_extra={"allowed": "a number above 0 and up to 1"},
     )
-    top_k: int | None = Field(default=None, ge=0, le=1 << 24, description="when sampling; default: the package's")
+    top_k: Annotated[int, Field(ge=0, le=1 << 24), _WHOLE] | None = Field(
+        default=None, description="when sampling; default: the package's"
+    )
     min_p: float = Field(
         default=0.0,
         ge=0.0,
@@ -203,15 +213,15 @@ class Job(BaseModel):
         description="what is added to the logits of token ids",
         json_schema_extra={"allowed": _BIAS_ALLOWED},
     )
-    seed: int | None = Field(
-        default=None, ge=0, le=(1 << 63) - 1, description="when sampling; default: derived from the id"
+    seed: Annotated[int, Field(ge=0, le=(1 << 63) - 1), _WHOLE] | None = Field(
+        default=None, description="when sampling; default: derived from the id"
     )
     stop: str | list[str] | None = Field(
         default=None,
         description=f"up to {MAX_STOPS} texts that end the answer and are not part of it",
         json_schema_extra={"allowed": _STOP_ALLOWED},
     )
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(
+    stop_token_ids: list[Annotated[int, Field(ge=0), _WHOLE]] | None = Field(
         default=None,
         max_length=MAX_STOP_IDS,
         description=f"up to {MAX_STOP_IDS} token ids that end the answer and are not part of its text",
@@ -222,9 +232,11 @@ class Job(BaseModel):
         description="structured answers; this version serves {'type': 'text'} only",
         json_schema_extra={"allowed": 'an object, {"type": "text"}'},
     )
-    logprobs: int | None = Field(default=None, ge=0, le=20, description="not served by this version")
+    logprobs: Annotated[int, Field(ge=0, le=20), _WHOLE] | None = Field(
+        default=None, description="not served by this version"
+    )
     stream: bool = Field(default=False, description="send pieces of the answer as it is made")
-    priority: int = Field(default=5, ge=0, le=9, description="0 to 9, higher first")
+    priority: Annotated[int, Field(ge=0, le=9), _WHOLE] = Field(default=5, description="0 to 9, higher first")
     store: bool = Field(default=True, description="false: nothing is kept once the result is delivered")
     cache: Cache | None = Field(
         default=None,
@@ -255,20 +267,6 @@ class Job(BaseModel):
     )
     return_token_ids: bool = Field(default=False, description="put the answer's token ids in the result")
     ignore_eos: bool = Field(default=False, description="go on to max_tokens; for tests and benchmarks")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_numbers(cls, value: Any) -> Any:
-        """Read whole numbers that are written as 5.0: JSON has one kind of number, and so have some senders."""
-        if not isinstance(value, dict):
-            return value
-        whole: dict[str, Any] = {
-            name: int(number) for name, number in value.items() if name in _WHOLE and _is_whole(number)
-        }
-        ids = value.get("prompt")
-        if isinstance(ids, list) and any(isinstance(token, float) for token in ids):
-            whole["prompt"] = [int(token) if _is_whole(token) else token for token in ids]
-        return {**value, **whole}
 
     @model_validator(mode="before")
     @classmethod
@@ -328,16 +326,6 @@ class Job(BaseModel):
     def deadline_time(self) -> float | None:
         """The deadline as Unix time in seconds."""
         return None if self.deadline is None else parse_time(self.deadline)
-
-
-_WHOLE = {name for name, field in Job.model_fields.items() if field.annotation in (int, int | None)} | {
-    "max_completion_tokens"
-}
-"""Fields that take whole numbers only."""
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, float) and value.is_integer() and abs(value) < 1 << 63
 
 
 def _is_bias(value: dict[str, Any]) -> bool:

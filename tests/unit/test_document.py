@@ -304,7 +304,10 @@ def test_whole_numbers_may_be_written_with_a_point() -> None:
     read = read_submission(text, LIMIT).job
     assert (read.prompt, read.max_tokens, read.top_k, read.seed, read.priority) == ([1, 2, 3], 5, 40, 7, 0)
     assert all(isinstance(number, int) for number in (read.max_tokens, read.top_k, read.seed, *(read.prompt or ())))
-    assert read_submission(b'{"id": "a", "prompt": "x", "max_completion_tokens": 9.0}', LIMIT).job.max_tokens == 9
+    text = b'{"id": "a", "prompt": "x", "max_completion_tokens": 9.0, "stop_token_ids": [5.0, 6, 7e0]}'
+    read = read_submission(text, LIMIT).job
+    assert (read.max_tokens, read.stop_token_ids) == (9, [5, 6, 7])
+    assert all(isinstance(number, int) for number in read.stop_token_ids or ())
 
 
 @pytest.mark.parametrize(
@@ -314,6 +317,11 @@ def test_whole_numbers_may_be_written_with_a_point() -> None:
         ({"max_tokens": 0.0}, "max_tokens must be a whole number from 1 to 16777216, is 0"),
         ({"seed": 1e300}, "seed must be a whole number from 0 to 9223372036854775807, is 1e+300"),
         ({"prompt": [1.5]}, "prompt must be text or a list of token ids, but prompt.0 is 1.5"),
+        (
+            {"stop_token_ids": [1.5]},
+            "stop_token_ids must be a list of up to 256 token ids, but stop_token_ids.0 is 1.5",
+        ),
+        ({"stop_token_ids": [-1.0]}, "stop_token_ids must be a list of up to 256 token ids"),
         ({"stream": 1.0}, "stream must be true or false, is 1.0"),
     ],
 )
