@@ -90,8 +90,6 @@ class Outbox:
         self._notices: deque[Notice] = deque(maxlen=NOTICES)
         self._ahead: deque[Delivery] = deque()
         self._due: deque[Delivery] = deque()
-        self._suspects: set[Delivery] = set()
-        """These go only when the finder says so."""
         self._under_way: dict[Hashable, _Sent] = {}
         self._refused: list[Delivery] = []
         self._deferred: Deferred[Delivery | str] = Deferred()
@@ -240,10 +238,8 @@ class Outbox:
         if delivery.number in self._too_large:
             self._finder.forget(delivery)
             self._too_large[delivery.number].append(delivery)
-        elif not self._send(delivery, alone=True):
-            return False
-        self._suspects.discard(delivery)
-        return True
+            return True
+        return self._send(delivery, alone=True)
 
     def _send_document(self, topic: str, alone: bool = False) -> bool:
         payload = self._retained.payload(topic) if topic in self._retained.due else None
@@ -302,11 +298,11 @@ class Outbox:
         said_too_large = event.fault.code == TOO_LARGE
         poison = self._finder.disconnected(self._now(), event.closed_by_broker, said_too_large, event.alone_seconds)
         for what, size in lost:
-            if isinstance(what, Delivery) and what != poison:
-                self._suspects.add(what)
-            elif isinstance(what, Delivery):
+            if what != poison:
+                continue
+            if isinstance(what, Delivery):
                 self._give_up(what, size, f"the broker closed the connection {CLOSED_TIMES} times on it alone")
-            elif what == poison:
+            else:
                 self._retained.too_large(str(what), size)
 
     def confirmed(self, token: Hashable) -> None:
