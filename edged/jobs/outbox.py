@@ -112,7 +112,7 @@ class Outbox:
     @property
     def unsettled(self) -> bool:
         """Whether anything waits to be sent, to be confirmed, or to be committed."""
-        return bool(self._notices or self._retained.due or self._count or self._confirmed)
+        return bool(self._notices or self._retained.due or self._deferred or self._count or self._confirmed)
 
     @property
     def uncommitted(self) -> bool:

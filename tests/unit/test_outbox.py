@@ -390,6 +390,19 @@ def test_a_transient_refusal_is_tried_again_with_growing_pauses_and_holds_up_no_
     assert len(outbox) == 0
 
 
+def test_a_document_that_was_refused_for_the_moment_is_not_settled() -> None:
+    time = Time()
+    outbox, link, _ = make(0, time=time)
+    with_status(outbox)
+    outbox.pump()
+    outbox.refused(link.under_way.pop(), "unspecified error", 0x80)
+    assert outbox.unsettled
+    time.now += 1.0
+    outbox.pump()
+    confirm(outbox, link)
+    assert not outbox.unsettled
+
+
 def test_a_quota_that_is_used_up_stops_results_for_a_while() -> None:
     time = Time()
     outbox, link, _ = make(40, window=3, time=time)
