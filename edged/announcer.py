@@ -58,10 +58,8 @@ class Announcer:
             self._published_status = news
 
     def publish_offline(self, status: Status, reason: str) -> bool:
-        """Publish the status `offline`; False while it has not been handed to the link."""
-        self._outbox.announce(self._link.topics.status, offline_document(self._device, status, reason))
-        self._outbox.pump_small()
-        return not self._outbox.announcing
+        """Publish the status `offline`; False where the link does not take it now."""
+        return self._outbox.announce_last(self._link.topics.status, offline_document(self._device, status, reason))
 
     def heartbeat(self, status: Status) -> None:
         """Publish the health document, and log when the board starts to be throttled."""

@@ -120,11 +120,6 @@ class Outbox:
         return bool(self._confirmed or self._too_large)
 
     @property
-    def announcing(self) -> bool:
-        """Whether a retained document has not been handed over yet."""
-        return bool(self._retained.due)
-
-    @property
     def warnings(self) -> tuple[Fault, ...]:
         """Retained documents that the broker does not take as they are."""
         return self._retained.warnings
@@ -171,6 +166,13 @@ class Outbox:
             self._retained.put(topic, document)
         return self._up
 
+    def announce_last(self, topic: str, document: Document) -> bool:
+        """Hand over a retained document at once, though an older version may be under way: the connection ends next.
+
+        False where the link does not take it now.
+        """
+        return self.announce(topic, document) and self._send_document(topic)
+
     # How it leaves
 
     def pump(self) -> None:
@@ -187,26 +189,27 @@ class Outbox:
         while (step := self._finder.next(now)) not in (Step.FREE, Step.WAIT):
             if not self._send_alone(step):
                 return
-        if step is Step.FREE:
-            self.pump_small()
-            if not (self._retained_free() or self._notices or self._deferred.closed(now)):
-                self._pump_results()
+        if step is Step.FREE and self.pump_small() and not self._deferred.closed(now):
+            self._pump_results()
 
-    def pump_small(self) -> None:
-        """Hand over as many documents and notices as the link takes now."""
+    def pump_small(self) -> bool:
+        """Hand over as many documents and notices as the link takes now; whether that was all that may go."""
         if self._finder.next(self._now()) is not Step.FREE:
-            return
+            return False
         for topic in self._retained_free():
             if not self._send_document(topic):
-                return
+                return False
         while self._notices:
             topic, payload, correlation = self._notices[0]
             if not self._link.publish(topic, payload, qos=1, token=_NOTICE, correlation=correlation):
-                return
+                return False
             self._notices.popleft()
+        return True
 
     def _retained_free(self) -> list[str]:
-        return [topic for topic in self._retained.due if topic not in self._finder]
+        # While a version is under way the next one waits: the finder knows one publication by its topic.
+        under_way = {sent.what for sent in self._under_way.values()}
+        return [topic for topic in self._retained.due if topic not in self._finder and topic not in under_way]
 
     def _pump_results(self) -> None:
         while due := self._ahead or self._due:

@@ -444,7 +444,7 @@ def test_a_document_with_nothing_left_to_cut_is_named_and_holds_up_no_other() ->
     outbox, link, _ = make(1)
     with_status(outbox)
     outbox.pump()
-    while outbox.announcing or link.under_way:
+    while link.under_way:
         token = link.under_way.pop(0)
         if link.taken[token - 1][0] == TOPICS.status:  # tokens count what was taken
             outbox.refused(token, "packet too large", PACKET_TOO_LARGE)
@@ -454,7 +454,8 @@ def test_a_document_with_nothing_left_to_cut_is_named_and_holds_up_no_other() ->
     assert len(outbox) == 0
     (warning,) = outbox.warnings
     assert warning.code == "mqtt_document_refused"
-    assert not outbox.announcing
+    outbox.committed()
+    assert not outbox.unsettled
 
 
 def test_an_announced_limit_cuts_a_document_before_it_leaves() -> None:
@@ -464,6 +465,22 @@ def test_an_announced_limit_cuts_a_document_before_it_leaves() -> None:
     outbox.pump()
     topic, payload, _ = link.taken[0]
     assert 100 < len(payload) <= 300 - len(topic)
+
+
+def test_while_a_document_is_under_way_its_newest_version_waits_unless_the_connection_ends() -> None:
+    outbox, link, _ = make(1)
+    for n in range(3):
+        assert outbox.announce(TOPICS.status, {"n": n})
+        outbox.pump()
+    assert [payload for _, payload, _ in link.taken] == [b'{"n": 0}', b"r0"]  # and it holds up no result
+    confirm(outbox, link)
+    assert [json.loads(payload) for topic, payload, _ in link.taken if topic == TOPICS.status] == [{"n": 0}, {"n": 2}]
+    assert outbox.announce(TOPICS.status, {"n": 3})
+    outbox.pump()
+    assert outbox.announce_last(TOPICS.status, {"n": 4})
+    assert [json.loads(payload)["n"] for _, payload, _ in link.taken[-2:]] == [3, 4]
+    link.window = 0
+    assert not outbox.announce_last(TOPICS.status, {"n": 5})
 
 
 def test_the_probe_is_a_small_status_and_the_whole_one_follows() -> None:
