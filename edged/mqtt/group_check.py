@@ -74,28 +74,17 @@ class GroupCheck:
         connection.start()
         connection.open(protocol)
         try:
-            if self._wait(owner, CONNECT_SECONDS, stopping) != "up":
+            if _wait(owner, CONNECT_SECONDS, stopping) != "up":
                 return None
             connection.publish(Publication(self._topics.check, owner.nonce, 1, False, "check", None))
-            found = self._wait(owner, CONNECT_SECONDS, stopping)
+            found = _wait(owner, CONNECT_SECONDS, stopping)
             if found == "published":
-                found = self._wait(owner, self._silent_seconds, stopping)
+                found = _wait(owner, self._silent_seconds, stopping)
                 if found is None and not stopping.is_set():
                     return False
             return True if found == "received" else None
         finally:
             connection.stop(0.0)
-
-    def _wait(self, owner: _Owner, seconds: float, stopping: threading.Event) -> str | None:
-        """What happens next, None if nothing does."""
-        for _ in range(max(1, int(seconds / TURN_SECONDS))):
-            if stopping.is_set():
-                return None
-            try:
-                return owner.happened.get(timeout=TURN_SECONDS)
-            except queue.Empty:
-                continue
-        return None
 
 
 TURN_SECONDS = 0.25
@@ -114,7 +103,6 @@ class _Owner:
         self.happened.put("refused" if established.refused else "up")
 
     def down(self, end: SessionEnd) -> None:
-        _log.info("mqtt_group_check_ended", reason=end.fault.message)
         self.happened.put("down")
 
     def received(self, message: ReceivedMessage) -> None:
@@ -127,3 +115,15 @@ class _Owner:
 
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None:
         self.happened.put("refused")
+
+
+def _wait(owner: _Owner, seconds: float, stopping: threading.Event) -> str | None:
+    """What happens next, None if nothing does."""
+    for _ in range(max(1, int(seconds / TURN_SECONDS))):
+        if stopping.is_set():
+            return None
+        try:
+            return owner.happened.get(timeout=TURN_SECONDS)
+        except queue.Empty:
+            continue
+    return None

@@ -29,7 +29,7 @@ from edged.mqtt.events import (
     Receipt,
 )
 from edged.mqtt.group_check import SILENT_SECONDS, GroupCheck, not_delivered
-from edged.mqtt.identity import DeviceIdWatch, KnownInstances, read_status
+from edged.mqtt.identity import DeviceIdWatch, InstanceStatus, KnownInstances, read_status
 from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd, Subscription, Will
 from edged.mqtt.status_echo import ECHO_SECONDS, StatusEcho
 from edged.mqtt.topics import Topics
@@ -289,7 +289,7 @@ class Link:
     def _received(self, which: ConnectionName, message: ReceivedMessage) -> None:
         channel = self.topics.channel(message.topic)
         if channel is None:
-            if self._is_own_status(message):  # RabbitMQ turns a dot in a topic into a slash
+            if self._is_own(read_status(message.payload)):  # RabbitMQ turns a dot in a topic into a slash
                 self._echo.heard(message.topic)
             _log.warning("mqtt_unexpected_topic", connection=which, topic=message.topic[:200])
             self.acknowledge(message.receipt)
@@ -311,14 +311,13 @@ class Link:
         _log.warning("mqtt_group_left", group=group, topic=topic)
         message.receipt.session.unsubscribe(topic)
 
-    def _is_own_status(self, message: ReceivedMessage) -> bool:
-        status = read_status(message.payload)
+    def _is_own(self, status: InstanceStatus | None) -> bool:
         return status is not None and status.instance == self._instance
 
     def _status_seen(self, message: ReceivedMessage) -> None:
-        if self._is_own_status(message):
-            self._echo.heard(message.topic)
         status = read_status(message.payload)
+        if self._is_own(status):
+            self._echo.heard(message.topic)
         if status is None or not self._known_instances.is_unexpected(status):
             return
         # MQTT 5 has a reason code for the one that is replaced (0x8E), but not every broker sends it: mosquitto
