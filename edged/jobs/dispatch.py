@@ -83,11 +83,6 @@ class Dispatch:
         """All jobs here."""
         return len(self._queue) + len(self._active)
 
-    @property
-    def queue_entries(self) -> int:
-        """Entries of the queue's heap, whose growth is bounded."""
-        return self._queue.entries
-
     def put(self, queued: Queued) -> None:
         """Add a job that waits."""
         self._queue.put(queued)

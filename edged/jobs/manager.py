@@ -64,7 +64,7 @@ class JobsStatus:
     outbox: int
     """Publications of results that the broker has not confirmed."""
     warnings: tuple[Fault, ...]
-    """Results that the broker did not take."""
+    """Retained documents that the broker does not take as they are."""
     full: bool
     """Further jobs are left at the broker."""
     fault: Fault | None
@@ -153,7 +153,7 @@ class JobManager:
             queued=self._dispatch.queued,
             running=self._dispatch.running,
             outbox=len(self.outbox),
-            warnings=tuple(self.outbox.warnings),
+            warnings=self.outbox.warnings,
             full=self._intake.full,
             fault=self._committer.fault,
             speed=dict(self._endings.speed),
