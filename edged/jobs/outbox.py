@@ -63,6 +63,7 @@ class _Sent(NamedTuple):
 NOTICES = 10_000
 """Notices that may wait; the oldest are dropped beyond that. Senders resend until `accepted`, so no job is lost."""
 _NOTICE = "notice"
+_MAY_NOT_PUBLISH = "allow the device to publish on its topics and under <root>/reply/"
 
 
 class Outbox:
@@ -327,14 +328,14 @@ class Outbox:
         """
         sent = self._answered(token)
         if sent is None:
-            log.warning("notice_refused", reason=reason)
+            log.warning("notice_refused", reason=reason, hint=_MAY_NOT_PUBLISH)
             return
         what, size = sent
         if isinstance(what, Probe):
             return
         if code in TRANSIENT:
             pause = self._deferred.put(what, self._now(), quota=code == QUOTA_EXCEEDED)
-            log.warning("publication_deferred", reason=reason, again_in=pause)
+            log.warning("publication_deferred", reason=reason, again_in=pause, hint="raise the broker's quota")
         elif isinstance(what, str):
             if code == PACKET_TOO_LARGE:
                 self._retained.too_large(what, size)
@@ -363,10 +364,10 @@ class Outbox:
 
     def _refuse(self, delivery: Delivery, reason: str) -> None:
         if delivery.topic is not None:
-            log.warning("reply_refused", job=delivery.id, topic=delivery.topic, reason=reason)
+            log.warning("reply_refused", job=delivery.id, topic=delivery.topic, reason=reason, hint=_MAY_NOT_PUBLISH)
             self._finish(delivery)
         else:
-            log.error("result_refused", job=delivery.id, reason=reason)
+            log.error("result_refused", job=delivery.id, reason=reason, hint=_MAY_NOT_PUBLISH)
             self._refused.append(delivery)
 
     def confirmations(self) -> tuple[list[int], list[int]]:

@@ -215,6 +215,23 @@ def test_a_refused_reply_ends_and_a_refused_result_waits_for_the_next_connection
     assert link.results == ["j0", "j1", "j0"]
 
 
+def test_every_refusal_is_logged_with_a_hint() -> None:
+    outbox, link, _ = make(2)
+    outbox.add([Delivery(0, "j0", "reply", None)])
+    outbox.notify(Notice("event/x", b""))
+    outbox.pump()
+    with capture_logs() as logs:
+        for token, code in zip(link.under_way, (None, None, 0x83, None), strict=True):
+            outbox.refused(token, "no", code)
+    assert [line["event"] for line in logs] == [
+        "notice_refused",
+        "result_refused",
+        "publication_deferred",
+        "reply_refused",
+    ]
+    assert all(line["hint"] for line in logs)
+
+
 def test_what_was_forgotten_blocks_nobody() -> None:
     outbox, link, stub = make(3)
     del stub.results[1]
