@@ -35,7 +35,7 @@ def _sleep(seconds: float) -> None:
     select.select([], [], [], seconds)  # time.sleep() fails under libfaketime
 
 
-def _paced_step(self: Engine) -> None:
+def _paced_step(self: Engine, active: Any) -> None:
     while self.rows and (pace := _pace_file.read_text()) != "":
         if pace != "hold":
             _sleep(float(pace))
@@ -47,7 +47,7 @@ def _paced_step(self: Engine) -> None:
         os.abort()
     if any(row.request.prompt == ENDS for row in self.rows):
         raise SystemExit  # ends the thread, and no `except Exception` stops it
-    _step(self)
+    _step(self, active)
 
 
 def _hang() -> None:
