@@ -6,7 +6,6 @@ card must be found before that. Blocks are read in random order, so that one tha
 
 from __future__ import annotations
 
-import errno
 import random
 import threading
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from edged.engine.integrity import Damage, check_blocks
+from edged.engine.integrity import DECAYED, Damage, check_blocks
 from edged.engine.kept_manifests import Stamp, stamp_of
 from edged.engine.manifest import FILE, Manifest, read_manifest
 from edged.engine.package_files import PackageError
@@ -40,7 +39,7 @@ class _Target:
         try:
             (self.folder / file).stat()
         except OSError as error:  # removed, unmounted, stale
-            return error.errno != errno.EIO
+            return error.errno not in DECAYED
         if self.stamps is not None:
             return (self.folder / FILE).exists() or stamp_of(self.folder / file) != self.stamps[file]
         try:
@@ -48,7 +47,7 @@ class _Target:
         except PackageError:  # it has decayed too
             return False
         except OSError as error:
-            return error.errno != errno.EIO
+            return error.errno not in DECAYED
 
 
 class Scrubber:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from disk import Disk, disk
@@ -113,6 +115,33 @@ def test_without_a_manifest_of_its_own_only_a_file_with_the_same_stamp_has_decay
         event = "scrub_ended" if written else "scrub_found_damage"
         eventually(lambda: event in {entry["event"] for entry in logs}, event)
         assert bool(rig.scrubber.damaged) == (not written)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EBADMSG, errno.EUCLEAN])
+@pytest.mark.parametrize("what", [WEIGHTS, manifest.FILE])
+def test_an_error_of_the_medium_is_no_replacement(
+    package: Path, monkeypatch: pytest.MonkeyPatch, what: str, number: int
+) -> None:
+    whole, stat = make_manifest(package), Path.stat
+
+    def unreadable(path: Path, **options: Any) -> Any:
+        if path == package / what:
+            raise OSError(number, os.strerror(number))
+        return stat(path, **options)
+
+    def no_manifest(path: Path) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    with capture_logs() as logs, scrubbing() as rig:
+        rig.scrubber.watch(package, whole)
+        if what == WEIGHTS:
+            monkeypatch.setattr(Path, "stat", unreadable)
+        else:
+            monkeypatch.setattr(scrubber, "read_manifest", no_manifest)
+        flip(package / WEIGHTS, 8 * 100)
+        ends = {"scrub_found_damage", "scrub_ended"}
+        eventually(lambda: ends & {entry["event"] for entry in logs}, "it ended")
+        assert "scrub_ended" not in {entry["event"] for entry in logs}
 
 
 def test_while_jobs_run_it_waits_but_not_for_ever(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
