@@ -22,7 +22,7 @@ from edged.engine.integrity import (
     still_damaged,
 )
 from edged.engine.kept_manifests import KeptManifests, Stamp, stamp_of
-from edged.engine.manifest import FILE, Manifest, make_manifest, package_paths, read_manifest
+from edged.engine.manifest import FILE, Manifest, make_manifest, read_manifest
 from edged.engine.package_files import PackageError
 
 log = structlog.get_logger(__name__)
@@ -44,6 +44,7 @@ class LoadCheck:
         self._suspects = suspects
         self._stamps: dict[str, Stamp] | None = None
         """Of the files when a kept manifest was made; None: the package has its own, which no stamp outweighs."""
+        self._files: Sequence[str] = ()
         self._damage: list[Damage] = []
         self._made: tuple[Manifest, dict[str, Stamp]] | None = None
         self._error: OSError | None = None
@@ -72,8 +73,12 @@ class LoadCheck:
             self._check(large=False)
             self._raise_damage()
 
-    def start(self) -> None:
-        """Check the large files, or compute the manifest of a package that has none, on a thread."""
+    def start(self, files: Sequence[str]) -> None:
+        """Check the large files, or compute the manifest of a package that has none, on a thread.
+
+        `files`: Package.files, those that a kept manifest has.
+        """
+        self._files = files
         if self.manifest is not None:
             self._run(lambda: self._check(large=True))
         elif self._may_keep:
@@ -137,13 +142,13 @@ class LoadCheck:
 
     def _replaced(self) -> bool:
         assert self._stamps is not None
-        return set(package_paths(self._folder)) != self._stamps.keys() or any(map(self._is_replaced, self._stamps))
+        return set(self._files) != self._stamps.keys() or any(map(self._is_replaced, self._stamps))
 
     def _make(self) -> None:
         try:
             # Before the content: what is written meanwhile has another stamp.
-            stamps = {file: stamp for file in package_paths(self._folder) if (stamp := stamp_of(self._folder / file))}
-            self._made = make_manifest(self._folder), stamps
+            stamps = {file: stamp for file in self._files if (stamp := stamp_of(self._folder / file))}
+            self._made = make_manifest(self._folder, self._files), stamps
         except (PackageError, OSError) as error:
             log.warning("manifest_not_kept", package=str(self._folder), reason=" ".join(str(error).split())[:200])
 

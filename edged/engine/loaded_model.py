@@ -177,7 +177,7 @@ def _load(
         if known is not None:
             check_tokenizer(known, tokenizer)
         if check is not None:
-            check.start()
+            check.start(package.files)
         session, logits_reason = _open_session(package, choice, threads, graph)
         confirmed = _confirm(settings, choice, session)
         if choice.on_device and not confirmed.on_device:  # the GPU did not start: the host's memory and rows apply

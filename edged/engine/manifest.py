@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edged.durable import write_durably
-from edged.engine.graph import read_graph
-from edged.engine.package_files import MOST_FILES, TEXTS, PackageError, inside, read_json
+from edged.engine.package import open_package
+from edged.engine.package_files import MOST_FILES, PackageError
 
 FILE = "edged-manifest.json"
 BLOCK_BYTES = 1 << 20
@@ -142,31 +142,13 @@ def make_manifest(folder: Path, paths: Iterable[str] | None = None) -> Manifest:
     """Read these files of `folder`, by default those that its package uses. Raises PackageError, OSError."""
     entries: dict[str, FileEntry] = {}
     buffer = memoryview(bytearray(BLOCK_BYTES))
-    for path in package_paths(folder) if paths is None else paths:
+    for path in open_package(folder).files if paths is None else paths:
         digest = FileDigest()
         with (folder / path).open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
         entries[path] = digest.entry()
     return manifest_of(entries)
-
-
-def package_paths(folder: Path) -> list[str]:
-    """The files that a load of the package in `folder` reads: texts, the graph and its weights; no other variants.
-
-    Raises PackageError where the package is broken, OSError.
-    """
-    paths = {name for name in TEXTS if (folder / name).is_file()}
-    try:
-        graph_path = read_json(folder, "genai_config.json")["model"]["decoder"].get("filename", "model.onnx")
-        graph_file = inside(folder, graph_path)
-        graph = read_graph(graph_file)
-    except PackageError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PackageError(f"its files cannot be listed: {error!r}") from None
-    files = {graph_file, *(inside(graph_file.parent, tensor.location) for tensor in graph.external)}
-    return sorted(paths | {file.relative_to(folder).as_posix() for file in files})
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edged.engine.graph import Graph, GraphError, read_graph
-from edged.engine.package_files import PackageError, check_size, inside, read_json, short
+from edged.engine.package_files import TEXTS, PackageError, check_size, inside, read_json, short
 from edged.engine.package_texts import TextFiles, read_texts
 from edged.engine.providers import MadeFor, made_for
 
@@ -100,6 +100,13 @@ class Package:
     def batches_ragged_rows(self) -> bool:
         """False for SparseAttention, whose shorter rows come out wrong, silently, in a batch of unequal lengths."""
         return "SparseAttention" not in self.graph.operators
+
+    @property
+    def files(self) -> list[str]:
+        """The files that a load reads, relative to the folder: texts, the graph and its weights; no other variants."""
+        weights = {self.model_file.parent / tensor.location for tensor in self.graph.external}
+        texts = {name for name in TEXTS if (self.folder / name).is_file()}
+        return sorted(texts | {file.relative_to(self.folder).as_posix() for file in (self.model_file, *weights)})
 
     def fingerprint(self) -> bytes:
         """32 bytes that differ between models: of the graph, the configuration and samples of the weights.

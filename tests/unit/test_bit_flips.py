@@ -83,7 +83,7 @@ def test_of_a_package(package: Path, name: str) -> None:
         try:
             check = LoadCheck(package)
             check.check_small()
-            check.start()
+            check.start(FILES)
             check.finish()
         except CorruptPackageError as error:
             assert name in error.fault.message

@@ -23,7 +23,7 @@ from engine_rig import MODELS, copy_package
 from structlog.testing import capture_logs
 from test_known_answers import flip_block
 
-from edged.engine import integrity, load_check, manifest
+from edged.engine import graph, integrity, load_check, manifest
 from edged.engine.integrity import CorruptPackageError, UnreadableError, find_damage
 from edged.engine.kept_manifests import KeptManifests
 from edged.engine.load_check import LoadCheck
@@ -235,7 +235,7 @@ class TestPassingCauses:
             monkeypatch.setattr(load_check, "FIRST_BYTES", 0)
         with no_more_files(), pytest.raises(UnreadableError, match="too many open files"):
             check.check_small()
-            check.start()
+            check.start(USED)
             check.finish()
         with no_more_files(), pytest.raises(UnreadableError, match=f"{FILE} cannot be read: too many open files"):
             LoadCheck(package)
@@ -261,7 +261,7 @@ class TestPassingCauses:
             monkeypatch.setattr(load_check, "FIRST_BYTES", 0)
             check = LoadCheck(on_disk)
             check.check_small()
-            check.start()
+            check.start(USED)
             with pytest.raises(UnreadableError, match=f"{WEIGHTS} at byte 20480 was read wrong once"):
                 check.finish()
         assert load(on_disk).manifest == made
@@ -295,6 +295,17 @@ class TestKept:
         assert load(package, kept).manifest == make_manifest(package)
         (package / "chat_template.json").unlink()
         assert load(package, kept).manifest == make_manifest(package)
+
+    def test_no_load_reads_the_graph_a_second_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        package, kept, reads = copy_package("phi3", tmp_path), tmp_path / "kept", []
+        map_file = graph.map_file
+        monkeypatch.setattr(graph, "map_file", lambda path: (reads.append(path.name), map_file(path))[1])
+        for change in ("none is kept", "one is kept", "another package"):
+            if change == "another package":
+                (package / "chat_template.json").write_text("{}")
+            assert load(package, kept).manifest is not None
+            assert reads == ["model.onnx"], change
+            reads.clear()
 
     def test_only_right_answers_earn_one(self, tmp_path: Path) -> None:
         package, kept = copy_package("phi3", tmp_path), tmp_path / "kept"
