@@ -48,8 +48,7 @@ class KeptManifests:
         """What is kept for the package in this folder."""
         path = self._path(package)
         try:
-            text = path.read_bytes()[: _MOST_BYTES + 1]
-            document = json.loads(text)
+            document = json.loads(_read(path))
             if document.pop("crc32") != checksum_of(document):
                 raise ValueError("its content does not have its checksum")
             manifest = parse_manifest(json.dumps(document["manifest"]).encode(), path.name)
@@ -84,8 +83,14 @@ class KeptManifests:
     def _forget_gone(self) -> None:
         for path in self._folder.glob("*.json"):
             with suppress(OSError, ValueError, KeyError, TypeError):
-                if not Path(json.loads(path.read_bytes())["package"]).is_dir():
+                if not Path(json.loads(_read(path))["package"]).is_dir():
                     path.unlink()
+
+
+def _read(path: Path) -> bytes:
+    """The document's text. One that is too large comes cut, and is no JSON then."""
+    with path.open("rb") as file:
+        return file.read(_MOST_BYTES)
 
 
 def stamp_of(path: Path) -> Stamp | None:

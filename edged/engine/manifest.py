@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -67,8 +68,7 @@ class FileEntry(_Strict):
     @property
     def crcs(self) -> list[int]:
         """The CRC-32 of each block."""
-        packed = base64.b64decode(self.crc32)
-        return [int.from_bytes(packed[at : at + _CRC_BYTES], "little") for at in range(0, len(packed), _CRC_BYTES)]
+        return list(struct.unpack(f"<{self.blocks}I", base64.b64decode(self.crc32)))
 
 
 class Manifest(_Strict):

@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import shutil
+import tracemalloc
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator
@@ -324,6 +325,20 @@ class TestKept:
         with capture_logs() as logs:
             assert load(package, kept).manifest is not None
         assert {"kept_manifest_refused", "manifest_kept"} <= {entry["event"] for entry in logs}
+
+    def test_of_one_that_is_far_too_large_no_more_is_read_than_the_limit(self, tmp_path: Path) -> None:
+        package, kept = copy_package("phi3", tmp_path), tmp_path / "kept"
+        load(package, kept)
+        (file,) = kept.iterdir()
+        os.truncate(file, 256 << 20)
+        manifests = KeptManifests(kept, may_add=True)
+        tracemalloc.start()
+        try:
+            assert manifests.find(package) is None
+            manifests.add(tmp_path, make_manifest(package), {})  # which looks through the others
+            assert tracemalloc.get_traced_memory()[1] < 100 << 20
+        finally:
+            tracemalloc.stop()
 
     def test_those_of_packages_that_are_gone_are_forgotten(self, tmp_path: Path) -> None:
         kept = tmp_path / "kept"
