@@ -197,6 +197,7 @@ def _too_large(payload: bytes, limit: int) -> str:
 
 
 def _read_object(payload: bytes, id: str | None) -> dict[str, Any]:
+    readable = False
     try:
         document = json.loads(
             payload.decode(),
@@ -212,7 +213,7 @@ def _read_object(payload: bytes, id: str | None) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         reason = f"the payload is {_not_json(error)}: send an object such as {EXAMPLE}"
     except ValueError as error:
-        reason = str(error)
+        reason, readable = str(error), True
     else:
         if isinstance(document, dict) and _deeper_than(document, MAX_DEPTH):
             reason = _TOO_DEEP
@@ -220,7 +221,34 @@ def _read_object(payload: bytes, id: str | None) -> dict[str, Any]:
             return document
         else:
             reason = f"the payload must be a JSON object such as {EXAMPLE}, is {_what(document)}"
-    raise JobError(Code.INVALID_JOB, reason, id) from None
+    # Not within `except`: what was read so far is freed first.
+    raise JobError(Code.INVALID_JOB, reason, (_only_id(payload) if readable else None) or id)
+
+
+class _Ids(list[Any]):
+    """What is kept of an object in a payload that is refused: the first two values of its key `id`."""
+
+
+def _only_id(payload: bytes) -> str | None:
+    """The id of a document with a broken number or a doubled key; None without one usable id."""
+    try:
+        document = json.loads(
+            payload.decode(),
+            object_pairs_hook=lambda pairs: _Ids(itertools.islice((value for name, value in pairs if name == "id"), 2)),
+            parse_constant=_no_value,
+            parse_float=_no_value,
+            parse_int=_no_value,
+        )
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, _Ids) or len(document) != 1:
+        return None
+    (id,) = document
+    return id if isinstance(id, str) and is_id(id) else None
+
+
+def _no_value(_text: str) -> None:
+    return None
 
 
 _TOO_DEEP = f"the payload is nested too deeply: up to {MAX_DEPTH} levels are taken"

@@ -24,9 +24,6 @@ DEEP = b'{"id": "deep", "metadata": {"a": ' + b"[" * 900 + b"]" * 900 + b'}, "pr
         (b"\xff\xfe", "not UTF-8"),
         (b"[1, 2]", "must be a JSON object"),
         (b'{"id": "a", "id": "b"}', "'id' stands there twice"),
-        (b'{"id": "nan", "temperature": NaN}', "NaN is not a number"),
-        (b'{"id": "much", "temperature": 1e400}', "1e400 is beyond"),
-        (b'{"id": "digits", "seed": ' + b"9" * 5000 + b"}", "5000 digits"),
         (DEEP, "nested too deeply"),
         (b"[" * 200_000, "nested too deeply"),
         (json.dumps(job("a/b")).encode(), "id must be 1 to 64 characters"),
@@ -45,6 +42,32 @@ def test_a_payload_without_a_usable_id_is_answered_under_another(
     assert result["error"]["code"] == "invalid_job"
     assert words in result["error"]["message"]
     assert "\n" not in result["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("id", "payload", "words"),
+    [
+        ("nan", b'{"id": "nan", "temperature": NaN}', "NaN is not a number"),
+        ("much", b'{"id": "much", "temperature": 1e400}', "1e400 is beyond"),
+        ("digits", b'{"id": "digits", "seed": ' + b"9" * 5000 + b"}", "5000 digits"),
+        ("doubled", b'{"id": "doubled", "prompt": "x", "prompt": "y"}', "'prompt' stands there twice"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.isalpha() else "",
+)
+def test_a_broken_number_or_a_doubled_field_is_answered_under_the_id(
+    client: Client5, daemon: Daemon, id: str, payload: bytes, words: str
+) -> None:
+    client.send(payload)
+    result = client.result(id)
+    assert (result["state"], result["error"]["code"]) == ("rejected", "invalid_job")
+    assert words in result["error"]["message"]
+
+
+def test_a_broken_number_under_the_id_of_another_job_is_a_conflict(client: Client5, daemon: Daemon) -> None:
+    client.ask(job("taken"))
+    client.send(b'{"id": "taken", "temperature": NaN}')
+    assert "NaN is not a number" in client.event("taken", "id_conflict")["error"]["message"]
+    assert len(client.all("result/taken")) == 1
 
 
 @pytest.mark.parametrize(

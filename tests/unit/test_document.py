@@ -385,6 +385,56 @@ def test_a_twice_given_field_is_named_even_inside() -> None:
     assert "'x' stands there twice" in str(refusal(b'{"id": "a", "metadata": {"x": 1, "x": 2}}'))
 
 
+@pytest.mark.parametrize(
+    ("payload", "id"),
+    [
+        (b'{"id": "a", "temperature": NaN}', "a"),
+        (b'{"temperature": -Infinity, "id": "a"}', "a"),
+        (b'{"id": "a", "temperature": 1e400}', "a"),
+        (b'{"seed": ' + b"9" * 5000 + b', "id": "a"}', "a"),
+        (b'{"prompt": "x", "prompt": "y", "id": "a"}', "a"),
+        (b'{"id": "a", "metadata": {"id": 1, "id": 2}}', "a"),
+        (b'{"id": "a", "x": [NaN, {"id": "b"}]}', "a"),
+        (b'{"id": "a", "id": "b"}', None),
+        (b'{"id": "a", "id": "a", "id": "a"}', None),
+        (b'{"id": "a", "prompt": NaN, "\\u0069d": "b"}', None),
+        (b'{"id": "a/b", "temperature": NaN}', None),
+        (b'{"id": NaN}', None),
+        (b'{"id": ["a"], "seed": NaN}', None),
+        (b'{"id": {"id": "a"}, "seed": NaN}', None),
+        (b'{"metadata": {"id": "a"}, "seed": NaN}', None),
+        (b'[{"id": "a"}, NaN]', None),
+        (b'[NaN, "a"]', None),
+        (b'{"id": "a", "temperature": NaN', None),
+        (b'{"id": "a", "temperature": NaN, ' + b'"x": [' * 5000, None),
+        (b'{"id": "a", "temperature": nan}', None),
+    ],
+)
+def test_a_broken_number_or_a_doubled_field_is_told_under_the_one_id_that_can_be_read(
+    payload: bytes, id: str | None
+) -> None:
+    assert refusal(payload).id == id
+    fallback = refusal(payload, response_topic="edged/v1/reply/x", correlation=b"c").id
+    assert fallback == id or (id is None and str(fallback).startswith("r-"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "inner",
+    ['"x": [' + filled("", '{"id": {}}', "]"), filled("", '"id": "a"', ""), '"x": [' + filled("", "9" * 290, "]")],
+)
+def test_an_id_is_looked_for_in_bounded_time_and_memory(inner: str) -> None:
+    payload = f'{{"id": "a", {inner}, "seed": NaN}}'.encode()
+    began = time.process_time()
+    assert isinstance(attempt(payload, MEBIBYTE), JobError)
+    assert time.process_time() - began < PATIENCE
+    tracemalloc.start()
+    attempt(payload, MEBIBYTE)
+    _left, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 * MEBIBYTE + 50 * len(payload)
+
+
 @pytest.mark.parametrize("number", [b"1e400", b"-1e999", b"123456789e309"])
 def test_a_number_beyond_floats_is_refused(number: bytes) -> None:
     assert "beyond" in str(refusal(b'{"id": "a", "prompt": "x", "metadata": {"x": ' + number + b"}}"))
