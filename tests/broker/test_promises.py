@@ -425,3 +425,41 @@ def test_status_readyz_and_doctor_name_a_broken_promise_and_the_device_is_ready(
         found = json.loads(daemon.command("doctor", "--json").stdout)
         told = [finding for finding in found if finding["check"] == "broker" and finding["state"] == "warn"]
         assert [warning["message"] in finding["message"] for finding in told] == [True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "echo", "code"),
+    [
+        ({"device": "board.1"}, lambda topic: topic.replace(".", "/"), "mqtt_topic_changed"),
+        pytest.param(  # the scripted broker takes $share/... for the name of a topic: nothing comes there
+            {"DEVICE__GROUPS": "north"}, lambda topic: topic, "mqtt_group_not_delivered", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_log_readyz_and_status_name_what_the_broker_does_not_deliver(
+    script: Script, tmp_path: Path, settings: dict[str, str], echo: Callable[[str], str], code: str
+) -> None:
+    broker = script(echo=echo)
+    with contextlib.closing(Daemon(tmp_path, broker.port, **settings).start(ready=False)) as daemon:
+        status: dict[str, Any] = {"faults": []}
+        while code not in status["faults"]:
+            published = broker.publishes.get(timeout=PATIENCE)
+            if published.topic.endswith("/status"):
+                status = json.loads(published.payload)
+        assert status["ready"] is False
+        http_status, body = daemon.get("/readyz")
+        (fault,) = [fault for fault in json.loads(body)["faults"] if fault["code"] == code]
+        assert (http_status, fault["message"] in status["reason"]) == (503, True)
+        logged = [json.loads(line) for line in daemon.log().splitlines() if '"mqtt_not_delivered"' in line]
+        assert [(line["level"], line["code"], line["reason"]) for line in logged] == [("error", code, fault["message"])]
+        assert logged[0]["hint"]
+
+
+def test_a_sender_wants_the_pieces_of_an_answer_at_qos_0_and_all_else_at_1(script: Script, tmp_path: Path) -> None:
+    broker = script()
+    process = Daemon(tmp_path, broker.port).background("submit", "x", "--device", "hall")
+    with process:
+        packet = broker.subscribes.get(timeout=PATIENCE)
+        process.kill()
+    wanted = {topic.removeprefix("edged/v1/device/hall/"): options & 3 for topic, options in packet.filters}
+    assert wanted == {"event/+": 1, "stream/+": 0, "result/+": 1}

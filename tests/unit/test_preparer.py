@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from structlog.testing import capture_logs
 
 from edged.engine.sampler import Sampling
 from edged.engine.sequence import Request
-from edged.engine.template import TemplateFaultError
+from edged.engine.template import ChatTemplate, TemplateFaultError
 from edged.jobs.document import Code, Job, JobError
 from edged.jobs.preparer import Prepared, Preparer, pinned_number, prepare
 
@@ -151,3 +152,28 @@ def test_a_bias_for_a_token_that_the_model_has_not_is_refused() -> None:
     with pytest.raises(JobError, match="token id 100, which is not in the model's vocabulary of 100") as caught:
         prepare(Job(id="a", prompt="x", max_tokens=2, logit_bias={"3": 1, "100": 1}), 0, "a", SERVING)
     assert caught.value.code is Code.INVALID_JOB
+
+
+@pytest.mark.parametrize(
+    ("template", "code", "words"),
+    [
+        (
+            "{{ raise_exception('only the user speaks') }}",
+            Code.INVALID_JOB,
+            "the model's chat template refuses these messages: only the user speaks",
+        ),
+        ("{% if %}", Code.INTERNAL, "chat template"),
+    ],
+)
+def test_a_templates_refusal_is_the_jobs_fault_and_its_own_fault_is_not(
+    monkeypatch: pytest.MonkeyPatch, template: str, code: Code, words: str
+) -> None:
+    def encode(_self: Tokens, messages: list[dict[str, str]], *_given: Any) -> list[int]:
+        with contextlib.closing(ChatTemplate(template, {})) as compiled:
+            return [1] * len(compiled.render(messages))
+
+    monkeypatch.setattr(Tokens, "encode_messages", encode)
+    chat: Any = [{"role": "user", "content": "x"}]
+    with pytest.raises(JobError) as refused:
+        prepare(Job(id="a", messages=chat, max_tokens=2), 0, "a", SERVING)
+    assert (refused.value.code, refused.value.id, words in str(refused.value)) == (code, "a", True)
