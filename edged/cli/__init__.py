@@ -19,11 +19,11 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(78)
-    from edged.cli.app import app
+    from edged.cli.app import command_line
     from edged.cli.common import BadUseError
 
     try:
-        app()
+        command_line(sys.argv[1:])()
     except BadUseError as error:
         print(f"edged: {error}", file=sys.stderr)
         sys.exit(2)

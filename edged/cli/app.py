@@ -1,8 +1,14 @@
-"""Assembles the commands; each one reads its arguments, calls the package that does the work, and prints."""
+"""Assembles the commands; each one reads its arguments, calls the package that does the work, and prints.
+
+A command's module is imported only where the command is called or all are listed: on a board the others would cost
+seconds of every start.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 from typing import Annotated
@@ -10,15 +16,39 @@ from typing import Annotated
 import typer
 
 import edged
-from edged.cli import answers, bench, config, demo, doctor, forget, model, run, submit
 
-app = typer.Typer(
-    name="edged",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+COMMANDS = {
+    "run": "run",
+    "demo": "demo",
+    "generate": "answers",
+    "submit": "submit",
+    "bench": "bench",
+    "doctor": "doctor",
+    "forget": "forget",
+    "config": "config",
+    "model": "model",
+}
+"""Each command and the module in edged.cli that has it: a function of that name, or for `model` the group `app`."""
+
+
+def command_line(arguments: Sequence[str]) -> typer.Typer:
+    """The command line for `arguments`: with the command that they begin with, else with all."""
+    app = typer.Typer(
+        name="edged",
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(options)
+    called = arguments[0] if arguments else ""
+    for name in [called] if called in COMMANDS else COMMANDS:
+        module = import_module(f"edged.cli.{COMMANDS[name]}")
+        if name == "model":
+            app.add_typer(module.app)
+        else:
+            app.command(name)(getattr(module, name))
+    return app
 
 
 def versions() -> str:
@@ -36,21 +66,9 @@ def _show_versions(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version_: Annotated[
         bool, typer.Option("--version", callback=_show_versions, is_eager=True, help="Show versions and exit.")
     ] = False,
 ) -> None:
     """A dependable worker for small language models on a board, fed over MQTT."""
-
-
-app.command()(run.run)
-app.command()(demo.demo)
-app.command()(answers.generate)
-app.command()(submit.submit)
-app.command()(bench.bench)
-app.command()(doctor.doctor)
-app.command()(forget.forget)
-app.command()(config.config)
-app.add_typer(model.app)

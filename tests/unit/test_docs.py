@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from edged.cli.app import app
+from edged.cli.app import command_line
 from edged.engine.events import ModelChanged
 from edged.engine.known_answers import BUDGET, NEAR_TIE, KnownAnswers, Question, RecordedWith, Sample
 from edged.engine.loaded_model import LOADED_RATIO, RUNTIME_BYTES
@@ -135,6 +135,7 @@ def test_every_fault_is_explained_in_words_that_the_code_has() -> None:
 
 def commands() -> set[str]:
     """Every command, as it is called."""
+    app = command_line([])
     found = {command.callback.__name__ for command in app.registered_commands if command.callback}
     for group in app.registered_groups:
         assert group.typer_instance is not None
