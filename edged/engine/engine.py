@@ -180,15 +180,15 @@ class Engine:
             except queue.Empty:
                 return
             idle = False
-            self._obey(command)
+            self._apply(command)
 
     def _wait(self, seconds: float) -> None:
         try:
-            self._obey(self._commands.get(timeout=seconds))
+            self._apply(self._commands.get(timeout=seconds))
         except queue.Empty:
             return
 
-    def _obey(self, command: _Command) -> None:
+    def _apply(self, command: _Command) -> None:
         """Follow one command. One that fails costs its own request at most."""
         try:
             if command is None:
@@ -201,7 +201,7 @@ class Engine:
                 if self._active is not None:
                     self._lose(self._active)
             elif self._active is not None:  # else of a session that is gone
-                self._active.model.prefixes.obey(command, self._active.slots.rows)
+                self._active.model.prefixes.apply(command, self._active.slots.rows)
         except Exception as error:
             log.exception("engine_command_failed", command=type(command).__name__, reason=one_line(error))
 

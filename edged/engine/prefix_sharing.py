@@ -41,7 +41,7 @@ class PrefixSharing:
         self._rest_until = 0.0
 
     def start(self, deliver: Callable[[DiskEvent], None]) -> None:
-        """Start the disk's thread; give what it delivers to obey() on the engine's thread."""
+        """Start the disk's thread; give what it delivers to apply() on the engine's thread."""
         if self.disk is not None:
             self._on_disk = self.disk.start(deliver)
 
@@ -97,7 +97,7 @@ class PrefixSharing:
         if last > first:
             self.memory.touch(keys[:last])
 
-    def obey(self, event: DiskEvent, rows: list[Sequence]) -> None:
+    def apply(self, event: DiskEvent, rows: list[Sequence]) -> None:
         """Take in what the disk's thread tells."""
         if isinstance(event, Changed):
             self._on_disk |= event.added

@@ -363,10 +363,10 @@ class TestDisk:
             for _ in range(HITS_TO_WRITE):
                 memory.match([key(letter)])
         prefixes.write_back()
-        prefixes.obey(disk.changed(), ())
+        prefixes.apply(disk.changed(), ())
         erase(disk.folder)
         prefixes.write_back()
-        prefixes.obey(disk.changed(), ())
+        prefixes.apply(disk.changed(), ())
         assert memory.bytes == 0
         prefixes.write_back()
         memory.add(key("c"), block(1), 0, pin=True)
