@@ -105,6 +105,7 @@ def test_submit_says_whom_it_waits_for_and_what_is_known(place: Place) -> None:
     assert "has not accepted" not in err  # nobody was asked
 
 
+@pytest.mark.slow
 def test_all_of_it_works_over_ipv6(place: Place) -> None:
     port = free_port()
     place.broker.kill()

@@ -30,6 +30,7 @@ def test_a_job_sent_while_the_process_is_dead_arrives_after_the_restart(place: P
     assert client.result("while-dead")["state"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_job_that_was_killed_runs_again_and_the_kill_is_not_held_against_it(place: Place) -> None:
     daemon, client = place.daemon(paced=True).start(), place.client()
     for attempt in range(4):  # more often than crashes are allowed

@@ -31,6 +31,7 @@ def raw(port: int, *packets: bytes) -> socket.socket:
     return connection
 
 
+@pytest.mark.slow
 def test_hundreds_of_malformed_messages_are_refused_or_ignored(place: Place) -> None:
     daemon = place.daemon(MODEL__ROWS="4").start()
     send_and_judge(daemon, place.broker.port, Hostile(seed=20_27), 400)
@@ -45,6 +46,7 @@ def test_a_megabyte_of_user_properties_holds_nobody_up(place: Place) -> None:
     assert daemon.faults() == []
 
 
+@pytest.mark.slow
 def test_a_sender_that_never_reads_its_replies_holds_nobody_up(place: Place) -> None:
     place.daemon(MODEL__ROWS="8").start()
     client = place.client()

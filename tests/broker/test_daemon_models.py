@@ -65,6 +65,7 @@ def test_a_chosen_package_that_breaks_is_served_once_another_is_chosen(place: Pl
     assert daemon.end() == 0
 
 
+@pytest.mark.slow
 def test_a_package_that_decays_while_it_is_served_is_not_served_until_a_pull_has_mended_it(place: Place) -> None:
     daemon, client = place.daemon(MODEL__PATH="", MODEL__SCRUB_INTERVAL="1"), place.client()
     source = str(publish(place.folder / "stick"))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from broker_rig import Device, Mosquitto, Peer, Proxy
 from patience import PATIENCE, QUIET
 
@@ -21,6 +22,7 @@ def online(device: Device) -> Device:
     return device
 
 
+@pytest.mark.slow
 def test_of_two_devices_with_one_id_one_stays_and_the_other_says_so_and_comes_back(
     broker: Mosquitto, make_device: Make, make_peer: Make, protocol: str
 ) -> None:

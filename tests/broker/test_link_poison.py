@@ -88,6 +88,7 @@ def test_a_disconnect_blames_a_publication_or_the_broker_itself(make_device: Mak
     broker.close()
 
 
+@pytest.mark.slow
 def test_a_broker_that_no_longer_answers_did_not_close_the_connection(
     broker: Mosquitto, make_device: Make, protocol: str
 ) -> None:

@@ -160,6 +160,7 @@ class TestDamagedWeights:
         for tokens, shown in ((first, expected), (other, came)):
             assert shown.split("] ", 1)[1] == repr(serving("phi3").tokenizer.decode(tokens)[:48])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("size", "found"), [(256, 2), (4096, 4), (16384, 7), (65536, 8)])
     def test_the_larger_the_damage_the_surer_it_is_found(self, tmp_path: Path, size: int, found: int) -> None:
         package = copy_package("phi3", tmp_path)
