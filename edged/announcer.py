@@ -35,8 +35,8 @@ class Announcer:
         self._published_status: tuple[object, ...] | None = None
         self._published_info: tuple[object, ...] | None = None
 
-    def reconnected(self) -> None:
-        """Publish the retained documents again: the broker may be another one, or may have lost them."""
+    def publish_again(self) -> None:
+        """Publish the retained documents at the next turn, changed or not: the broker may not have them as they are."""
         self._published_status = self._published_info = None
 
     def publish_changes(self, status: Status) -> None:

@@ -110,7 +110,6 @@ def build(
         clock,
         device=device,
         instance=instance,
-        broker=settings.mqtt.address,
         model_path=model_path,
         model_name=model_name,
     )

@@ -39,6 +39,7 @@ from edged.mqtt.events import (
     LinkUp,
     Published,
     PublishRefused,
+    StatusOutdated,
 )
 from edged.mqtt.link import Link
 from edged.observer import Observer
@@ -228,6 +229,8 @@ class Daemon:
             self._jobs.prepared(event)
         elif isinstance(event, (DeviceIdTaken, DeviceIdFree)):
             self._observer.device_id_changed(event)
+        elif isinstance(event, StatusOutdated):
+            self._announcer.publish_again()
         else:
             if isinstance(event, ModelChanged):
                 self._model_changed(event)
@@ -261,7 +264,7 @@ class Daemon:
             self._connected_before.add(event.which)
             if event.which == "control":
                 self._jobs.outbox.connected(event)
-                self._announcer.reconnected()
+                self._announcer.publish_again()
         elif event.which == "control":
             self._jobs.outbox.disconnected(event)
         else:

@@ -54,17 +54,15 @@ class Observer:
         *,
         device: str,
         instance: str,
-        broker: str,
         model_path: Path,
         model_name: str | None,
     ) -> None:
-        """`broker`: its address, for people. `model_name`: what jobs call the model; None: by its folder's name."""
+        """`model_name`: what jobs call the model; None: by its folder's name."""
         self._parts = parts
         self._settings = settings
         self._clock = clock
         self._device = device
         self._instance = instance
-        self._broker = broker
         self._model_path = model_path
         self._model_name = model_name
         self._started = clock.wall()
@@ -76,7 +74,8 @@ class Observer:
         self._device_id_taken = False
         self._logged_fault: Fault | None = None
         self._logged_warning: Fault | None = None
-        self._link_faults: dict[ConnectionName, Fault] = {}
+        self._link_faults: dict[ConnectionName, dict[str, Fault]] = {"control": {}, "jobs": {}}
+        """Why there is no connection, by the broker's address."""
         self._connected = {"jobs": False, "control": False}
         self.failure: Failure | None = None
         """The thread that will not go on, as of the last snapshot."""
@@ -115,14 +114,15 @@ class Observer:
     def link_changed(self, event: LinkUp | LinkDown) -> None:
         """A connection to the broker stands, or was lost."""
         self._connected[event.which] = isinstance(event, LinkUp)
+        faults = self._link_faults[event.which]
         if isinstance(event, LinkDown):
-            message = f"broker {self._broker} not connected: {event.fault.message}"
-            self._link_faults[event.which] = Fault(event.fault.code, message, event.fault.hint)
-        elif event.refused:
+            message = f"broker {event.broker} not connected: {event.fault.message}"
+            faults[event.broker] = Fault(event.fault.code, message, event.fault.hint)
+            return
+        faults.clear()
+        if event.refused:
             message = f"the broker refuses to subscribe {', '.join(event.refused)}"
-            self._link_faults[event.which] = Fault("mqtt_subscription_refused", message, "check its access list")
-        else:
-            self._link_faults.pop(event.which, None)
+            faults[event.broker] = Fault("mqtt_subscription_refused", message, "check its access list")
 
     def device_id_changed(self, event: DeviceIdTaken | DeviceIdFree) -> None:
         """Another device uses this device's id, or does so no more."""
@@ -152,6 +152,8 @@ class Observer:
             onnxruntime=self._onnxruntime,
             last_load_seconds=self._last_load,
             connected=dict(self._connected),
+            broker=link.broker,
+            brokers=tuple(broker.address for broker in self._settings.mqtt.brokers),
             queued=jobs.queued,
             running=jobs.running,
             outbox=jobs.outbox,
@@ -178,8 +180,9 @@ class Observer:
             faults.append(Fault("device_id_taken", f"another device uses the id {self._device!r}", hint))
         elif not link.connected:
             # The job connection waits for the other one, so the other one's reason comes first.
-            told = self._link_faults.get("control") or self._link_faults.get("jobs")
-            faults.append(told or Fault("broker_not_connected", f"broker {self._broker} not connected"))
+            told = self._link_faults["control"] or self._link_faults["jobs"]
+            unknown = Fault("broker_not_connected", f"broker {self._settings.mqtt.address} not connected")
+            faults.extend(told.values() or [unknown])
         elif (fault := self._note_delivery_fault(link.delivery_fault)) is not None:
             faults.append(fault)
         if jobs.fault is not None:

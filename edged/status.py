@@ -98,6 +98,10 @@ class Status:
     """Its version; None while it is not known, or where onnxruntime cannot be imported."""
     last_load_seconds: float = 0.0
     connected: Mapping[str, bool] = field(default_factory=lambda: {"jobs": False, "control": False})
+    broker: str | None = None
+    """Address of the broker in use, None while there is no connection."""
+    brokers: tuple[str, ...] = ()
+    """Addresses of all, in order of preference."""
     queued: int = 0
     running: int = 0
     outbox: int = 0

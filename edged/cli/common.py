@@ -30,6 +30,11 @@ class BadUseError(Exception):
     """The command was called wrongly; one line, exit code 2."""
 
 
+def broker_flags(host: str | None, port: int | None) -> dict[str, Any]:
+    """The section mqtt of the flags: who names a broker wants no fallback."""
+    return {"host": host, "port": port, "fallbacks": None if host is None and port is None else []}
+
+
 def settings_or_exit(config: Path | None, **sections: dict[str, Any]) -> Settings:
     """The effective settings; flags that were not given are None. Exits 78 with one line where one is wrong."""
     return loaded_or_exit(config, **sections).settings

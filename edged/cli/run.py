@@ -21,6 +21,7 @@ from edged.cli.common import (
     HostOption,
     ModelOption,
     PortOption,
+    broker_flags,
     end,
     settings_or_exit,
 )
@@ -39,7 +40,7 @@ def run(
     """Serve jobs from MQTT until SIGTERM, which drains; a second one stops at once. SIGHUP takes new settings."""
     flags: dict[str, Any] = {
         "model": {"path": model},
-        "mqtt": {"host": mqtt_host, "port": mqtt_port},
+        "mqtt": broker_flags(mqtt_host, mqtt_port),
         "state_dir": state_dir,
     }
     early_reloads: list[int] = []  # SIGHUPs that come before there is a daemon

@@ -19,6 +19,7 @@ from edged.cli.common import (
     HostOption,
     JsonOption,
     PortOption,
+    broker_flags,
     end,
     job_document,
     settings_or_exit,
@@ -61,7 +62,7 @@ def submit(
         read_submission(json.dumps(document).encode(), _JOB_BYTES)
     except JobError as error:
         end(BAD_USE, f"{error.code.value}: {error}")
-    settings = settings_or_exit(config, mqtt={"host": mqtt_host, "port": mqtt_port})
+    settings = settings_or_exit(config, mqtt=broker_flags(mqtt_host, mqtt_port))
     try:
         settings.mqtt.read_password()
     except SettingsError as error:
@@ -108,6 +109,8 @@ class _Terminal:
             self._status = update.document
         if update.kind in ("status", "waiting") and self._waiting and not self.accepted:
             typer.echo(f"edged: {self._asked} at {self._place} {self._why()}", err=True)
+        if update.kind == "link":
+            self._place = update.document.get("broker", self._place)
         if update.kind == "link" and not update.document["up"]:
             typer.echo(f"edged: {self._place} not connected: {update.document['reason']}; trying again", err=True)
         elif update.kind == "stream" and not self.quiet:

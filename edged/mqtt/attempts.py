@@ -1,4 +1,4 @@
-"""When to try again, and with which version of MQTT."""
+"""When to try again, at which broker, and with which version of MQTT."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import random
 from typing import Literal
 
 from edged.mqtt.events import ProtocolVersion
+from edged.mqtt.session_types import WillLimits
+from edged.settings.mqtt import MqttSettings
 
 SILENT_ATTEMPTS = 2
 """Connections closed at CONNECT without CONNACK after which the other version is tried."""
@@ -103,3 +105,35 @@ class ProtocolChoice:
             return False
         self.current = "3.1.1" if self.current == "5" else "5"
         return self.current == "3.1.1"
+
+
+class Broker:
+    """One broker, and what connections to it have found out."""
+
+    def __init__(self, mqtt: MqttSettings, protocol: Literal["auto", "5", "3.1.1"]) -> None:
+        self.mqtt = mqtt
+        """The settings with the host and port of this broker."""
+        self.choice = ProtocolChoice(protocol)
+        self.will_limits = WillLimits()
+
+
+class Brokers:
+    """The brokers in order of preference, and which of them is tried next."""
+
+    def __init__(self, mqtt: MqttSettings) -> None:
+        self._all = [Broker(one, mqtt.protocol) for one in mqtt.brokers]
+        self._at = 0
+
+    @property
+    def current(self) -> Broker:
+        """The broker of the present or next attempt."""
+        return self._all[self._at]
+
+    def start_over(self) -> None:
+        """Begin with the preferred one: a connection that lasted has ended."""
+        self._at = 0
+
+    def failed(self) -> bool:
+        """Go on to the next one. Returns whether to try it at once: all were tried when the first one is due again."""
+        self._at = (self._at + 1) % len(self._all)
+        return self._at > 0

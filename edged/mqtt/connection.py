@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import Counter
@@ -12,11 +13,13 @@ from typing import Protocol
 import structlog
 
 from edged.faults import Fault
-from edged.mqtt.attempts import Backoff, ProtocolChoice
+from edged.mqtt.attempts import Backoff, Broker, Brokers
 from edged.mqtt.connection_faults import (
+    CLOSED,
     CONNACK_TIMEOUT,
     NO_CONNACK,
     PROTOCOL_UNSUPPORTED,
+    RECHECK,
     SESSION_LOST,
     SESSION_TAKEN_OVER,
     SUBSCRIPTION_REFUSED,
@@ -35,7 +38,6 @@ from edged.mqtt.session_types import (
     SessionOptions,
     Subscription,
     Will,
-    WillLimits,
 )
 from edged.settings.mqtt import MqttSettings
 
@@ -80,23 +82,21 @@ class Connection:
     def __init__(self, role: Role, mqtt: MqttSettings, owner: Owner, backoff: Backoff) -> None:
         self.reconnects = 0
         self._role = role
-        self._mqtt = mqtt
         self._owner = owner
         self._backoff = backoff
-        self._choice = ProtocolChoice(mqtt.protocol)
+        self._brokers = Brokers(mqtt)
+        self._been_at: set[str] = set()
         self._condition = threading.Condition()
         self._open = False
         self._stopped = False
         self._session: Session | None = None
         self._is_up = False
         self._usable = False
-        self._times_up = 0
-        self._reported: Fault | None = None
-        self._will_limits = WillLimits()
+        self._reported: dict[str, Fault] = {}
         self._warnings: tuple[Fault, ...] = ()
         self._logged_warnings: frozenset[Fault] = frozenset()
         self._refused_documents: set[str] = set()
-        self._failures: Counter[Fault] = Counter()
+        self._failures: Counter[tuple[str, Fault]] = Counter()
         # A name server can hold the thread for minutes: it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{role.name}", daemon=True)
 
@@ -117,18 +117,31 @@ class Connection:
         """The present network connection."""
         return self._session
 
+    @property
+    def broker(self) -> MqttSettings:
+        """The settings with the broker of the present or next connection."""
+        return self._brokers.current.mqtt
+
     def start(self) -> None:
         self._thread.start()
 
-    def open(self, protocol: ProtocolVersion | None = None) -> None:
-        """Connect, and reconnect when lost, until `close`. `protocol`: the only version to use."""
+    def open(self, only: tuple[MqttSettings, ProtocolVersion] | None = None) -> None:
+        """Connect, and reconnect when lost, until `close`. `only`: the one broker and version to use."""
         with self._condition:
-            if protocol is not None:
-                if self._session is not None and self._choice.current != protocol:
-                    self._session.close(0.0)  # the other version: the next connection has it
-                self._choice = ProtocolChoice(protocol)
+            if only is not None:
+                mqtt, protocol = only
+                now = self._brokers.current
+                if self._session is not None and (now.mqtt.address, now.choice.current) != (mqtt.address, protocol):
+                    self._session.close(0.0)  # the next connection is the right one
+                self._brokers = Brokers(mqtt.model_copy(update={"protocol": protocol}))
             self._open = True
             self._condition.notify_all()
+
+    def start_over(self, within: float) -> None:
+        """Disconnect as `close` does, and connect anew, to the preferred broker first."""
+        with self._condition:
+            if self._session is not None:
+                self._session.close(within)
 
     def hold(self) -> None:
         """Keep the present connection, but make no new one until `open`."""
@@ -169,8 +182,9 @@ class Connection:
                 self._condition.wait_for(lambda: self._open or self._stopped)
                 if self._stopped:
                     return
-            plan = self._plan()
-            session = Session(plan, _SessionListener(self, self._owner))
+            broker = self._brokers.current
+            plan = self._plan(broker)
+            session = Session(plan, _SessionListener(self, broker, self._owner))
             with self._condition:
                 self._session = session
                 if not self._open:
@@ -180,82 +194,97 @@ class Connection:
             except Exception as error:  # a bug: log it, and go on with the next connection
                 _log.exception("mqtt_connection_crashed", connection=self._role.name)
                 ending = SessionEnd(Fault("internal_error", f"internal error: {type(error).__name__}"))
-            self._wait(self._after(plan, ending))
+            self._wait(self._after(broker, plan, replace(ending, broker=broker.mqtt.address)))
 
-    def _plan(self) -> SessionOptions:
+    def _plan(self, broker: Broker) -> SessionOptions:
         role = self._role
         return SessionOptions(
-            mqtt=self._mqtt,
+            mqtt=broker.mqtt,
             client_id=role.client_id,
-            protocol=self._choice.current,
+            protocol=broker.choice.current,
             subscriptions=role.subscriptions,
             keep_session=role.keep_session,
             will=role.will() if role.will is not None else None,
-            will_limits=self._will_limits,
-            recheck_seconds=self._choice.recheck_seconds,
+            will_limits=broker.will_limits,
+            recheck_seconds=broker.choice.recheck_seconds,
         )
 
-    def _after(self, plan: SessionOptions, ending: SessionEnd) -> float:
+    def _after(self, broker: Broker, plan: SessionOptions, ending: SessionEnd) -> float:
         """Record how the session ended; returns the seconds to wait before the next attempt."""
         with self._condition:
             self._session = None
             wanted = self._open and not self._stopped
         was_up, self._is_up, self._usable = self._is_up, False, False
         fault = ending.fault
-        at_once = False
+        at_once = another = False
         if ending.accepted_seconds is not None:
-            _log.info(
-                "mqtt_disconnected",
-                connection=self._role.name,
-                reason=fault.message,
-                seconds=round(ending.accepted_seconds, 1),
-            )
-            self._choice.new_series()
-            if ending.accepted_seconds >= (LASTED_SECONDS if ending.alone_seconds is None else LASTED_ALONE_SECONDS):
-                self._backoff.reset()
+            self._after_accepted(broker, fault, ending.accepted_seconds, ending.alone_seconds)
         else:
-            if fault.code == PROTOCOL_UNSUPPORTED:
-                at_once = self._choice.refused()
-            elif fault.code == CONNACK_TIMEOUT:
-                at_once = self._choice.unanswered()
-            elif fault.code == NO_CONNACK:
-                at_once = self._choice.closed_silently()
-            else:
-                self._choice.failed_otherwise()
-            if at_once:
-                _log.warning("mqtt_protocol_fallback", connection=self._role.name, protocol=self._choice.current)
-            elif self._lower_will(fault):
-                at_once = True
-                _log.warning("mqtt_will_refused", connection=self._role.name, reason=fault.message, hint=fault.hint)
-            elif wanted:
-                self._log_failure(plan, fault)
-        if was_up or fault.code == SESSION_TAKEN_OVER or (wanted and not at_once and fault != self._reported):
-            self._reported = fault
+            at_once = self._try_otherwise(broker, fault)
+            if not at_once:
+                another = fault != CLOSED and self._brokers.failed()
+                if wanted:
+                    self._log_failure(plan, fault)
+        news = wanted and not at_once and fault != self._reported.get(ending.broker)
+        if was_up or fault.code == SESSION_TAKEN_OVER or news:
+            self._reported[ending.broker] = fault
             self._owner.down(ending)
-        return 0.0 if at_once else self._backoff.next()
+        return 0.0 if at_once or another else self._backoff.next()
 
-    def _lower_will(self, fault: Fault) -> bool:
+    def _after_accepted(self, broker: Broker, fault: Fault, seconds: float, alone_seconds: float | None) -> None:
+        """The connection had been accepted `seconds` ago. Choose the broker of the next one."""
+        _log.info("mqtt_disconnected", connection=self._role.name, reason=fault.message, seconds=round(seconds, 1))
+        broker.choice.new_series()
+        lasted = seconds >= (LASTED_SECONDS if alone_seconds is None else LASTED_ALONE_SECONDS)
+        if lasted:
+            self._backoff.reset()
+        if lasted or fault == CLOSED:
+            self._brokers.start_over()
+        elif fault != RECHECK:
+            self._brokers.failed()
+
+    def _try_otherwise(self, broker: Broker, fault: Fault) -> bool:
+        """Whether to ask the same broker, which did not accept, for another version or a lesser will at once."""
+        if fault.code == PROTOCOL_UNSUPPORTED:
+            switched = broker.choice.refused()
+        elif fault.code == CONNACK_TIMEOUT:
+            switched = broker.choice.unanswered()
+        elif fault.code == NO_CONNACK:
+            switched = broker.choice.closed_silently()
+        else:
+            broker.choice.failed_otherwise()
+            switched = False
+        if switched:
+            _log.warning("mqtt_protocol_fallback", connection=self._role.name, protocol=broker.choice.current)
+            return True
+        lowered = self._lower_will(broker, fault)
+        if lowered:
+            _log.warning("mqtt_will_refused", connection=self._role.name, reason=fault.message, hint=fault.hint)
+        return lowered
+
+    def _lower_will(self, broker: Broker, fault: Fault) -> bool:
         """Lower the QoS or retain flag that the broker refuses for the last will. False where nothing changed."""
-        before = self._will_limits
+        before = broker.will_limits
         if fault.code == WILL_QOS_REFUSED:
-            self._will_limits = replace(before, qos=0)
+            broker.will_limits = replace(before, qos=0)
         elif fault.code == WILL_RETAIN_REFUSED:
-            self._will_limits = replace(before, retain=False)
-        return self._will_limits != before
+            broker.will_limits = replace(before, retain=False)
+        return broker.will_limits != before
 
     def _log_failure(self, plan: SessionOptions, fault: Fault) -> None:
-        self._failures[fault] += 1
-        if self._failures[fault] % LOG_EVERY == 1:
+        failed = (plan.mqtt.address, fault)
+        self._failures[failed] += 1
+        if self._failures[failed] % LOG_EVERY == 1:
             _log.warning(
                 "mqtt_connection_failed",
                 connection=self._role.name,
-                host=self._mqtt.host,
-                port=self._mqtt.effective_port,
+                host=plan.mqtt.host,
+                port=plan.mqtt.effective_port,
                 protocol=plan.protocol,
                 code=fault.code,
                 reason=fault.message,
                 hint=fault.hint,
-                times=self._failures[fault],
+                times=self._failures[failed],
             )
 
     def _wait(self, seconds: float) -> None:
@@ -268,32 +297,32 @@ class Connection:
                     return
                 self._condition.wait(left)
 
-    def _ready(self, established: Established) -> None:
-        warnings = established.warnings
-        if self._times_up:
+    def _ready(self, broker: Broker, established: Established) -> None:
+        address, warnings = broker.mqtt.address, established.warnings
+        if self._been_at:
             self.reconnects += 1
-            if self._role.keep_session and not established.session_present:
-                warnings += (SESSION_LOST,)
-        self._times_up += 1
+        if address in self._been_at and self._role.keep_session and not established.session_present:
+            warnings += (SESSION_LOST,)
+        self._been_at.add(address)
         self._is_up, self._usable = True, not established.refused
-        self._reported = None
+        self._reported.clear()
         self._failures.clear()
-        self._choice.connected()
+        broker.choice.connected()
         grants = established.grants
         _log.info(
             "mqtt_connected",
             connection=self._role.name,
-            host=self._mqtt.host,
-            port=self._mqtt.effective_port,
+            host=broker.mqtt.host,
+            port=broker.mqtt.effective_port,
             protocol=established.protocol,
             session_present=established.session_present,
-            tls=self._mqtt.tls,
+            tls=broker.mqtt.tls,
             # What the broker announced other than asked for.
             **{name: value for name, value in asdict(grants).items() if value != getattr(Grants(), name)},
         )
         self._refused_documents.clear()
         self._set_warnings(warnings)
-        self._owner.up(replace(established, warnings=warnings))
+        self._owner.up(replace(established, warnings=warnings, broker=address))
 
     def _set_warnings(self, warnings: tuple[Fault, ...]) -> None:
         """Keep the warnings of this connection, and log those that were not logged at the connection before."""
@@ -317,8 +346,8 @@ class Connection:
 class _SessionListener:
     """Passes the session's calls on to the connection and its owner."""
 
-    def __init__(self, connection: Connection, owner: Owner) -> None:
-        self.ready = connection._ready
+    def __init__(self, connection: Connection, broker: Broker, owner: Owner) -> None:
+        self.ready = functools.partial(connection._ready, broker)
         self.document_refused = connection._document_refused
         self.published = owner.published
         self.publish_refused = owner.publish_refused

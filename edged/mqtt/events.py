@@ -78,6 +78,8 @@ class LinkUp:
     warnings: tuple[Fault, ...] = ()
     maximum_packet_size: int | None = None
     """Bytes that the broker announced as its limit."""
+    broker: str = ""
+    """Its address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,8 @@ class LinkDown:
     """The broker closed it, and gave no reason that has nothing to do with a publication under way."""
     alone_seconds: float | None = None
     """For how long a publication that was sent alone had been under way; None if there was none."""
+    broker: str = ""
+    """Its address."""
 
     @property
     def reason(self) -> str:
@@ -135,6 +139,19 @@ class DeviceIdFree:
     """The other one has left; the link connects again."""
 
 
+@dataclass(frozen=True, slots=True)
+class StatusOutdated:
+    """The broker has published the last will of an earlier connection: the retained status says `offline`."""
+
+
 Event: TypeAlias = (
-    JobReceived | CancelReceived | LinkUp | LinkDown | Published | PublishRefused | DeviceIdTaken | DeviceIdFree
+    JobReceived
+    | CancelReceived
+    | LinkUp
+    | LinkDown
+    | Published
+    | PublishRefused
+    | DeviceIdTaken
+    | DeviceIdFree
+    | StatusOutdated
 )

@@ -39,27 +39,28 @@ def not_delivered(groups: Sequence[str]) -> Fault:
 class GroupCheck:
     """One trial at a time; run() blocks and is for a thread of its own."""
 
-    def __init__(self, mqtt: MqttSettings, topics: Topics, silent_seconds: float = SILENT_SECONDS) -> None:
-        self._mqtt = mqtt
+    def __init__(self, topics: Topics, silent_seconds: float = SILENT_SECONDS) -> None:
         self._topics = topics
         self._silent_seconds = silent_seconds
 
-    def run(self, protocol: ProtocolVersion, stopping: threading.Event) -> bool | None:
-        """Whether the broker delivers to shared subscriptions; None where that cannot be known.
+    def run(self, mqtt: MqttSettings, protocol: ProtocolVersion, stopping: threading.Event) -> bool | None:
+        """Whether the broker of these settings delivers to shared subscriptions; None where that cannot be known.
 
         A message that a plain subscription does not bring either says nothing: the device may lack the right to read
         the topic. That is a trial of its own, as a broker may deliver one copy for both (MQTT 5 §3.3.4).
         """
         topic = self._topics.check
-        found = self._trial(f"$share/{self._topics.device}/{topic}", protocol, stopping)
-        if found is False and not self._trial(topic, protocol, stopping):
+        found = self._trial(f"$share/{self._topics.device}/{topic}", mqtt, protocol, stopping)
+        if found is False and not self._trial(topic, mqtt, protocol, stopping):
             found = None
         if found is None and not stopping.is_set():
             hint = "allow the device to subscribe, read and write the topic; with provision.py's roles, run it again"
             _log.info("mqtt_group_check_inconclusive", topic=topic, hint=hint)
         return found
 
-    def _trial(self, topic_filter: str, protocol: ProtocolVersion, stopping: threading.Event) -> bool | None:
+    def _trial(
+        self, topic_filter: str, mqtt: MqttSettings, protocol: ProtocolVersion, stopping: threading.Event
+    ) -> bool | None:
         """Whether a message came back over this subscription; None where the broker allows no trial."""
         nonce = uuid.uuid4().hex
         owner = _Owner(nonce.encode())
@@ -70,9 +71,9 @@ class GroupCheck:
             keep_session=False,
             log_warnings=False,
         )
-        connection = Connection(role, self._mqtt, owner, Backoff(LONG_PAUSE, LONG_PAUSE))
+        connection = Connection(role, mqtt, owner, Backoff(LONG_PAUSE, LONG_PAUSE))
         connection.start()
-        connection.open(protocol)
+        connection.open((mqtt, protocol))
         try:
             if _wait(owner, CONNECT_SECONDS, stopping) != "up":
                 return None

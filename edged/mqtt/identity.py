@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from edged.mqtt.session_types import Established, ReceivedMessage, SessionEnd
+from edged.mqtt.attempts import Backoff
+from edged.mqtt.connection import Connection, Role
+from edged.mqtt.session_types import Established, ReceivedMessage, SessionEnd, Subscription
+from edged.mqtt.topics import Topics
+from edged.settings.mqtt import MqttSettings
 
 STATUS_INSTANCE = "instance"
 """The field of the status document that tells one run of edged from another."""
 STATUS_STATE = "state"
 """The field of the status document that says `online`, `draining` or `offline`."""
+OFFLINE = "offline"
 MAX_SILENT_CHECKS = 20
 """Checks without any message from the other device after which its status `online` counts as stale."""
 _LARGEST_STATUS = 64 * 1024
@@ -45,29 +51,30 @@ def read_status(payload: bytes) -> InstanceStatus | None:
 class KnownInstances:
     """Instance ids that we expect on our own status topic.
 
-    Our own, and those seen before our first connection was up: the last will of a predecessor may come late. Any other
-    instance connected after us.
+    Our own, and those seen at a broker before our first connection to it was up: the last will of a predecessor may
+    come late. Any other instance connected after us.
     """
 
     def __init__(self, instance: str) -> None:
         self._known = {instance}
-        self._learning = True
+        self._been_at: set[str] = set()
 
-    def is_unexpected(self, status: InstanceStatus) -> bool:
+    def is_unexpected(self, status: InstanceStatus, broker: str) -> bool:
+        """Whether another device has published this at the broker, given by its address."""
         if status.instance in self._known:
             return False
-        if self._learning:
+        if broker not in self._been_at:
             self._known.add(status.instance)
             return False
         return True
 
-    def stop_learning(self) -> None:
-        """Call when the first connection is up."""
-        self._learning = False
+    def connected(self, broker: str) -> None:
+        """Call when a connection to this broker is up."""
+        self._been_at.add(broker)
 
-    def start_learning(self) -> None:
-        """Call when the other device has left: what it left behind is expected."""
-        self._learning = True
+    def other_has_left(self) -> None:
+        """What the other device left behind is expected, wherever it was."""
+        self._been_at.clear()
 
 
 class DeviceIdWatch:
@@ -76,14 +83,36 @@ class DeviceIdWatch:
     It has a client id of its own: to connect under the device's ids would disconnect the other device.
     """
 
-    def __init__(self, instance: str, status_topic: str) -> None:
+    def __init__(
+        self, mqtt: MqttSettings, topics: Topics, instance: str, retry_seconds: tuple[float, float] = (1.0, 60.0)
+    ) -> None:
+        """`instance`: our own."""
         self._instance = instance
-        self._status_topic = status_topic
+        self._status_topic = topics.status
+        role = Role(
+            "probe",
+            f"{topics.device}-probe-{instance[:8]}",
+            [[Subscription(topics.status, qos=0, retained=True)], [Subscription(topics.health, qos=0)]],
+            keep_session=False,
+        )
+        self._connection = Connection(role, mqtt, self, Backoff(*retry_seconds))
         self._lock = threading.Lock()
         self._up = False
         self._status: InstanceStatus | None = None
         self._alive = False
         self._silent_checks = 0
+
+    def wait_until_free(self, interval: float, stopping: threading.Event) -> bool:
+        """Listen until the id is free; checks about every `interval` seconds. False where `stopping` was set."""
+        self._connection.start()
+        self._connection.open()
+        try:
+            while not stopping.wait(interval * random.uniform(0.8, 1.2)):
+                if self.is_free():
+                    return True
+            return False
+        finally:
+            self._connection.stop(0.0)
 
     def is_free(self) -> bool:
         """Whether the id is free. Call at intervals: it judges the messages since the last call."""
@@ -92,7 +121,7 @@ class DeviceIdWatch:
                 return False
             status, alive = self._status, self._alive
             self._alive = False
-            if status is not None and (status.state == "offline" or status.instance == self._instance):
+            if status is not None and (status.state == OFFLINE or status.instance == self._instance):
                 return True
             self._silent_checks = 0 if alive else self._silent_checks + 1
             return (status is None and not alive) or self._silent_checks >= MAX_SILENT_CHECKS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -27,9 +26,11 @@ from edged.mqtt.events import (
     Published,
     PublishRefused,
     Receipt,
+    StatusOutdated,
 )
 from edged.mqtt.group_check import SILENT_SECONDS, GroupCheck, not_delivered
-from edged.mqtt.identity import DeviceIdWatch, InstanceStatus, KnownInstances, read_status
+from edged.mqtt.identity import OFFLINE, DeviceIdWatch, InstanceStatus, KnownInstances, read_status
+from edged.mqtt.preferred import STEADY_SECONDS, PreferredBroker
 from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd, Subscription, Will
 from edged.mqtt.status_echo import ECHO_SECONDS, StatusEcho
 from edged.mqtt.topics import Topics
@@ -37,6 +38,8 @@ from edged.settings.mqtt import MqttSettings
 
 PROBE_SECONDS = 30.0
 """Interval of the checks whether another instance under our device id has left."""
+MOVE_SECONDS = 5.0
+"""Time for acknowledgements under way before the device leaves a broker for the preferred one."""
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +50,8 @@ class LinkStatus:
 
     connected: bool
     """Both connections are up with all subscriptions that jobs need."""
+    broker: str | None
+    """Address of the broker that the device is connected to."""
     warnings: tuple[Fault, ...]
     """Promises of the contract that do not hold on the present or latest connections."""
     delivery_fault: Fault | None
@@ -78,20 +83,25 @@ class Link:
         probe_seconds: float = PROBE_SECONDS,
         silent_seconds: float = SILENT_SECONDS,
         echo_seconds: float = ECHO_SECONDS,
+        steady_seconds: float = STEADY_SECONDS,
     ) -> None:
         """`instance`: random id of this run of edged, which the will and every status document carry."""
         self.topics = Topics(mqtt.root, device)
         self._mqtt = mqtt
         self._groups = frozenset(groups)
-        self._device = device
         self._instance = instance
         self._deliver = deliver
         self._retry_seconds = retry_seconds
         self._probe_seconds = probe_seconds
         self._known_instances = KnownInstances(instance)
         self._protocol: ProtocolVersion = "5"
+        self._broker = mqtt.brokers[0]
+        """The settings with the broker of the present or latest control connection."""
+        self._preferred = PreferredBroker(
+            mqtt, self.topics, instance, steady_seconds, lambda: self._control.start_over(MOVE_SECONDS)
+        )
         self._echo = StatusEcho(self.topics.status, echo_seconds)
-        self._group_check = GroupCheck(mqtt, self.topics, silent_seconds)
+        self._group_check = GroupCheck(self.topics, silent_seconds)
         self._checking = False
         self._groups_deliver: bool | None = None
         """What the last trial of shared subscriptions found, None while it is not known."""
@@ -140,6 +150,7 @@ class Link:
         """
         until = time.monotonic() + timeout
         self._stopping.set()
+        self._preferred.disconnected()
         self._jobs.stop(0.0)
         self._control.stop(timeout)
         for connection in (self._jobs, self._control):
@@ -197,7 +208,8 @@ class Link:
         """A snapshot as of now."""
         return LinkStatus(
             connected=self.connected("jobs") and self.connected("control"),
-            warnings=tuple(dict.fromkeys((*self._control.warnings, *self._jobs.warnings))),
+            broker=self._broker.address if self._control_up else None,
+            warnings=tuple(dict.fromkeys((*self._preferred.warnings, *self._control.warnings, *self._jobs.warnings))),
             delivery_fault=self._delivery_fault(),
             delivery_warning=self._echo.warning(self._read_until()),
             stalled_seconds=self._stalled_seconds(),
@@ -236,7 +248,7 @@ class Link:
         # the broker speaks, and without it no job can be answered.
         with self._lock:
             if self._jobs_wanted and self._control_up and not self._taken:
-                self._jobs.open(self._protocol)
+                self._jobs.open((self._broker, self._protocol))
 
     def _up(self, which: ConnectionName, established: Established) -> None:
         if which == "control":
@@ -245,8 +257,12 @@ class Link:
                     return
                 self._control_up = True
                 self._protocol = established.protocol
-            self._known_instances.stop_learning()
+                if self._control.broker != self._broker:
+                    self._groups_deliver = None
+                self._broker = self._control.broker
+            self._known_instances.connected(established.broker)
             self._echo.connected(self.topics.status not in established.refused_others)
+            self._preferred.connected(established.broker)
         self._deliver(
             LinkUp(
                 which,
@@ -255,6 +271,7 @@ class Link:
                 established.refused,
                 established.warnings,
                 established.grants.maximum_packet_size,
+                established.broker,
             )
         )
         if which == "control":
@@ -271,10 +288,15 @@ class Link:
         threading.Thread(target=self._run_group_check, name="mqtt-group-check", daemon=True).start()
 
     def _run_group_check(self) -> None:
-        found = self._group_check.run(self._protocol, self._stopping)
-        self._checking = False
-        if found is not None:
-            self._groups_deliver = found
+        broker = self._broker
+        found = self._group_check.run(broker, self._protocol, self._stopping)
+        with self._lock:
+            self._checking = False
+            moved = broker != self._broker
+            if found is not None and not moved:
+                self._groups_deliver = found
+        if moved:
+            self._check_groups()
 
     def _down(self, which: ConnectionName, end: SessionEnd) -> None:
         if which == "control":
@@ -282,7 +304,8 @@ class Link:
                 self._control_up = False
             self._echo.disconnected()
             self._jobs.hold()
-        self._deliver(LinkDown(which, end.fault, end.closed_by_broker, end.alone_seconds))
+            self._preferred.disconnected(end.accepted_seconds or 0.0)
+        self._deliver(LinkDown(which, end.fault, end.closed_by_broker, end.alone_seconds, end.broker))
         if end.fault.code == SESSION_TAKEN_OVER:
             self._yield_device_id("")
 
@@ -316,9 +339,11 @@ class Link:
 
     def _status_seen(self, message: ReceivedMessage) -> None:
         status = read_status(message.payload)
-        if self._is_own(status):
+        if status is not None and self._is_own(status):
             self._echo.heard(message.topic)
-        if status is None or not self._known_instances.is_unexpected(status):
+            if status.state == OFFLINE and not self._stopping.is_set():
+                self._deliver(StatusOutdated())
+        if status is None or not self._known_instances.is_unexpected(status, self._control.broker.address):
             return
         # MQTT 5 has a reason code for the one that is replaced (0x8E), but not every broker sends it: mosquitto
         # 2.0.11 just closes the connection, as on 3.1.1.
@@ -332,36 +357,16 @@ class Link:
             self._taken = True
         self._control.close()
         self._jobs.close()
-        _log.error("mqtt_device_id_taken", device=self._device, other=other)
+        _log.error("mqtt_device_id_taken", device=self.topics.device, other=other)
         self._deliver(DeviceIdTaken(other))
         threading.Thread(target=self._wait_until_free, name="mqtt-probe", daemon=True).start()
 
     def _wait_until_free(self) -> None:
-        topics = self.topics
-        watch = DeviceIdWatch(self._instance, topics.status)
-        probe = Connection(
-            Role(
-                "probe",
-                f"{self._device}-probe-{self._instance[:8]}",
-                [[Subscription(topics.status, qos=0, retained=True)], [Subscription(topics.health, qos=0)]],
-                keep_session=False,
-            ),
-            self._mqtt,
-            watch,
-            Backoff(*self._retry_seconds),
-        )
-        probe.start()
-        probe.open()
-        try:
-            while not self._stopping.wait(self._probe_seconds * random.uniform(0.8, 1.2)):
-                if watch.is_free():
-                    break
-        finally:
-            probe.stop(0.0)
-        if self._stopping.is_set():
+        watch = DeviceIdWatch(self._mqtt, self.topics, self._instance, self._retry_seconds)
+        if not watch.wait_until_free(self._probe_seconds, self._stopping):
             return
-        _log.info("mqtt_device_id_free", device=self._device)
-        self._known_instances.start_learning()
+        _log.info("mqtt_device_id_free", device=self.topics.device)
+        self._known_instances.other_has_left()
         with self._lock:
             self._taken = False
         self._deliver(DeviceIdFree())

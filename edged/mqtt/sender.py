@@ -25,8 +25,8 @@ WAITING_SECONDS = 2.0
 class Update:
     """An update about a job.
 
-    `kind` is event, stream, result, link (then `document` has `up` and `reason`), status (of the addressed device), or
-    waiting (no device has accepted the job yet; `document` is empty).
+    `kind` is event, stream, result, link (then `document` has `up`, `reason` and the `broker`), status (of the
+    addressed device), or waiting (no device has accepted the job yet; `document` is empty).
     """
 
     kind: str
@@ -129,10 +129,10 @@ class _Owner:
     def up(self, established: Established) -> None:
         refused = established.refused
         reason = f"the broker refuses to subscribe {', '.join(refused)}: check its access list"
-        self._deliver(Update("link", {"up": False, "reason": reason} if refused else {"up": True}))
+        self._deliver(Update("link", {"up": not refused, "reason": reason, "broker": established.broker}))
 
     def down(self, end: SessionEnd) -> None:
-        self._deliver(Update("link", {"up": False, "reason": end.fault.message}))
+        self._deliver(Update("link", {"up": False, "reason": end.fault.message, "broker": end.broker}))
 
     def received(self, message: ReceivedMessage) -> None:
         message.receipt.session.acknowledge(message.receipt)

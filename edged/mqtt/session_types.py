@@ -100,6 +100,8 @@ class Established:
     """The other topic filters that it refused."""
     warnings: tuple[Fault, ...] = ()
     """Promises that do not hold on this connection."""
+    broker: str = ""
+    """The broker's address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +110,14 @@ class SessionEnd:
 
     `closed_by_broker`: the broker closed it, and gave no reason that has nothing to do with a publication under way.
     `alone_seconds`: for how long a publication that was sent alone had been under way, None if there was none.
+    `broker`: its address.
     """
 
     fault: Fault = LOST
     accepted_seconds: float | None = None
     closed_by_broker: bool = False
     alone_seconds: float | None = None
+    broker: str = ""
 
 
 class Listener(Protocol):

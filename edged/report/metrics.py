@@ -118,6 +118,8 @@ class _StatusCollector(Collector):
         yield model
         connected = ((connection, float(up)) for connection, up in status.connected.items())
         yield _family("edged_mqtt_connected", "1 while the connection stands", "connection", connected)
+        brokers = ((broker, float(broker == status.broker)) for broker in status.brokers)
+        yield _family("edged_mqtt_broker", "1 for the broker in use", "broker", brokers)
         prefixes = status.prefixes
         held = (("ram", float(prefixes.ram_bytes)), ("disk", float(prefixes.disk_bytes)))
         yield _family("edged_prefix_cache_bytes", "Size of the prefix cache", "tier", held)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -15,6 +16,23 @@ Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", json_schema_extra={
 def address(host: str, port: int) -> str:
     """``host:port``, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_address(text: str) -> tuple[str, int | None]:
+    """Host and port of ``host``, ``host:port``, an IPv6 address or ``[IPv6]:port``; the port is None without one.
+
+    Raises ValueError.
+    """
+    found = _ADDRESS.fullmatch(text)
+    if found is None:
+        return str(ipaddress.IPv6Address(text)), None
+    six, host, port = found.groups()
+    if port is not None and not 1 <= int(port) <= 65535:
+        raise ValueError(f"{port} is no port")
+    return str(ipaddress.IPv6Address(six)) if six else host, None if port is None else int(port)
+
+
+_ADDRESS = re.compile(r"(?:\[([^\]]*)\]|([^\s/@:\[\]]{1,255}))(?::([0-9]{1,5}))?")
 
 
 def _without_port(value: str) -> str:
@@ -35,6 +53,17 @@ Host = Annotated[
     ),
     AfterValidator(_without_port),
 ]
+
+
+def _broker(value: str) -> str:
+    try:
+        split_address(value)
+    except ValueError:
+        raise ValueError("a port is 1 to 65535, and an IPv6 address before a port has brackets") from None
+    return value
+
+
+Broker = Annotated[str, AfterValidator(_broker)]
 
 
 def split_list(value: Any) -> Any:

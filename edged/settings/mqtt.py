@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from edged.settings.errors import SettingsError, reason
-from edged.settings.fields import Host, Section, address, conflict
+from edged.settings.fields import Broker, Host, Section, address, conflict, split_address, split_list
 
 
 class MqttSettings(Section):
@@ -21,6 +21,12 @@ class MqttSettings(Section):
         le=65535,
         description="The broker's TCP port; unset: 1883, 8883 with TLS; over WebSocket 80, 443 with TLS.",
         examples=[1883],
+    )
+    fallbacks: Annotated[list[Broker], Field(max_length=7), BeforeValidator(split_list)] = Field(
+        default=[],
+        description="Brokers to use while mqtt.host is away, in order; only such as share its topics.",
+        examples=[["broker-2.example", "10.0.0.3:1884"]],
+        json_schema_extra={"allowed": "a list of up to 7 brokers, each HOST or HOST:PORT; without a port, mqtt.host's"},
     )
     protocol: Literal["auto", "5", "3.1.1"] = Field(
         default="auto", description="The MQTT version; auto tries 5 and falls back to 3.1.1."
@@ -95,6 +101,8 @@ class MqttSettings(Section):
         for field in ("ca_file", "cert_file", "alpn"):
             if getattr(self, field) and not self.tls:
                 raise conflict("tls", f"must be true where mqtt.{field} is set")
+        if len({broker.address for broker in self.brokers}) <= len(self.fallbacks):
+            raise conflict("fallbacks", "must name no broker twice, and not mqtt.host")
         return self
 
     @property
@@ -110,6 +118,13 @@ class MqttSettings(Section):
     def address(self) -> str:
         """The broker's host and port, for people."""
         return address(self.host, self.effective_port)
+
+    @property
+    def brokers(self) -> tuple[MqttSettings, ...]:
+        """These settings for each broker alone, in order of preference."""
+        port = self.effective_port
+        places = [(self.host, port), *((host, own or port) for host, own in map(split_address, self.fallbacks))]
+        return tuple(self.model_copy(update={"host": host, "port": port, "fallbacks": []}) for host, port in places)
 
     def read_password(self) -> str | None:
         """The password; with ``password_file``, the first line of its present content.

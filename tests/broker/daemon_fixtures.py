@@ -284,6 +284,10 @@ class Client5:
             if document["state"] == state and fields.items() <= document.items():
                 return dict(document)
 
+    def states(self) -> list[str]:
+        """Of all status documents so far."""
+        return [json.loads(message.payload)["state"] for message in self.all("status")]
+
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()

@@ -101,15 +101,23 @@ def test_a_version_that_is_set_stays() -> None:
 
 def test_a_predecessor_is_no_stranger_and_a_later_one_is() -> None:
     instances = KnownInstances("me")
-    assert not instances.is_unexpected(InstanceStatus("before", "online"))
-    instances.stop_learning()
-    assert not instances.is_unexpected(InstanceStatus("me", "offline"))
-    assert not instances.is_unexpected(InstanceStatus("before", "offline"))
-    assert instances.is_unexpected(InstanceStatus("other", "online"))
+    assert not instances.is_unexpected(InstanceStatus("before", "online"), "a:1883")
+    instances.connected("a:1883")
+    assert not instances.is_unexpected(InstanceStatus("me", "offline"), "a:1883")
+    assert not instances.is_unexpected(InstanceStatus("before", "offline"), "a:1883")
+    assert instances.is_unexpected(InstanceStatus("other", "online"), "a:1883")
+
+
+def test_what_a_run_before_left_at_another_broker_is_no_stranger() -> None:
+    instances = KnownInstances("me")
+    instances.connected("a:1883")
+    assert not instances.is_unexpected(InstanceStatus("before", "online"), "b:1883")
+    instances.connected("b:1883")
+    assert instances.is_unexpected(InstanceStatus("other", "online"), "b:1883")
 
 
 def test_a_status_that_nobody_stands_behind_is_not_waited_for_for_ever() -> None:
-    watch = DeviceIdWatch("me", "status")
+    watch = DeviceIdWatch(MqttSettings(), TOPICS, "me")
     watch.up(Established(session_present=False, protocol="5"))
     watch._status = InstanceStatus("other", "online")
     assert [watch.is_free() for _ in range(MAX_SILENT_CHECKS)] == [False] * (MAX_SILENT_CHECKS - 1) + [True]

@@ -81,12 +81,15 @@ def test_a_spool_that_cannot_be_read_costs_one_event_and_not_the_daemon(
 def test_each_turn_makes_a_snapshot_that_names_what_is_missing(parts: Parts) -> None:
     daemon = Daemon(parts)
     assert codes(daemon) == ["model_loading", "broker_not_connected"]
-    parts.inbox.put(LinkDown("control", Fault("mqtt_connection_refused", "no broker listens there", "start it")))
+    refused = Fault("mqtt_connection_refused", "no broker listens there", "start it")
+    for broker in ("127.0.0.1:1883", "two:1883"):
+        parts.inbox.put(LinkDown("control", refused, broker=broker))
     parts.inbox.put(ModelChanged("unavailable", "model.onnx is cut"))
     daemon.turn(0.0)
     assert [fault.message for fault in daemon.status.faults] == [
         "model unavailable: model.onnx is cut",
         "broker 127.0.0.1:1883 not connected: no broker listens there",
+        "broker two:1883 not connected: no broker listens there",
     ]
     parts.inbox.put(LinkUp("control", False, "5", refused=("edged/v1/device/board/cancel",)))
     daemon.turn(0.0)

@@ -171,6 +171,26 @@ def test_a_broker_may_have_an_address_of_ipv6(toml: Any, host: str) -> None:
     assert load(toml(f'[mqtt]\nhost = "{host}"')).settings.mqtt.host == host
 
 
+def test_fallbacks_have_their_own_port_or_that_of_the_first(toml: Any) -> None:
+    listed = '["two.example", "10.0.0.3:1884", "fe80::1%eth0", "[2001:db8::1]:1885"]'
+    mqtt = load(toml(f'[mqtt]\nhost = "one"\ntls = true\nfallbacks = {listed}')).settings.mqtt
+    addresses = ["one:8883", "two.example:8883", "10.0.0.3:1884", "[fe80::1%eth0]:8883", "[2001:db8::1]:1885"]
+    assert [broker.address for broker in mqtt.brokers] == addresses
+    assert all(broker.tls and not broker.fallbacks for broker in mqtt.brokers)
+
+
+@pytest.mark.parametrize("wrong", ["two:0", "two:65536", "two:", "a:b:c", "[two]:1", "[::1", "a b", "mqtt://two", ""])
+def test_a_wrong_fallback_is_told_how_it_is_written(toml: Any, wrong: str) -> None:
+    told = fault(toml(f'[mqtt]\nfallbacks = ["{wrong}"]'))
+    assert "mqtt.fallbacks = " in told
+    assert "each HOST or HOST:PORT" in told
+
+
+@pytest.mark.parametrize("listed", ['["127.0.0.1"]', '["two", "two:1883"]'])
+def test_no_broker_stands_twice_among_the_fallbacks(toml: Any, listed: str) -> None:
+    assert fault(toml(f"[mqtt]\nfallbacks = {listed}")).endswith("must name no broker twice, and not mqtt.host")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
 def test_loopback_needs_no_tls(toml: Any, host: str) -> None:
     assert load(toml(f'[http]\nhost = "{host}"')).settings.http.is_loopback
