@@ -190,8 +190,8 @@ def _distance(name: str, tokens: list[int], token: int) -> float:
     return float((logits.max() - logits[token]) / logits.std())
 
 
-def bare_session(name: str) -> ModelSession:
-    """A session with a cache of one row, and no engine."""
+def bare_session(name: str | Path) -> ModelSession:
+    """A session with a cache of one row, and no engine. `name`: a fixture package's, or a folder."""
     package = open_package(MODELS / name)
     session = ModelSession(package, ["CPUExecutionProvider"], 1)
     session.use(KVCache(package, 1, package.context_length))

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_rig import MODELS, load, random_prompt, request, running, wait_until_written
+from engine_rig import MODELS, Rig, ids, load, random_prompt, request, running, wait_until_written
 from family_rig import FAMILIES, bare_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_package import Shape, write_random_package
 from structlog.testing import capture_logs
 
 from edged.engine.events import Finished
@@ -34,7 +35,20 @@ from edged.status import ModelFacts, ModelStatus, Status
 CPU = ["CPUExecutionProvider"]
 WIDE = "gemma2-wide"
 """Heads of 256: up to 64 keys are multiplied in another order than more, so a prompt may not be split there."""
+GEMMA_3 = Shape(hidden=640, heads=4, kv_heads=1, head_size=256, layers=4)
+"""As Gemma 3 270M, whose attention has no softcap and so is onnxruntime's flash attention."""
 PROMPT = 430
+
+
+@pytest.fixture(scope="module")
+def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package with wide heads: a fixture, or one of random weights."""
+    if request.param == WIDE:
+        return MODELS / WIDE
+    return write_random_package(tmp_path_factory.mktemp("random") / request.param, GEMMA_3)
+
+
+with_wide_heads = pytest.mark.parametrize("wide", [WIDE, pytest.param("gemma3", marks=pytest.mark.slow)], indirect=True)
 
 
 def chunks(rule: SplitRule, tokens: int, most: Iterator[int]) -> list[int]:
@@ -76,20 +90,17 @@ class TestRule:
 
 
 class TestProbe:
-    @pytest.mark.parametrize("name", [*FAMILIES, WIDE])
+    @pytest.mark.parametrize("name", FAMILIES)
     def test_prompts_split_by_the_rule_have_the_bits_of_one_piece(self, name: str) -> None:
-        """Keys, values and logits; without the rule, some split of the wide heads changes them on any processor."""
-        session = bare_session(name)
-        rule = find_split_rule(session.package, CPU, 1)
-        assert rule.holds
-        chance = random.Random(name)
-        for tokens in (33, 65, 97, 129, 171, 257, 300, PROMPT):
-            prompt = random_prompt(tokens, tokens)
-            whole = bits(session, prompt, chunks(rule, tokens, iter([tokens] * tokens)))
-            for _ in range(3):
-                most = chance.choice([2, 5, 16, 32, 64, 128, 200])
-                split = chunks(rule, tokens, (chance.randint(2, most) for _ in range(tokens)))
-                assert bits(session, prompt, split) == whole, (rule, tokens, split)
+        check_rule(bare_session(name), random.Random(name))
+
+    @with_wide_heads
+    def test_so_have_those_of_wide_heads_and_no_others(self, wide: Path) -> None:
+        """Without the rule, some split of the wide heads changes the bits on any processor."""
+        session = bare_session(wide)
+        check_rule(session, random.Random(wide.name))
+        with pytest.raises(AssertionError):
+            check_rule(session, random.Random(wide.name), SplitRule())
 
     def test_wide_heads_are_not_split_just_anywhere(self) -> None:
         session = bare_session(WIDE)
@@ -148,6 +159,19 @@ class TestProbe:
         assert peak < 64 << 20
 
 
+def check_rule(session: ModelSession, chance: random.Random, rule: SplitRule | None = None) -> None:
+    """Prompts read in any chunks under `rule`, that of the probe unless given, have the same bits: cache and logits."""
+    rule = rule or find_split_rule(session.package, CPU, 1)
+    assert rule.holds
+    for tokens in (33, 65, 97, 129, 171, 257, 300, PROMPT):
+        prompt = random_prompt(tokens, tokens)
+        whole = bits(session, prompt, chunks(rule, tokens, iter([tokens] * tokens)))
+        for _ in range(3):
+            most = chance.choice([2, 5, 16, 32, 64, 128, 200])
+            split = chunks(rule, tokens, (chance.randint(2, most) for _ in range(tokens)))
+            assert bits(session, prompt, split) == whole, (rule, tokens, split)
+
+
 def fail(*_: Any) -> None:
     raise RuntimeError("no such kernel")
 
@@ -204,40 +228,38 @@ def first_logits(monkeypatch: pytest.MonkeyPatch) -> dict[int, bytes]:
 
 
 class TestEngine:
-    """On the package with wide heads, whose prompts may not be split just anywhere."""
+    """On packages with wide heads, whose prompts may not be split just anywhere."""
 
     def prompts(self) -> list[tuple[int, ...]]:
         return [random_prompt(seed, tokens) for seed, tokens in enumerate((20, 66, 100, 129, 150, 257, 300, PROMPT))]
 
-    def test_first_logits_are_the_same_alone_in_company_and_after_a_known_prefix(
-        self, first_logits: dict[int, bytes], tmp_path: Path
+    @with_wide_heads
+    def test_ids_and_first_logits_are_the_same_alone_in_company_in_chunks_and_after_a_known_prefix(
+        self, wide: Path, first_logits: dict[int, bytes], tmp_path: Path
     ) -> None:
-        prompts = self.prompts()
-        with running(load(MODELS / WIDE, rows=1, prefill_chunk=1024)) as rig:
-            for key, prompt in enumerate(prompts):
-                rig.run(request(key, prompt, 4))
+        jobs = [request(key, prompt, 40, pin=True) for key, prompt in enumerate(self.prompts())]
+        with running(load(wide, rows=1, prefill_chunk=1024)) as rig:
+            expected = [ids(rig.run(job)[job.key]) for job in jobs]
+        assert len({tuple(found) for found in expected}) == len(jobs)
         alone = dict(first_logits)
-        first_logits.clear()
-        with running(load(MODELS / WIDE, 64 << 20, tmp_path, rows=4, prefill_chunk=16)) as rig:
-            jobs = [request(key, prompt, 40, pin=True) for key, prompt in enumerate(prompts)]
-            random.Random(1).shuffle(jobs)
-            rig.run(*jobs)
-            assert first_logits == alone
+
+        def check(rig: Rig, known: bool) -> None:
             first_logits.clear()
-            ends = rig.run(*jobs)
+            ends = rig.run(*random.Random(1).sample(jobs, len(jobs)))
+            assert [ids(ends[job.key]) for job in jobs] == expected
             assert first_logits == alone
-            wait_until_written(rig)
-        first_logits.clear()
-        with running(load(MODELS / WIDE, 64 << 20, tmp_path, rows=4)) as rig:
-            again = rig.run(*jobs)
             block = rig.loaded.prefixes.block_tokens
-        assert first_logits == alone
-        assert block > BLOCK_TOKENS
-        for found in (ends, again):
-            for key, prompt in enumerate(prompts):
-                end = found[key]
-                assert isinstance(end, Finished)
-                assert end.cached_tokens == usable_blocks(len(prompt), block) * block
+            assert block == rig.loaded.splits.multiple(BLOCK_TOKENS)
+            for job in jobs:
+                cached = usable_blocks(len(job.prompt), block) * block if known else 0
+                assert ends[job.key].cached_tokens == cached  # type: ignore[union-attr]  (ids() has checked it)
+
+        with running(load(wide, 64 << 20, tmp_path, rows=4, prefill_chunk=16)) as rig:
+            check(rig, known=False)
+            check(rig, known=True)
+            wait_until_written(rig)
+        with running(load(wide, 64 << 20, tmp_path, rows=4)) as rig:
+            check(rig, known=True)
 
     def test_blocks_of_another_rule_are_not_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """As those of a version that split prompts at any multiple of 32 tokens."""
