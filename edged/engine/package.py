@@ -31,9 +31,10 @@ _UNHEEDED: dict[str, object] = {
     "random_seed": -1,
 }
 """Entries of `search` that edged does not heed, and the value of each that asks for nothing."""
-_PAGED = {"block_table", "cumulative_sequence_lengths", "past_sequence_lengths", "logits_indices"}
+_PAGED = {"block_table", "cumulative_sequence_lengths", "past_sequence_lengths"}
 """Inputs of graphs that onnxruntime-genai's model builder makes for a paged KV cache."""
-_TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
+_TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids", "logits_indices")
+"""The last one: [wanted], the tokens of each row whose logits the graph computes, by their place in the step."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def open_package(folder: Path, name: str | None = None) -> Package:
                 f"genai_config.json: {short(pattern)} must hold %d once, the place of the layer's number"
             )
     input_names = {kind: _name(inputs, kind, kind) for kind in _TOKEN_INPUTS}
-    if len({*past, *input_names.values()}) < 5 or len(set(present)) < 2:
+    if len({*past, *input_names.values()}) < len(past) + len(input_names) or len(set(present)) < 2:
         raise PackageError("genai_config.json: two of the decoder's inputs or outputs have the same name")
     layers = _number(decoder, "num_hidden_layers", 1, 1024)
     model_file = inside(folder, decoder.get("filename", "model.onnx"), "genai_config.json: filename ")
@@ -313,7 +314,7 @@ def _check_graph(
     if unknown:
         raise PackageError(
             f"the graph has an input that edged does not know: {short(unknown[0])} (it knows input_ids, "
-            "attention_mask, position_ids and the KV cache's names in genai_config.json)"
+            "attention_mask, position_ids, logits_indices and the KV cache's names in genai_config.json)"
         )
     needed = {input_names["input_ids"], input_names["attention_mask"]} | (known - set(input_names.values()))
     absent = sorted(needed - set(graph.inputs))

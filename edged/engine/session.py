@@ -136,6 +136,9 @@ class ModelSession:
         binding.bind_cpu_input(names["attention_mask"], mask)
         if "position_ids" in names:
             binding.bind_cpu_input(names["position_ids"], lengths[:, None] - new + np.arange(new, dtype=np.int64))
+        if "logits_indices" in names:  # all: the serving graph takes the wanted ones of these
+            name = names["logits_indices"]
+            binding.bind_cpu_input(name, np.arange(new, dtype=self.package.graph.inputs[name]))
         last = last or new
         if self.logits_computed == "wanted":
             binding.bind_cpu_input(POSITIONS, _positions(rows, new, last))

@@ -88,12 +88,12 @@ class _Decoder:
     def _lengths(self) -> None:
         """What GroupQueryAttention takes: each row's length less one, and the longest length."""
         one = self._tensor("one", np.array([1], np.int64), _INT64)
-        self._node("ReduceSum", ["attention_mask", one], "lengths", _attribute("keepdims", 0))
+        self._node("ReduceSum", ["attention_mask", one], "lengths", attribute("keepdims", 0))
         self._node("Sub", ["lengths", one], "less_one")
-        self._node("Cast", ["less_one"], "last", _attribute("to", _INT32))
+        self._node("Cast", ["less_one"], "last", attribute("to", _INT32))
         self._node("Shape", ["attention_mask"], "mask_shape")
         self._node("Gather", ["mask_shape", self._tensor("second", np.array(1, np.int64), _INT64)], "width")
-        self._node("Cast", ["width"], "total", _attribute("to", _INT32))
+        self._node("Cast", ["width"], "total", attribute("to", _INT32))
 
     def _rotary(self) -> None:
         half = self.shape.head_size // 2
@@ -112,7 +112,7 @@ class _Decoder:
         past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
         numbers = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads, "do_rotary": 1}
-        attributes = b"".join(_attribute(name, number) for name, number in numbers.items())
+        attributes = b"".join(attribute(name, number) for name, number in numbers.items())
         inputs = [*parts, *past, "last", "total", "cos", "sin"]
         attended = self._node("GroupQueryAttention", inputs, at + "attended", attributes, present)
         hidden = self._node("Add", [hidden, self._product(attended, queries, shape.hidden, at + "o")], at + "middle")
@@ -124,7 +124,7 @@ class _Decoder:
 
     def _norm(self, name: str, source: str) -> str:
         scale = self._tensor(name + ".scale", 1 + 0.1 * self.random.standard_normal(self.shape.hidden))
-        attributes = _attribute("epsilon", 1e-5) + _attribute("axis", -1)
+        attributes = attribute("epsilon", 1e-5) + attribute("axis", -1)
         return self._node("SimplifiedLayerNormalization", [source, scale], name + ".normed", attributes)
 
     def _product(self, source: str, inputs: int, outputs: int, name: str, gain: float = 1.0) -> str:
@@ -136,7 +136,7 @@ class _Decoder:
         scales = gain / spread * self.random.uniform(0.8, 1.2, outputs * (inputs // _BLOCK))
         weights = [self._tensor(name + ".weights", packed, _UINT8), self._tensor(name + ".scales", scales)]
         numbers = {"K": inputs, "N": outputs, "bits": 4, "block_size": _BLOCK, "accuracy_level": 4}
-        attributes = b"".join(_attribute(key, number) for key, number in numbers.items())
+        attributes = b"".join(attribute(key, number) for key, number in numbers.items())
         return self._node("MatMulNBits", [source, *weights], name, attributes)
 
     def _node(
@@ -170,7 +170,7 @@ class _Decoder:
 _MICROSOFT = {"GroupQueryAttention", "MatMulNBits"}
 
 
-def _attribute(name: str, number: float) -> bytes:
+def attribute(name: str, number: float) -> bytes:
     """onnx.proto: AttributeProto, of type FLOAT (1) or INT (2), as a field of a node."""
     value = b"\x15" + struct.pack("<f", number) if isinstance(number, float) else write_field(3, number % (1 << 64))
     kind = 1 if isinstance(number, float) else 2

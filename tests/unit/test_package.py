@@ -451,8 +451,8 @@ class TestModels:
         [
             (b"input_ids", b"input_vec", "an input that edged does not know: 'input_vec'"),  # embeddings, or features
             (
-                b"attention_mask",
-                b"logits_indices",
+                b"past_key_values.1.key",
+                b"past_sequence_lengths",
                 "a paged KV cache, which is not served: build the package without use_",
             ),
             (b"logits", b"scores", "no output 'logits': it is not a text decoder with a KV cache"),

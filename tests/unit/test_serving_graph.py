@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from engine_rig import MODELS, copy_package, ids, load, random_prompt, request, running
 from family_rig import FAMILIES, PACKAGES
+from random_package import attribute
 from structlog.testing import capture_logs
 
 from edged.engine.graph import read_graph
@@ -184,6 +185,53 @@ class TestTheEdit:
         assert (served.model, served.logits, served.reason) == (None, "last", None)
         loaded = load(MODELS / "qwen2-pruned")
         assert (loaded.session.logits_computed, loaded.logits_reason) == ("last", None)
+
+
+def with_indices(folder: Path, element: int, name: str = "logits_indices") -> Package:
+    """The head reads the tokens that an input names, of dtype `element` (onnx.proto: TensorProto.DataType)."""
+    numbers = {"K": HIDDEN, "N": VOCABULARY, "accuracy_level": 4, "bits": 4, "block_size": 32}
+    head = b"".join(attribute(key, number) for key, number in numbers.items()) + write_field(7, b"com.microsoft")
+
+    def replace(inputs: list[str], outputs: list[str]) -> list[bytes] | None:
+        if not head_of(outputs):
+            return None
+        gather = node("Gather", [inputs[0], name], "wanted_states", attribute("axis", 1))
+        return [gather, node("MatMulNBits", ["wanted_states", *inputs[1:]], "logits", head)]
+
+    shape = write_field(2, write_field(1, write_field(2, b"num_logits")))
+    value = write_field(1, name.encode()) + write_field(2, write_field(1, write_field(1, element) + shape))
+    return edit(folder, replace, write_field(11, value))
+
+
+class TestLogitsIndices:
+    """A graph that computes logits for the tokens that its input `logits_indices` names."""
+
+    @pytest.mark.parametrize("element", [6, 7], ids=["int32", "int64"])
+    def test_every_step_has_the_bits_of_the_graph_without(self, element: int, folder: Path) -> None:
+        expected = all_logits(open_package(MODELS / "phi3"), served=False)
+        package = with_indices(folder, element)
+        assert serving_graph(package).logits == "wanted"
+        for served in (True, False):
+            found = all_logits(package, served)
+            assert [one.tobytes() for one in found] == [one.tobytes() for one in expected]
+
+    def test_jobs_get_the_ids_that_they_get_without(self, folder: Path) -> None:
+        with_indices(folder, 7)
+        jobs = [request(seed, random_prompt(seed, tokens)) for seed, tokens in enumerate((1, 2, 70, 200))]
+        answers = []
+        for package in (MODELS / "phi3", folder):
+            loaded = load(package, rows=4, prefill_chunk=64)
+            assert loaded.verified is not None
+            with running(loaded) as rig:
+                ends = rig.run(*jobs)
+            answers.append([ids(ends[job.key]) for job in jobs])
+        assert answers[0] == answers[1]
+
+    def test_the_input_may_have_another_name(self, folder: Path) -> None:
+        config = folder / "genai_config.json"
+        config.write_text(config.read_text().replace('"inputs": {', '"inputs": {"logits_indices": "chosen", '))
+        package = with_indices(folder, 7, "chosen")
+        assert same_bits(package)
 
 
 class TestServedAsPublished:
