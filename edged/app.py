@@ -15,6 +15,7 @@ from edged.announcer import Announcer
 from edged.daemon import Daemon, Inbox, Parts
 from edged.engine import runtime
 from edged.engine.engine import Engine
+from edged.engine.kept_bits import BITS
 from edged.engine.kept_manifests import MANIFESTS, KeptManifests
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import signature
@@ -183,6 +184,7 @@ def _loader(
                 prefix_folder=settings.state_dir / PREFIXES,
                 manifests=manifests,
                 suspects=scrubber.damaged,
+                bits_file=settings.state_dir / BITS,
             )
         finally:
             supervisor.long_work_done()

@@ -1,7 +1,7 @@
 """Finds out which steps of a model round alike, so that a job's tokens do not depend on which jobs run beside it.
 
 Matrix kernels differ by the number of token rows that they get: on x86-64 without VNNI and on some Arm cores, one row
-takes another kernel than several and has other last bits. Which rows agree is measured at each load, not assumed.
+takes another kernel than several and has other last bits. Which rows agree is measured, not assumed.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ import numpy as np
 import structlog
 
 from edged.engine import ort, runtime
-from edged.engine.bit_classes import BitClasses, find_bit_classes
+from edged.engine.bit_classes import BitClasses
 from edged.engine.integrity import Damage
+from edged.engine.kept_bits import KeptBits
 from edged.engine.kept_manifests import KeptManifests
 from edged.engine.known_answers import (
     BUDGET,
@@ -37,7 +38,6 @@ from edged.engine.prefix_store import PrefixStore
 from edged.engine.providers import ProviderChoice, ProviderError, choose_provider, confirm_providers
 from edged.engine.serving_graph import LogitsComputed, ServingGraph, serving_graph
 from edged.engine.session import ModelSession, chunk_limit
-from edged.engine.split_probe import find_split_rule
 from edged.engine.splits import SplitRule
 from edged.engine.tokenizer import Tokenizer
 from edged.machine.board import Board
@@ -114,22 +114,24 @@ def load_model(
     verify: bool = True,
     manifests: KeptManifests | None = None,
     suspects: Sequence[Damage] = (),
+    bits_file: Path | None = None,
 ) -> LoadedModel:
     """Load the package at `path`. `name`: its name in jobs (default: the folder's name).
 
     `available` reads the host's memory. `prefix_folder`: where shared prefixes outlive a restart; None: nowhere.
-    Without `verify` neither the files nor the known answers are checked. `manifests`, `suspects`: as for LoadCheck.
+    Without `verify` neither the files nor the known answers are checked. `manifests`, `suspects`: as for LoadCheck;
+    `bits_file`: as for KeptBits.
 
     Raises PackageError if the package is broken, the provider is missing or an answer is wrong, CorruptPackageError if
     a file has decayed, TooLargeError if it does not fit into memory.
     """
     if not verify:
-        return _load(settings, board, available, path, name, prefix_folder, None)
+        return _load(settings, board, available, path, name, prefix_folder, None, bits_file)
     started = time.monotonic()
     check = LoadCheck(path, manifests, suspects)
     check.check_small()
     try:
-        loaded = _load(settings, board, available, path, name, prefix_folder, check)
+        loaded = _load(settings, board, available, path, name, prefix_folder, check, bits_file)
     except Exception:
         check.finish()  # raises in place of what a decayed file led to
         raise
@@ -153,6 +155,7 @@ def _load(
     name: str | None,
     prefix_folder: Path | None,
     check: LoadCheck | None,
+    bits_file: Path | None,
 ) -> LoadedModel:
     """As load_model(); `check` is started, not finished. None: the known answers are not compared either."""
     started = time.monotonic()
@@ -168,7 +171,8 @@ def _load(
     except MemoryPlanError as error:
         raise TooLargeError(str(error)) from None
     threads = thread_count(settings, board)
-    splits = find_split_rule(package, choice.providers, threads)
+    kept = KeptBits(bits_file, package, board, threads)
+    splits = kept.splits(choice.providers)
     graph = serving_graph(package)
     planned = plan_package(settings, package, choice, available_for(choice, board, host), splits, graph.logits)
     context = wanted.context or package.context_length
@@ -181,7 +185,7 @@ def _load(
         session, logits_reason = _open_session(package, choice, threads, graph)
         confirmed = _confirm(settings, choice, session)
         if choice.on_device and not confirmed.on_device:  # the GPU did not start: the host's memory and rows apply
-            splits = find_split_rule(package, confirmed.providers, threads)
+            splits = kept.splits(confirmed.providers)
             planned = plan_package(settings, package, confirmed, host, splits, graph.logits)
         chunk = _chunk(package, wanted.prefill_chunk, splits, session.logits_computed)
         if session.device != "cpu" and planned.rows > 1:
@@ -189,7 +193,7 @@ def _load(
         if known is None:
             check_runs(session)
         verified = check_answers(known, session, tokenizer, chunk) if known else None
-        bits = find_bit_classes(session, planned.rows)
+        bits = kept.classes(session, planned.rows)
         # The last row needs a slot after it to share a step with. Of that slot only the first token is ever written,
         # so it takes a page of memory per head and layer.
         cache = KVCache(package, planned.rows + bits.lone_row_differs, context, session.device)

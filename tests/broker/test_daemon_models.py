@@ -33,6 +33,7 @@ def test_a_package_is_pulled_used_taken_up_by_a_reload_and_turned_back(place: Pl
         done = daemon.command("model", "use", name)
         assert "systemctl reload edged" in done.stdout, done.stderr
     serves("edged-demo")  # nothing changes by itself
+    assert (daemon.state_dir / "bits.json").is_file()
     assert held_by_daemon(daemon.state_dir) > 20 << 20  # what it would give back for another model
     before = daemon.log().count('"starting"')
     daemon.send_signal(signal.SIGHUP)

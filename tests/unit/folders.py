@@ -1,4 +1,4 @@
-"""Folders that pytest's own are not like."""
+"""Folders that pytest's own are not like, and files that decay."""
 
 from __future__ import annotations
 
@@ -15,3 +15,12 @@ def open_to_all() -> Iterator[Path]:
         folder = Path(name)
         folder.chmod(0o755)
         yield folder
+
+
+def flip(path: Path, bit: int) -> None:
+    """Turn one bit of a file, where it is."""
+    with path.open("r+b", buffering=0) as file:
+        file.seek(bit // 8)
+        (byte,) = file.read(1)
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))

@@ -74,7 +74,7 @@ def test_a_row_alone_is_computed_with_a_companion_where_it_must_be(
     padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bits = BitClasses(lone_row_differs=padded, batches_differ=False, chunks_differ=False)
-    monkeypatch.setattr("edged.engine.loaded_model.find_bit_classes", lambda *_: bits)
+    monkeypatch.setattr("edged.engine.kept_bits.find_bit_classes", lambda *_: bits)
     one = load(MODELS / "phi3", rows=1)
     shapes = []
     forward = one.session.forward

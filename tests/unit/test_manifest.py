@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from disk import Disk, disk
 from engine_rig import MODELS, copy_package
+from folders import flip
 from structlog.testing import capture_logs
 from test_known_answers import flip_block
 
@@ -74,15 +75,6 @@ def refusal(package: Path, kept: Path | None = None, **more: Any) -> CorruptPack
     with pytest.raises(CorruptPackageError) as caught:
         load(package, kept, **more)
     return caught.value
-
-
-def flip(path: Path, bit: int) -> None:
-    """Turn one bit of a file, where it is."""
-    with path.open("r+b", buffering=0) as file:
-        file.seek(bit // 8)
-        (byte,) = file.read(1)
-        file.seek(bit // 8)
-        file.write(bytes([byte ^ 1 << bit % 8]))
 
 
 @pytest.fixture

@@ -265,7 +265,7 @@ class TestEngine:
         """As those of a version that split prompts at any multiple of 32 tokens."""
         prompt = random_prompt(1, 300)
         with monkeypatch.context() as patched:
-            patched.setattr("edged.engine.loaded_model.find_split_rule", lambda *_: SplitRule())
+            patched.setattr("edged.engine.kept_bits.find_split_rule", lambda *_: SplitRule())
             with running(load(MODELS / WIDE, 64 << 20, tmp_path)) as rig:
                 rig.run(request(0, prompt, 1, pin=True))
                 wait_until_written(rig)

@@ -20,6 +20,13 @@ _SAME_CLASS = 0.8
 _NO_NAME = {"", "to be filled by o.e.m.", "system product name", "default string", "not specified", "unknown"}
 
 
+# Of /proc/cpuinfo: what a processor is. Other lines change while it runs.
+_PROCESSOR = {
+    *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),
+    *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features"),
+}
+
+
 def read(path: Path) -> str | None:
     """A file's text, stripped and without the NUL of device-tree strings; None if it cannot be read."""
     try:
@@ -66,6 +73,17 @@ class Board:
                 counted |= self._siblings(cpu)
         quota = cgroup.cpu_quota(self.root)
         return tuple(chosen if quota is None else chosen[: max(1, math.ceil(quota))])
+
+    def processor(self) -> str:
+        """A text that is another one for cores or caches of another kind, for which libraries choose other kernels."""
+        cpuinfo = (read(self.root / "proc/cpuinfo") or "").splitlines()
+        kinds = {line for line in cpuinfo if line.partition(":")[0].strip() in _PROCESSOR}
+        caches = {
+            f"{read(cache / 'level')} {read(cache / 'type')} {read(cache / 'size')}"
+            for cpu in self.cores
+            for cache in folders(self._cpu(cpu) / "cache", "index")
+        }
+        return "\n".join([*sorted(kinds), *sorted(caches)])
 
     def temperatures(self) -> dict[str, float]:
         """Degrees Celsius by sensor: thermal zones by their type, and further hwmon chips."""
