@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from edged.jobs.outbox import Outbox
 from edged.machine.board import Board
+from edged.machine.sensors.readings import Readings
 from edged.machine.storage import mount_of, swaps_on_card
 from edged.mqtt.link import Link
 from edged.report.documents import encode, health_document, info_document, offline_document, status_document
@@ -22,13 +25,21 @@ class Announcer:
     """Publishes through the outbox, the link and the supervisor. Main thread only."""
 
     def __init__(
-        self, link: Link, outbox: Outbox, supervisor: Supervisor, settings: Settings, board: Board, device: str
+        self,
+        link: Link,
+        outbox: Outbox,
+        supervisor: Supervisor,
+        settings: Settings,
+        board: Board,
+        readings: Callable[[], Readings],
+        device: str,
     ) -> None:
         self._link = link
         self._outbox = outbox
         self._supervisor = supervisor
         self._settings = settings
         self._board = board
+        self._readings = readings
         self._device = device
         self._ready_sent = False
         self._throttled: set[str] = set()
@@ -63,11 +74,12 @@ class Announcer:
 
     def heartbeat(self, status: Status) -> None:
         """Publish the health document, and log when the board starts to be throttled."""
-        throttled = {reason for reason, on in self._board.throttled().items() if on}
+        readings = self._readings()
+        throttled = set(readings.throttled(time.monotonic()))
         if throttled - self._throttled:
             log.warning("board_throttled", reasons=sorted(throttled))
         self._throttled = throttled
-        document = health_document(self._device, self._board, status)
+        document = health_document(self._device, readings, status)
         self._link.publish(self._link.topics.health, encode(document), qos=0)
 
 

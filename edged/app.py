@@ -32,6 +32,8 @@ from edged.liveness import load_limit
 from edged.machine.board import Board, detect
 from edged.machine.clock import Clock
 from edged.machine.memory import available
+from edged.machine.sensors import facts, find_sensors, power_meter
+from edged.machine.sensors.sampler import Sampler
 from edged.models.store import DEMO_FOLDER, served
 from edged.mqtt.link import Link
 from edged.observer import Observed, Observer
@@ -67,7 +69,8 @@ def build(
         spool, ledger = _open_state(settings, clock, supervisor)
         undo.callback(spool.close)
         latest = LatestStatus()
-        metrics = Metrics(board, latest, [state.value for state in State])
+        sampler = _sampler(board, settings)
+        metrics = Metrics(board, lambda: sampler.readings, latest, [state.value for state in State])
         try:
             http = HttpServer(settings.http.host, settings.http.port, metrics.text, latest, identity.http_context)
         except OSError as error:
@@ -120,6 +123,7 @@ def build(
             load_settings=load_settings or (lambda: settings),
             device=device,
             board=board,
+            sampler=sampler,
             lock=lock,
             inbox=inbox,
             latest=latest,
@@ -134,7 +138,7 @@ def build(
             metrics=metrics,
             http=http,
             observer=observer,
-            announcer=Announcer(link, jobs.outbox, supervisor, settings, board, device),
+            announcer=Announcer(link, jobs.outbox, supervisor, settings, board, lambda: sampler.readings, device),
         )
     )
 
@@ -152,6 +156,10 @@ def _open_state(settings: Settings, clock: Clock, supervisor: Supervisor) -> tup
         raise StartError(str(error)) from None
     except OSError as error:
         raise state_dir_refused(settings, error) from None
+
+
+def _sampler(board: Board, settings: Settings) -> Sampler:
+    return Sampler(find_sensors(board, settings.state_dir), power_meter(board), lambda: facts(board))
 
 
 def _link(settings: Settings, device: str, instance: str, inbox: Inbox, latest: LatestStatus) -> Link:

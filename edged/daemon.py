@@ -29,6 +29,7 @@ from edged.jobs.spool import Spool
 from edged.jobs.spool_recovery import mark_damaged
 from edged.liveness import Failure
 from edged.machine.board import Board
+from edged.machine.sensors.sampler import Sampler
 from edged.mqtt.events import (
     CancelReceived,
     DeviceIdFree,
@@ -85,6 +86,7 @@ class Parts:
     """Reads the settings anew for a reload; raises SettingsError."""
     device: str
     board: Board
+    sampler: Sampler
     lock: int
     """File descriptor of the lock on state_dir."""
     inbox: Inbox
@@ -149,6 +151,7 @@ class Daemon:
             http=address(settings.http.host, self.http_port),
         )
         warn_about_storage(settings.state_dir, parts.board.root)
+        parts.sampler.start()
         parts.http.start()
         parts.engine.start()
         parts.scrubber.start()
@@ -325,6 +328,7 @@ class Daemon:
         parts.scrubber.stop()
         parts.engine.stop(timeout=2.0)
         parts.http.stop()
+        parts.sampler.stop()
         parts.ledger.close()
         parts.spool.close()
         os.close(parts.lock)

@@ -32,6 +32,7 @@ from edged.engine.package import PackageError, open_package
 from edged.machine.bandwidth import read_bandwidth
 from edged.machine.board import Board, detect
 from edged.machine.memory import available, size
+from edged.machine.sensors import power_meter
 from edged.models.store import served
 
 _MOST_ROWS = 64
@@ -66,7 +67,7 @@ def bench(
         bandwidth = read_bandwidth(thread_count(settings, board))
         forget_peak()
         loaded = load_model(settings, board, available, path, name)
-        figures = measure(loaded, board, counts, prompt, tokens)
+        figures = measure(loaded, power_meter(board), counts, prompt, tokens)
     except TooLargeError as error:
         end(BAD_USE, str(error))
     except (PackageError, BenchError) as error:

@@ -26,9 +26,12 @@ from edged.cli.running import ask_ready, is_running
 from edged.engine import ort, runtime
 from edged.machine import instructions
 from edged.machine.board import Board, DeviceIdError, detect, device_id
-from edged.machine.board.jetson import cuda_runtime
+from edged.machine.board.jetson_wheels import cuda_runtime
 from edged.machine.clock import Clock
 from edged.machine.memory import available
+from edged.machine.sensors import find_sensors
+from edged.machine.sensors.quantities import THROTTLED
+from edged.machine.sensors.readings import read_once
 from edged.machine.storage import mount_of, swaps_on_card
 from edged.models.store import DEMO_FOLDER
 from edged.settings import Loaded, Settings, address
@@ -125,7 +128,8 @@ def _board(settings: Settings, board: Board) -> Iterator[Finding]:
     pages = os.sysconf("SC_PAGE_SIZE") >> 10
     yield Finding("board", "ok", f"memory pages of {pages} KiB{'' if pages == 4 else ', which the wheels can do'}")
     yield _c_library(os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None)
-    slow = [reason for reason, on in board.throttled().items() if on]
+    found = read_once(find_sensors(board, settings.state_dir), THROTTLED)
+    slow = [labels[0] for labels, on in found.items() if on]
     if slow:
         yield Finding("board", "warn", f"throttled: {', '.join(slow)}", "check the power supply and the cooling")
 

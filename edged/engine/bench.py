@@ -8,7 +8,7 @@ import queue
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from edged.engine.package import Package
 from edged.engine.sampler import Sampling
 from edged.engine.sequence import Request
 from edged.engine.session import ModelSession
-from edged.machine.board import Board
+from edged.machine.sensors.power import PowerMeter
 
 JOINING = 64
 """Tokens of context beyond prompt and answer, since the first rows decode while the other prompts are read."""
@@ -187,16 +187,16 @@ class Bench:
         return ends
 
 
-class PowerMeter:
-    """Samples the board's power rails in its own thread during a `with` block."""
+class PowerLog:
+    """Reads the board's power in its own thread during a `with` block."""
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
-        self._samples: list[tuple[float, dict[str, float]]] = []
+    def __init__(self, meter: PowerMeter) -> None:
+        self._meter = meter
+        self._readings: list[tuple[float, Mapping[str, float]]] = []
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="power", daemon=True)
+        self._thread = threading.Thread(target=self._read, name="power", daemon=True)
 
-    def __enter__(self) -> PowerMeter:
+    def __enter__(self) -> PowerLog:
         self._thread.start()
         return self
 
@@ -206,40 +206,40 @@ class PowerMeter:
 
     def watts(self, began: float, ended: float) -> dict[str, float]:
         """Mean watts by rail between two CLOCK_MONOTONIC times; empty if the board has no sensors."""
-        inside = [rails for at, rails in self._samples if began <= at <= ended] or [r for _, r in self._samples[-1:]]
+        inside = [rails for at, rails in self._readings if began <= at <= ended] or [r for _, r in self._readings[-1:]]
         names = {name for rails in inside for name in rails}
         return {name: statistics.fmean(rails[name] for rails in inside if name in rails) for name in sorted(names)}
 
-    def _sample(self) -> None:
+    def _read(self) -> None:
         while True:
-            rails = self._board.power_watts()
-            if not rails:
-                return
-            self._samples.append((time.monotonic(), rails))
+            if rails := self._meter.read().rails:
+                self._readings.append((time.monotonic(), rails))
             if self._done.wait(_POWER_SECONDS):
                 return
 
 
-def measure(loaded: LoadedModel, board: Board, rows: Sequence[int], prompt: int, tokens: int) -> Figures:
+def measure(loaded: LoadedModel, meter: PowerMeter, rows: Sequence[int], prompt: int, tokens: int) -> Figures:
     """Measure a model with each number of `rows`, prompts of `prompt` and answers of `tokens` tokens.
 
     Its context must hold both, plus JOINING tokens for several rows. Frees the model. Raises BenchError.
     """
     with Bench(replace(loaded, max_stall=JOINING_STALL)) as bench:
         bench.first_token([bench.prompt(prompt)])  # the first run of a size allocates its memory
-        figures = tuple(_measure_rows(bench, loaded.package, board, count, prompt, tokens) for count in rows)
+        figures = tuple(_measure_rows(bench, loaded.package, meter, count, prompt, tokens) for count in rows)
         return Figures(loaded.load_seconds, _status_bytes("VmRSS"), _status_bytes("VmHWM"), figures)
 
 
-def _measure_rows(bench: Bench, package: Package, board: Board, rows: int, prompt: int, tokens: int) -> RowsFigures:
+def _measure_rows(
+    bench: Bench, package: Package, meter: PowerMeter, rows: int, prompt: int, tokens: int
+) -> RowsFigures:
     prompts = [bench.prompt(prompt) for _ in range(rows)]
     cold = bench.first_token(prompts)
     warm = bench.first_token([bench.similar(known) for known in prompts])
-    with PowerMeter(board) as meter:
+    with PowerLog(meter) as log:
         steps = bench.decode(prompts, tokens)
     times = decode_seconds(steps, rows, prompt)
     step = statistics.median(times) if times else None
-    watts = meter.watts(next(s.began for s in steps if s.rows == rows), steps[-1].ended) if step else {}
+    watts = log.watts(next(s.began for s in steps if s.rows == rows), steps[-1].ended) if step else {}
     return RowsFigures(
         rows=rows,
         prefill_tokens_per_second=rows * prompt / cold,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import platform
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ import edged
 from edged.machine.board import Board
 from edged.machine.clock import format_time
 from edged.machine.memory import available
+from edged.machine.sensors.quantities import POWER, TEMPERATURE
+from edged.machine.sensors.readings import Readings
 from edged.settings import Settings
 from edged.status import DaemonState, Status, sentence
 
@@ -60,8 +63,9 @@ def info_document(device: str, settings: Settings, board: Board, status: Status)
     }
 
 
-def health_document(device: str, board: Board, status: Status) -> Document:
-    """Load of the device and state of the board."""
+def health_document(device: str, readings: Readings, status: Status) -> Document:
+    """Load of the device and state of the board, by the last readings of its sensors."""
+    now = time.monotonic()
     return {
         "device": device,
         "time": format_time(status.wall_time),
@@ -72,9 +76,9 @@ def health_document(device: str, board: Board, status: Status) -> Document:
         "outbox": status.outbox,
         "spool_bytes": status.spool_bytes,
         "memory_available_bytes": available().bytes,
-        "temperature_celsius": board.temperatures() or None,
-        "throttled": [reason for reason, on in board.throttled().items() if on],
-        "power_watts": board.power_watts() or None,
+        "temperature_celsius": readings.by_name(TEMPERATURE, now) or None,
+        "throttled": readings.throttled(now),
+        "power_watts": readings.by_name(POWER, now) or None,
         "tokens_per_second": status.tokens_per_second or None,
     }
 

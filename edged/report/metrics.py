@@ -6,7 +6,7 @@ Counters and histograms are kept here. Gauges are read from the status snapshot 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,6 +22,8 @@ from prometheus_client.registry import Collector
 
 from edged import __version__, logs
 from edged.machine.board import Board
+from edged.machine.sensors.quantities import QUANTITIES
+from edged.machine.sensors.readings import Readings
 from edged.status import LatestStatus
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
@@ -31,7 +33,9 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.
 class Metrics:
     """Every metric of one daemon, in a registry of its own."""
 
-    def __init__(self, board: Board, latest: LatestStatus, job_states: Iterable[str]) -> None:
+    def __init__(
+        self, board: Board, readings: Callable[[], Readings], latest: LatestStatus, job_states: Iterable[str]
+    ) -> None:
         """`job_states`: the values that the label of edged_jobs_total may have."""
         registry = self.registry = CollectorRegistry()
         # Otherwise each counter and histogram gets one more series that the contract does not list.
@@ -74,7 +78,7 @@ class Metrics:
         Info("edged_build", "The version of edged", registry=registry).info({"version": __version__})
         ProcessCollector(registry=registry)
         registry.register(_FaultCollector())
-        registry.register(_BoardCollector(board))
+        registry.register(_BoardCollector(board, readings))
         registry.register(_StatusCollector(latest))
 
     def text(self) -> bytes:
@@ -149,20 +153,34 @@ class _FaultCollector(Collector):
 
 
 class _BoardCollector(Collector):
-    """Reads the board's sensors at scrape time, so that an idle daemon reads nothing."""
+    """The board, and the last readings of its sensors."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, readings: Callable[[], Readings]) -> None:
         self._board = board
+        self._readings = readings
 
     def collect(self) -> Iterator[Metric]:
-        yield _family("edged_board_temperature_celsius", "Temperature", "zone", self._board.temperatures().items())
+        readings, now = self._readings(), time.monotonic()
+        for quantity in QUANTITIES:
+            kind = CounterMetricFamily if quantity.counter else GaugeMetricFamily
+            family = kind(f"edged_board_{quantity.name}", quantity.help, labels=quantity.labels)
+            for labels, value in readings.of(quantity, now).items():
+                family.add_metric(labels, value)
+            yield family
+        ages = {quantity.name: readings.age(quantity, now) for quantity in QUANTITIES}
         yield _family(
-            "edged_board_throttled",
-            "1 while the board slows itself down",
-            "reason",
-            ((reason, float(on)) for reason, on in self._board.throttled().items()),
+            "edged_board_reading_age_seconds",
+            "Age of the oldest reading of a quantity",
+            "quantity",
+            ((name, age) for name, age in ages.items() if age is not None),
         )
-        yield _family("edged_board_power_watts", "Power drawn", "rail", self._board.power_watts().items())
+        yield GaugeMetricFamily(
+            "edged_board_sensors_broken", "Sensors without a true value at their last reading", value=readings.broken
+        )
+        info = InfoMetricFamily("edged_board", "The board, its power mode and why it was started last")
+        names = {"power_mode": "", "reset_reason": "", **readings.facts}
+        info.add_metric([], {"kind": self._board.kind, "model": self._board.model, **names})
+        yield info
 
 
 def _family(name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> Metric:

@@ -15,6 +15,8 @@ from daemon_fixtures import Client5, Daemon, Place, job, reference_job
 from patience import eventually
 from prometheus_client.parser import text_string_to_metric_families
 
+from edged.machine.sensors.quantities import QUANTITIES
+
 pytest_plugins = ["daemon_fixtures"]
 
 METRICS = {
@@ -44,9 +46,10 @@ METRICS = {
     "edged_results_too_large": set(),
     "edged_spool_bytes": set(),
     "edged_spool_damaged_files": set(),
-    "edged_board_temperature_celsius": {"zone"},
-    "edged_board_throttled": {"reason"},
-    "edged_board_power_watts": {"rail"},
+    **{f"edged_board_{quantity.name}": set(quantity.labels) for quantity in QUANTITIES},
+    "edged_board_info": {"kind", "model", "power_mode", "reset_reason"},
+    "edged_board_reading_age_seconds": {"quantity"},
+    "edged_board_sensors_broken": set(),
     "edged_build_info": {"version"},
 }
 """The design's metrics that exist by now (families as the parser names them), and their labels."""

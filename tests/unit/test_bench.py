@@ -21,8 +21,9 @@ from edged.engine.bench import Bench, BenchError, StepTime, decode_seconds, meas
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import open_package
 from edged.machine.bandwidth import largest_cache, read_bandwidth
-from edged.machine.board import Board, detect
+from edged.machine.board import detect
 from edged.machine.memory import available
+from edged.machine.sensors.power import Power
 from edged.settings import Settings
 
 
@@ -30,15 +31,14 @@ def step(began: float, seconds: float = 1.0, hook: float = 0.0, rows: int = 2, c
     return StepTime(began, began + seconds, began + seconds + hook, rows, count, past)
 
 
-class Metered(Board):
-    """A board that draws 4 W, 3 of them on the CPU's rail."""
+class Meter:
+    """Of a board that draws 4 W, 3 of them on the CPU's rail."""
 
-    def power_watts(self) -> dict[str, float]:
-        return {"IN": 4.0, "CPU": 3.0}
+    def __init__(self, **rails: float) -> None:
+        self.rails = rails
 
-
-def metered() -> Metered:
-    return Metered(**{name: getattr(detect(), name) for name in ("kind", "model", "serial", "l4t", "cores", "root")})
+    def read(self) -> Power:
+        return Power(self.rails)
 
 
 def bring(rows: int, **changes: Any) -> LoadedModel:
@@ -59,7 +59,7 @@ def test_only_neighbouring_decode_steps_of_all_rows_count(other: dict[str, int])
 
 def test_figures_of_a_row_fit_together() -> None:
     serving = bring(3)
-    figures = measure(serving, metered(), [1, 3], prompt=40, tokens=6)
+    figures = measure(serving, Meter(IN=4.0, CPU=3.0), [1, 3], prompt=40, tokens=6)
     assert [row.rows for row in figures.rows] == [1, 3]
     for row in figures.rows:
         decode = row.decode_tokens_per_second
@@ -72,7 +72,7 @@ def test_figures_of_a_row_fit_together() -> None:
 
 
 def test_a_board_that_does_not_measure_gives_no_energy() -> None:
-    (row,) = measure(bring(1), detect(), [1], prompt=8, tokens=2).rows
+    (row,) = measure(bring(1), Meter(), [1], prompt=8, tokens=2).rows
     assert row.joules_per_token == {}
 
 
@@ -98,7 +98,7 @@ def test_rows_come_together_on_a_slow_model_without_a_prefix_cache() -> None:
             return serving.session.step(first, ids, past, width)
 
     slow: Any = Slow()
-    (row,) = measure(replace(serving, session=slow), detect(), [4], prompt=130, tokens=4).rows
+    (row,) = measure(replace(serving, session=slow), Meter(), [4], prompt=130, tokens=4).rows
     assert row.decode_tokens_per_second is not None
 
 
@@ -116,7 +116,7 @@ def test_rows_that_never_run_together_have_no_speed_together() -> None:
     serving = bring(2)
     alone = replace(serving.package.graph, operators=Counter({"SparseAttention": 1}))
     serving = replace(serving, package=replace(serving.package, graph=alone))
-    (row,) = measure(serving, detect(), [2], prompt=8, tokens=2).rows
+    (row,) = measure(serving, Meter(), [2], prompt=8, tokens=2).rows
     assert row.decode_tokens_per_second is None
     assert row.weights_bytes_per_second is None
 

@@ -17,6 +17,7 @@ from edged.engine.session import LOGITS_BYTES
 from edged.jobs.document import Code, Job, State
 from edged.machine.board import detect
 from edged.machine.memory import Available, plan_memory
+from edged.machine.sensors.readings import Readings
 from edged.mqtt.topics import Topics
 from edged.report.metrics import Metrics
 from edged.settings.keys import KEYS
@@ -74,7 +75,9 @@ def test_fault_codes_are_those_of_the_code() -> None:
 
 
 def test_metrics_are_those_of_the_registry() -> None:
-    families = {family.name: family.type for family in Metrics(detect(), LatestStatus(), ()).registry.collect()}
+    families = {
+        family.name: family.type for family in Metrics(detect(), Readings, LatestStatus(), ()).registry.collect()
+    }
     names = set()
     for name, kind in families.items():
         if name.startswith("edged_"):
@@ -116,7 +119,9 @@ def test_every_fault_is_explained_in_words_that_the_code_has() -> None:
     assert all(cell.strip("| ") for row in rows for cell in row)
     named = set(re.findall(r"`([a-z_]+)[`{]", " ".join(cell for row in rows for cell in row[1:3])))
     events = logged()
-    families = {family.name: family.type for family in Metrics(detect(), LatestStatus(), ()).registry.collect()}
+    families = {
+        family.name: family.type for family in Metrics(detect(), Readings, LatestStatus(), ()).registry.collect()
+    }
     metrics = {name + {"counter": "_total", "info": "_info"}.get(kind, "") for name, kind in families.items()}
     metrics |= {"up", "process_start_time_seconds"}  # Prometheus's own, and its Python client's
     known = set().union(*events.values(), metrics, {code.value for code in Code}, {state.value for state in State})

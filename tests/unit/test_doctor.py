@@ -13,7 +13,7 @@ from folders import open_to_all
 
 from edged.cli.doctor import Finding, _c_library, examine, open_secrets
 from edged.machine.board import detect
-from edged.machine.board.jetson import cuda_runtime
+from edged.machine.board.jetson_wheels import cuda_runtime
 from edged.machine.storage import mount_of, swaps_on_card
 from edged.settings import Settings, load
 

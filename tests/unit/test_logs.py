@@ -10,6 +10,7 @@ import structlog
 
 from edged import logs
 from edged.machine.board import detect
+from edged.machine.sensors.readings import Readings
 from edged.report.metrics import Metrics
 from edged.status import LatestStatus
 
@@ -40,4 +41,4 @@ def test_a_fault_is_counted_though_it_is_not_told(level: str, told: str, capsys:
     assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == list(told)
     counted = {key: count - before.get(key, 0) for key, count in logs.faults().items() if key[0] in "abcde"}
     assert counted == {("c", "warning"): 1, ("d", "error"): 1, ("e", "error"): 1}
-    assert b'edged_faults_total{event="c",level="warning"}' in Metrics(detect(), LatestStatus(), ()).text()
+    assert b'edged_faults_total{event="c",level="warning"}' in Metrics(detect(), Readings, LatestStatus(), ()).text()

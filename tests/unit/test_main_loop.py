@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 
 from edged import announcer, app
+from edged.announcer import Announcer
 from edged.daemon import EVENTS, Daemon, Parts
 from edged.engine.events import ModelChanged
 from edged.faults import Fault
 from edged.jobs.manager import JobManager
 from edged.jobs.schema import SpoolError
-from edged.machine.board import Board
+from edged.machine.sensors.quantities import THROTTLED
+from edged.machine.sensors.readings import Reading, Readings
 from edged.machine.storage import Mount
 from edged.mqtt.events import DeviceIdFree, DeviceIdTaken, LinkDown, LinkUp, Published
 from edged.mqtt.link import Link
@@ -130,9 +133,16 @@ def test_a_throttled_board_is_logged_when_it_begins(parts: Parts, monkeypatch: p
     logged: list[str] = []
     monkeypatch.setattr(announcer.log, "warning", lambda event, **_: logged.append(event))
     states: list[set[str]] = [set(), {"throttled"}, {"throttled"}, {"throttled", "under_voltage"}, set(), {"throttled"}]
+    readings = Readings()
+    announcing = Announcer(
+        parts.link, parts.jobs.outbox, parts.supervisor, parts.settings, parts.board, lambda: readings, "board"
+    )
     for on in states:
-        monkeypatch.setattr(Board, "throttled", lambda _self, on=on: dict.fromkeys(on, True))
-        parts.announcer.heartbeat(parts.latest.current)
+        values = {
+            (reason,): Reading(float(reason in on), time.monotonic()) for reason in ("throttled", "under_voltage")
+        }
+        readings = Readings({THROTTLED: values})
+        announcing.heartbeat(parts.latest.current)
     assert logged == ["board_throttled"] * 3
 
 

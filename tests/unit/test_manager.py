@@ -33,6 +33,7 @@ from edged.jobs.schema import SpoolError
 from edged.jobs.spool import Spool
 from edged.machine.board import detect
 from edged.machine.clock import Clock
+from edged.machine.sensors.readings import Readings
 from edged.mqtt.connection_faults import PACKET_TOO_LARGE
 from edged.mqtt.events import CancelReceived, JobReceived, LinkUp, Published, PublishRefused, ReceivedMessage
 from edged.mqtt.topics import Topics
@@ -87,7 +88,7 @@ class World:
             preparer=Preparation(self),
             ledger=SimpleNamespace(last_end=last_end),  # type: ignore[arg-type]
             clock=Clock(),
-            metrics=Metrics(detect(folder), LatestStatus(), ()),
+            metrics=Metrics(detect(folder), Readings, LatestStatus(), ()),
             **{"max_queued": 1000, "max_bytes": 1 << 20, "retention": 1e6, "pieces_per_second": 1, "allow_pin": False}
             | options,
         )

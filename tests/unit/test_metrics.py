@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from edged.faults import Fault
 from edged.jobs.document import State
 from edged.machine.board import detect
+from edged.machine.sensors.readings import Readings
 from edged.report.metrics import Metrics
 from edged.status import STALE_SECONDS, LatestStatus, ModelStatus, PrefixStatus, Status
 
@@ -21,7 +22,7 @@ def latest() -> LatestStatus:
 
 @pytest.fixture
 def metrics(latest: LatestStatus) -> Metrics:
-    return Metrics(detect(), latest, [state.value for state in State])
+    return Metrics(detect(), Readings, latest, [state.value for state in State])
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:

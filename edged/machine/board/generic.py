@@ -1,4 +1,4 @@
-"""Any Linux board: model, serial number, cores and temperatures from /proc and /sys."""
+"""Any Linux board: model, serial number and cores from /proc and /sys."""
 
 from __future__ import annotations
 
@@ -85,40 +85,6 @@ class Board:
         }
         return "\n".join([*sorted(kinds), *sorted(caches)])
 
-    def temperatures(self) -> dict[str, float]:
-        """Degrees Celsius by sensor: thermal zones by their type, and further hwmon chips."""
-        found: dict[str, float] = {}
-        zones = set()
-        for zone in folders(self.root / "sys/class/thermal", "thermal_zone"):
-            name = read(zone / "type")
-            if name:
-                zones.add(name.replace("-", "_"))
-                _add_temperature(found, name, zone / "temp")
-        for chip, name in self.hwmon():
-            if name.replace("-", "_") in zones:  # the kernel lists a zone as a chip too
-                continue
-            for path in sorted(chip.glob("temp*_input")):
-                label = read(path.with_name(path.name.replace("_input", "_label")))
-                number = path.name.removeprefix("temp").removesuffix("_input")
-                suffix = label.lower().replace(" ", "_") if label else "" if number == "1" else number
-                _add_temperature(found, f"{name}_{suffix}" if suffix else name, path)
-        return found
-
-    def throttled(self) -> dict[str, bool]:
-        """Whether each known reason slows the board down now; empty if the board does not report any."""
-        return {}
-
-    def power_watts(self) -> dict[str, float]:
-        """Watts by rail; empty if the board has no sensors. A rail may include others."""
-        return {}
-
-    def hwmon(self) -> Iterator[tuple[Path, str]]:
-        """Folders and names of the hardware monitoring chips."""
-        for chip in folders(self.root / "sys/class/hwmon", "hwmon"):
-            name = read(chip / "name")
-            if name:
-                yield chip, name
-
     def _cpu(self, cpu: int) -> Path:
         return self.root / f"sys/devices/system/cpu/cpu{cpu}"
 
@@ -178,20 +144,16 @@ def folders(parent: Path, prefix: str) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix(prefix)))
 
 
+def hwmon(root: Path) -> Iterator[tuple[Path, str]]:
+    """Folders and names of the hardware monitoring chips."""
+    for chip in folders(root / "sys/class/hwmon", "hwmon"):
+        if name := read(chip / "name"):
+            yield chip, name
+
+
 def _cpuinfo(root: Path, key: str) -> str | None:
     for line in (read(root / "proc/cpuinfo") or "").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == key:
             return value.strip() or None
     return None
-
-
-def _add_temperature(found: dict[str, float], name: str, path: Path) -> None:
-    milli = read_int(path)
-    if milli is None or not -55_000 <= milli <= 200_000:  # a disabled sensor reads -256 °C on older Tegra
-        return
-    number = 2
-    unique = name
-    while unique in found:
-        unique, number = f"{name}-{number}", number + 1
-    found[unique] = milli / 1000
