@@ -26,17 +26,20 @@ from edged.cli.running import ask_ready, is_running
 from edged.engine import ort, runtime
 from edged.machine import instructions
 from edged.machine.board import Board, DeviceIdError, detect, device_id
-from edged.machine.board.jetson_wheels import cuda_runtime
+from edged.machine.board.jetson_wheels import cuda_runtime, is_thor
 from edged.machine.clock import Clock
 from edged.machine.memory import available
-from edged.machine.sensors import find_sensors
-from edged.machine.sensors.quantities import THROTTLED
+from edged.machine.sensors import find_sensors, power_meter
+from edged.machine.sensors.closed import closed
+from edged.machine.sensors.quantities import QUANTITIES, THROTTLED
 from edged.machine.sensors.readings import read_once
 from edged.machine.storage import mount_of, swaps_on_card
 from edged.models.store import DEMO_FOLDER
 from edged.settings import Loaded, Settings, address
 from edged.status import sentence
 
+_EXAMPLES = "/usr/share/doc/edged/examples/edged.service.d"
+_DROP_INS = "/etc/systemd/system/edged.service.d"
 _FREE_DISK = 1 << 30
 _FASTER = {"asimddp", "i8mm", "avx2", "avx512_vnni", "avx_vnni"}
 """CPU features for which onnxruntime has faster integer kernels; it runs without them too."""
@@ -97,6 +100,7 @@ def examine(settings: Settings, board: Board) -> Iterator[Finding]:
     """Run every check; one that fails unexpectedly is a finding too."""
     checks: tuple[tuple[str, Callable[[Settings, Board], Iterator[Finding]]], ...] = (
         ("board", _board),
+        ("sensors", _sensors),
         ("clock", _clock),
         ("disk", _disk),
         ("memory", _memory),
@@ -128,10 +132,21 @@ def _board(settings: Settings, board: Board) -> Iterator[Finding]:
     pages = os.sysconf("SC_PAGE_SIZE") >> 10
     yield Finding("board", "ok", f"memory pages of {pages} KiB{'' if pages == 4 else ', which the wheels can do'}")
     yield _c_library(os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None)
-    found = read_once(find_sensors(board, settings.state_dir), THROTTLED)
-    slow = [labels[0] for labels, on in found.items() if on]
+
+
+def _sensors(settings: Settings, board: Board) -> Iterator[Finding]:
+    sensors = find_sensors(board, settings.state_dir)
+    told = [quantity for quantity in QUANTITIES if read_once(sensors, quantity)]
+    rails = power_meter(board).read()
+    power = [f"power of {rails.source}"] if rails.total is not None else ["power by rail"] if rails.rails else []
+    yield Finding("sensors", "ok", ", ".join([*(quantity.name for quantity in told), *power]))
+    slow = [labels[0] for labels, on in read_once(sensors, THROTTLED).items() if on]
     if slow:
-        yield Finding("board", "warn", f"throttled: {', '.join(slow)}", "check the power supply and the cooling")
+        yield Finding("sensors", "warn", f"throttled: {', '.join(slow)}", "check the power supply and the cooling")
+    for one in closed(board):
+        hint = f"as root: install -D -m 644 {_EXAMPLES}/{one.drop_in}.conf.example {_DROP_INS}/{one.drop_in}.conf"
+        hint += "; systemctl daemon-reload; systemctl restart edged"
+        yield Finding("sensors", "warn", f"closed to the service: {one.what}", hint)
 
 
 def _c_library(name: str | None) -> Finding:
@@ -210,9 +225,8 @@ def _runtime(settings: Settings, board: Board) -> Iterator[Finding]:
     yield Finding("runtime", "ok", f"onnxruntime {ort.__version__} computes on {', '.join(offered)}{origin}")
     if board.kind == "jetson" and "CUDA" not in offered:
         python = (sys.version_info.major, sys.version_info.minor)
-        yield Finding(
-            "runtime", "warn", "this onnxruntime cannot use the Jetson's GPU", cuda_runtime(board.l4t, python)
-        )
+        advice = cuda_runtime(board.l4t, python, is_thor(board.root))
+        yield Finding("runtime", "warn", "this onnxruntime cannot use the Jetson's GPU", advice)
 
 
 def _model(settings: Settings, board: Board) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from edged.machine.storage import mount_of, swaps_on_card
 from edged.settings import Settings, load
 
 BOARDS = Path(__file__).parents[1] / "fixtures" / "boards"
+DROP_INS = Path(__file__).parents[2] / "systemd/edged.service.d"
 
 
 @pytest.fixture
@@ -175,26 +177,93 @@ def test_the_c_library_must_be_one_that_the_wheels_know(name: str | None, state:
 
 
 @pytest.mark.parametrize(
-    ("l4t", "python", "words"),
+    ("board", "place", "drop_in"),
     [
-        ("35.4.1", (3, 10), "install JetPack 6.1 or newer"),
-        ("36.3.0", (3, 10), "is JetPack 6.0"),
+        ("pi4", "dev/vcio", "raspberry-pi"),
+        ("pi5", "dev/vcio", "raspberry-pi"),
+        ("pc", "sys/class/powercap/intel-rapl:0/energy_uj", "rapl"),
+    ],
+)
+def test_a_sensor_that_is_closed_to_the_service_is_named_with_what_opens_it(
+    settings: Settings, tmp_path: Path, board: str, place: str, drop_in: str
+) -> None:
+    root = tree(tmp_path, board)
+    (root / place).parent.mkdir(exist_ok=True)
+    (root / place).touch()
+    assert bad(settings, root, "sensors") == []  # no service: this user may read it
+    units = root / "etc/systemd/system/edged.service.d"
+    units.mkdir(parents=True)
+    (root / "usr/lib/systemd/system").mkdir(parents=True)
+    (root / "usr/lib/systemd/system/edged.service").touch()
+    (units / "other.conf").write_text("# DeviceAllow=/dev/vcio and energy_uj are closed\n[Service]\n")
+    (found,) = bad(settings, root, "sensors")
+    assert (found.state, f"{drop_in}.conf.example" in found.hint) == ("warn", True)
+    shutil.copy(DROP_INS / f"{drop_in}.conf.example", units / f"{drop_in}.conf")
+    assert bad(settings, root, "sensors") == []
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.parametrize("drop_in", ["raspberry-pi", "rapl"])
+def test_a_drop_in_for_sensors_leaves_the_service_closed(tmp_path: Path, drop_in: str) -> None:
+    folder = tmp_path / "etc/systemd/system/edged.service.d"
+    folder.mkdir(parents=True)
+    shutil.copy(DROP_INS.with_suffix(""), folder.with_suffix(""))
+    shutil.copy(DROP_INS / f"{drop_in}.conf.example", folder / f"{drop_in}.conf")
+    command = ["systemd-analyze", "security", "--offline=yes", f"--root={tmp_path}", "--threshold=15", "edged.service"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd-analyze looks at no files")
+    assert done.returncode == 0, done.stdout.splitlines()[-1:]
+
+
+def test_throttling_is_a_warning_and_the_rails_are_named(settings: Settings, tmp_path: Path) -> None:
+    root = tree(tmp_path, "jetson-orin")
+    assert bad(settings, root, "sensors") == []
+    (root / "sys/class/thermal/cooling_device5/cur_state").write_text("1")
+    (found,) = bad(settings, root, "sensors")
+    assert found.message == "throttled: gpu_throttle_alert"
+    told = next(one.message for one in examine(settings, detect(root)) if one.check == "sensors")
+    assert "temperature_celsius" in told
+    assert told.endswith("power of VDD_IN")
+
+
+@pytest.mark.parametrize(
+    ("l4t", "python", "thor", "words"),
+    [
+        ("35.4.1", (3, 10), False, "install JetPack 6.1 or newer"),
+        ("36.3.0", (3, 10), False, "is JetPack 6.0"),
         (
             "36.4.3",
             (3, 10),
+            False,
             "--index-url https://pypi.jetson-ai-lab.io/jp6/cu126 'onnxruntime-gpu>=1.23'; lay the wheel",
         ),
-        ("36.4.3", (3, 12), "--python-version 3.10"),
-        ("36.4.3", (3, 12), "for Python 3.10, JetPack 6's own"),
-        ("38.2.0", (3, 12), "--python-version 3.12 --platform manylinux_2_34_aarch64 'onnxruntime-gpu>=1.29'"),
-        ("38.2.0", (3, 10), "needs Python 3.11 and glibc 2.34"),
-        (None, (3, 10), "/etc/nv_tegra_release"),
+        ("36.4.3", (3, 12), False, "--python-version 3.10"),
+        ("36.4.3", (3, 12), False, "for Python 3.10, JetPack 6's own"),
+        ("38.2.0", (3, 12), True, "--index-url https://pypi.jetson-ai-lab.io/sbsa/cu130 'onnxruntime-gpu>=1.23'"),
+        ("38.2.0", (3, 12), True, "for sm_89, 90, 120 and 121 only: none for a Thor (sm_110)"),
+        ("39.2.0", (3, 11), True, "for Python 3.12, JetPack 7's own"),
+        ("39.2.0", (3, 12), False, "CMAKE_CUDA_ARCHITECTURES=87, or install JetPack 6.2"),
+        (None, (3, 10), False, "/etc/nv_tegra_release"),
     ],
 )
-def test_the_wheel_for_a_jetson_is_named_by_its_release(l4t: str | None, python: tuple[int, int], words: str) -> None:
-    assert words in cuda_runtime(l4t, python)
+def test_the_wheel_for_a_jetson_is_named_by_its_release(
+    l4t: str | None, python: tuple[int, int], thor: bool, words: str
+) -> None:
+    assert words in cuda_runtime(l4t, python, thor)
 
 
-def test_a_jetson_on_its_cpu_is_told_which_wheel_it_needs(settings: Settings) -> None:
-    (found,) = bad(settings, BOARDS / "jetson-orin", "runtime")
+def test_pypis_wheel_is_named_to_no_jetson() -> None:
+    """It lists CUDA, and no kernel of it runs on one."""
+    for l4t in ("36.4.3", "38.2.0", "39.2.0"):
+        for thor in (False, True):
+            advice = cuda_runtime(l4t, (3, 12), thor)
+            assert "manylinux" not in advice
+            assert advice.count("pip download") == advice.count("jetson-ai-lab.io") <= 1
+
+
+@pytest.mark.parametrize(("board", "words"), [("jetson-orin", "jp6/cu126"), ("jetson-thor", "sbsa/cu130")])
+def test_a_jetson_on_its_cpu_is_told_which_wheel_it_needs(settings: Settings, board: str, words: str) -> None:
+    (found,) = bad(settings, BOARDS / board, "runtime")
+    assert words in found.hint
     assert (found.state, "GPU" in found.message, "set model.runtime_wheels" in found.hint) == ("warn", True, True)
