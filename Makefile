@@ -92,6 +92,16 @@ test-clients: $(VENV)/.dev | mosquitto ## every example of docs/clients.md with 
 	@[ -d $(VENV)-clients/python ] || $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)-clients/python aiomqtt
 	@CLIENTS_NODE=$(abspath $(VENV)-clients) PYTHONPATH=$(abspath $(VENV)-clients/python) $(BIN)/pytest -q -rs tests/clients
 
+test-brokers: $(VENV)/.dev | mosquitto ## the promises of the contract on other brokers: which hold, and what edged says otherwise (ONLY=name; minutes)
+	@{ command -v nats-server && command -v ejabberdctl && command -v npm && [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ]; } >/dev/null || { \
+		echo "installing ejabberd, NATS, Node.js and RabbitMQ …"; \
+		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends ejabberd nats-server nodejs npm rabbitmq-server >/dev/null; \
+		[ ! -d /run/systemd/system ] || $(SUDO) systemctl disable --quiet --now ejabberd nats-server rabbitmq-server; }
+	@[ -d $(VENV)-brokers/node_modules/aedes ] || npm install --silent --no-audit --no-fund --prefix $(VENV)-brokers aedes
+	@[ -x $(VENV)-brokers/python/bin/amqtt ] || { $(BIN)/python -m venv $(VENV)-brokers/python && $(VENV)-brokers/python/bin/python -m pip install --quiet --disable-pip-version-check amqtt; }
+	@BROKERS_NODE=$(abspath $(VENV)-brokers)/node_modules BROKERS_AMQTT=$(abspath $(VENV)-brokers)/python/bin/amqtt \
+		$(BIN)/python tests/brokers/run.py --only '$(ONLY)'
+
 test-arm: $(VENV)/.dev | mosquitto ## the package for Arm, emulated on the processors of a Pi 4 and a Pi 5 (root, Linux 6.7; minutes, 400 MB)
 	@{ command -v debootstrap && command -v qemu-aarch64-static; } >/dev/null || { \
 		echo "installing debootstrap and qemu-user-static …"; \

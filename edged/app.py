@@ -35,6 +35,7 @@ from edged.machine.memory import available
 from edged.machine.sensors import facts, find_sensors, power_meter
 from edged.machine.sensors.sampler import Sampler
 from edged.models.store import DEMO_FOLDER, served
+from edged.mqtt.known_sessions import KnownSessions
 from edged.mqtt.link import Link
 from edged.observer import Observed, Observer
 from edged.report.documents import encode, offline_document
@@ -170,6 +171,7 @@ def _link(settings: Settings, device: str, instance: str, inbox: Inbox, latest: 
         instance=instance,
         deliver=inbox.put,
         will_payload=lambda: encode(offline_document(device, latest.current, "the connection was lost")),
+        sessions=KnownSessions(settings.state_dir / "sessions.json"),
     )
 
 

@@ -29,6 +29,7 @@ from edged.mqtt.connection_faults import (
 )
 from edged.mqtt.events import ProtocolVersion
 from edged.mqtt.grants import Grants
+from edged.mqtt.known_sessions import KnownSessions
 from edged.mqtt.session import Session
 from edged.mqtt.session_types import (
     Established,
@@ -79,13 +80,17 @@ class Role:
 class Connection:
     """One thread; while open it runs a Session or waits for the next attempt."""
 
-    def __init__(self, role: Role, mqtt: MqttSettings, owner: Owner, backoff: Backoff) -> None:
+    def __init__(
+        self, role: Role, mqtt: MqttSettings, owner: Owner, backoff: Backoff, sessions: KnownSessions | None = None
+    ) -> None:
+        """`sessions`: those of this device at brokers; without it, of this connection alone."""
         self.reconnects = 0
         self._role = role
         self._owner = owner
         self._backoff = backoff
         self._brokers = Brokers(mqtt)
-        self._been_at: set[str] = set()
+        self._sessions = sessions or KnownSessions()
+        self._was_up = False
         self._condition = threading.Condition()
         self._open = False
         self._stopped = False
@@ -299,11 +304,14 @@ class Connection:
 
     def _ready(self, broker: Broker, established: Established) -> None:
         address, warnings = broker.mqtt.address, established.warnings
-        if self._been_at:
+        if self._was_up:
             self.reconnects += 1
-        if address in self._been_at and self._role.keep_session and not established.session_present:
-            warnings += (SESSION_LOST,)
-        self._been_at.add(address)
+        self._was_up = True
+        if self._role.keep_session:
+            known = self._sessions.has(address, self._role.client_id)
+            if known and not established.session_present:
+                warnings += (SESSION_LOST,)
+            self._sessions.add(address, self._role.client_id)
         self._is_up, self._usable = True, not established.refused
         self._reported.clear()
         self._failures.clear()

@@ -30,6 +30,7 @@ from edged.mqtt.events import (
 )
 from edged.mqtt.group_check import SILENT_SECONDS, GroupCheck, not_delivered
 from edged.mqtt.identity import OFFLINE, DeviceIdWatch, InstanceStatus, KnownInstances, read_status
+from edged.mqtt.known_sessions import KnownSessions
 from edged.mqtt.preferred import STEADY_SECONDS, PreferredBroker
 from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd, Subscription, Will
 from edged.mqtt.status_echo import ECHO_SECONDS, StatusEcho
@@ -84,8 +85,12 @@ class Link:
         silent_seconds: float = SILENT_SECONDS,
         echo_seconds: float = ECHO_SECONDS,
         steady_seconds: float = STEADY_SECONDS,
+        sessions: KnownSessions | None = None,
     ) -> None:
-        """`instance`: random id of this run of edged, which the will and every status document carry."""
+        """`instance`: random id of this run of edged, which the will and every status document carry.
+
+        `sessions`: those that earlier runs had at brokers.
+        """
         self.topics = Topics(mqtt.root, device)
         self._mqtt = mqtt
         self._groups = frozenset(groups)
@@ -118,6 +123,7 @@ class Link:
             mqtt,
             _ConnectionOwner(self, "jobs"),
             Backoff(*retry_seconds),
+            sessions,
         )
         self._control = Connection(
             Role(
@@ -134,6 +140,7 @@ class Link:
             mqtt,
             _ConnectionOwner(self, "control"),
             Backoff(*retry_seconds),
+            sessions,
         )
 
     def start(self) -> None:

@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 
 from edged.faults import Fault
 from edged.mqtt.events import LinkDown, LinkUp, Published, PublishRefused
+from edged.mqtt.known_sessions import KnownSessions
 from edged.mqtt.status_echo import StatusEcho
 
 Make = Callable[..., Any]
@@ -367,6 +368,50 @@ def test_a_broker_that_forgot_the_session_is_named(make_broker: Make, make_devic
     broker.start()
     device.until_up()
     assert codes(device) == {"mqtt_session_lost"}
+
+
+def test_a_session_that_was_forgotten_while_the_device_was_off_is_named(
+    make_broker: Make, make_device: Make, protocol: str, tmp_path: Path
+) -> None:
+    broker: Mosquitto = make_broker(persistence=False).start()
+
+    def started() -> Device:
+        return make_device(broker.port, protocol=protocol, sessions=KnownSessions(tmp_path / "sessions")).up()
+
+    first = started()
+    assert codes(first) == set()  # the first time at a broker, there is nothing that it could have forgotten
+    first.link.stop(PATIENCE)
+    second = started()
+    assert codes(second) == set()
+    second.link.stop(PATIENCE)
+    broker.kill()
+    broker.start()
+    assert codes(started()) == {"mqtt_session_lost"}
+
+
+def test_sessions_in_a_file_that_is_not_ours_are_not_known(tmp_path: Path) -> None:
+    for content in (b"", b"[1", b"7", b'[["a"]]', b"\xff", b'{"a": 1}'):
+        (tmp_path / "sessions").write_bytes(content)
+        assert not KnownSessions(tmp_path / "sessions").has("a", "1")
+
+
+def test_a_known_session_is_written_once(tmp_path: Path) -> None:
+    file = tmp_path / "sessions"
+    KnownSessions(file).add("broker:1883", "board")
+    first = file.stat()
+    known = KnownSessions(file)
+    known.add("broker:1883", "board")
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    for number in range(100):
+        known.add(f"broker:{number}", "board")
+    assert not KnownSessions(file).has("broker:1883", "board")  # the list is bounded
+    assert KnownSessions(file).has("broker:99", "board")
+
+
+def test_without_the_file_the_sessions_of_this_run_are_known(tmp_path: Path) -> None:
+    known = KnownSessions(tmp_path / "no folder" / "sessions")
+    known.add("broker:1883", "board")
+    assert known.has("broker:1883", "board")
 
 
 def test_a_reconnect_to_the_same_session_is_no_warning(
