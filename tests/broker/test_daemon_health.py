@@ -40,6 +40,7 @@ METRICS = {
     "edged_model_info": {"name", "state", "execution_provider", "reason"},
     "edged_model_load_seconds": set(),
     "edged_model_scrubbed_bytes": set(),
+    "edged_mqtt_broker": {"broker"},
     "edged_mqtt_connected": {"connection"},
     "edged_mqtt_reconnects": {"connection"},
     "edged_outbox_results": set(),
