@@ -147,8 +147,8 @@ test-templates: $(VENV)-templates/.done ## published chat templates, rendered as
 bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overhead, jobs/s, memory, bytes written
 	@$(BIN)/python tests/benchmarks/jobs.py
 
-bench-sampling: $(VENV)/.dev ## what the choice of a token costs, for each option of a job beside greedy
-	@$(BIN)/python tests/benchmarks/sampling.py
+bench-sampling: $(VENV)/.dev $(if $(MODEL),,$(LARGE_VOCABULARY)) ## what the choice of a token costs beside a step, for each option of a job: make bench-sampling [MODEL=FOLDER]
+	@$(BIN)/python tests/benchmarks/sampling.py $(or $(MODEL),$(dir $(LARGE_VOCABULARY)))
 
 .PHONY: bench-prefill
 bench-prefill: $(VENV)/.dev $(if $(MODEL),,$(REAL_MODEL) $(LARGE_VOCABULARY)) ## prompts through the served graph and as published: two models, or MODEL=FOLDER (minutes)

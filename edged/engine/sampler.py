@@ -1,12 +1,15 @@
 """Chooses the next token from logits: greedy, or drawn with temperature, top-k, top-p and min-p by a seeded generator.
 
-At a vocabulary of 262,144 tokens a full sort, or fresh memory for a few arrays of that length, takes as long as a step
-of a small model. So the work is done in place, and only tokens that may be chosen are sorted.
+At a vocabulary of 262,144 tokens a sort, or the exponential of each logit, takes a tenth of a step of a small model. So
+one pass finds the highest logit of each block of tokens, and tokens are drawn by rejection (von Neumann 1951), which
+needs the weights of those alone that are drawn.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 64
-"""Tokens of which only the highest is looked at first in the search for the top-k."""
-_SUM_BLOCK = 512
-"""Weights that are added up in float32."""
-_FEW, _CHUNK, _BUCKETS = 2048, 1 << 15, 1 << 13
-"""Tokens that are sorted as they are; of more of them the weights are counted in buckets first, so many at a time."""
+"""Tokens of which only the highest is looked at first."""
+_TRIES = 256
+"""Tokens that are drawn at once, of which the first that is accepted counts."""
+_UNSEEN = 0.01
+"""About the most that the tokens which are not looked at may weigh, of all, where top-p is to be decided."""
+_CHUNK = 1 << 14
+"""Logits that are computed with at once: more would be fresh memory each time, which costs as much."""
 _LEAST_TEMPERATURE = 1e-20
 """A lower one would be 0 in float32. All but the best is gone long before."""
 
@@ -123,104 +128,142 @@ class LogitsProcessor:
 def sample(logits: NDArray[np.float32], sampling: Sampling, generator: np.random.Generator) -> int:
     """The next token for one row, by logits after bias and penalties.
 
-    `logits`: [vocabulary]; they may be changed. First comes the temperature, then top-k, top-p and min-p, each on what
-    the one before leaves, as in transformers. Draws one number from `generator` per token and only when sampling, so a
-    seed gives the same tokens in any batch. Raises NotFiniteError.
+    `logits`: [vocabulary]. First comes the temperature, then top-k, top-p and min-p, each on what the one before
+    leaves, as in transformers. How many numbers are drawn from `generator` depends on this row alone, so a seed gives
+    the same tokens in any batch. Raises NotFiniteError.
     """
-    best = int(np.argmax(logits))  # the first NaN, where there is one
-    highest = logits[best]
+    if sampling.temperature == 0.0 or sampling.top_k == 1:
+        best = int(np.argmax(logits))  # the first NaN, where there is one
+        _check(logits[best])
+        return best
+    with np.errstate(over="ignore", under="ignore"):  # a tiny temperature: everything but the best goes to nothing
+        blocks = _Blocks(logits, sampling.temperature)
+        if not 0 < sampling.top_k < len(logits):
+            return _draw(blocks, sampling, generator)
+        tokens = blocks.top(sampling.top_k)
+        return int(tokens[_draw(_Blocks(logits[tokens], sampling.temperature), sampling, generator)])
+
+
+def _check(highest: np.float32) -> None:
     if not np.isfinite(highest):
         raise NotFiniteError(f"the model gave {highest} as its best logit")
-    if sampling.temperature == 0.0 or sampling.top_k == 1:
-        return best
-    return _draw(logits, float(highest), sampling, generator.random())
 
 
-def _draw(logits: NDArray[np.float32], highest: float, sampling: Sampling, uniform: float) -> int:
-    """One token by `uniform`, a number in [0, 1), which runs through the tokens by id. `logits` are changed."""
-    temperature = max(sampling.temperature, _LEAST_TEMPERATURE)
-    tokens: NDArray[np.intp] | None = None  # None: all
-    if 0 < sampling.top_k < len(logits):
-        tokens = _top_k(logits, sampling.top_k)
-        logits = logits[tokens]
-    elif sampling.min_p > 0.0 and sampling.top_p >= 1.0:  # without the weights of all tokens
-        tokens = np.flatnonzero(logits >= highest + temperature * math.log(sampling.min_p))
-        logits = logits[tokens]
-    weights = logits
-    weights -= np.float32(highest)
-    with np.errstate(over="ignore", under="ignore"):  # a tiny temperature: everything but the best goes to nothing
-        weights /= np.float32(temperature)
-        np.exp(weights, out=weights)
-    if sampling.top_p < 1.0:
-        kept = _top_p(weights, sampling.top_p)
-        tokens, weights = kept if tokens is None else tokens[kept], weights[kept]
-    if sampling.min_p > 0.0:  # the best has the weight 1
-        kept = np.flatnonzero(weights >= np.float32(sampling.min_p))
-        tokens, weights = kept if tokens is None else tokens[kept], weights[kept]
-    place = _place(weights, uniform)
-    return place if tokens is None else int(tokens[place])
+def _draw(blocks: _Blocks, sampling: Sampling, generator: np.random.Generator) -> int:
+    """One of the tokens that top-p and min-p leave.
 
-
-def _top_k(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """The `count` tokens with the highest logits, by id; among equals the first."""
-    whole = len(logits) - len(logits) % _BLOCK
-    highest = np.concatenate([logits[:whole].reshape(_BLOCK, -1).max(axis=0), logits[whole:]])
-    if count <= len(highest):  # so many tokens at least are as high as this
-        tokens = np.flatnonzero(logits >= np.partition(highest, -count)[-count])
-    else:
-        tokens = np.arange(len(logits))
-    values = logits[tokens]
-    edge = np.partition(values, -count)[-count]
-    kept = values > edge
-    kept[np.flatnonzero(values == edge)[: count - np.count_nonzero(kept)]] = True
-    chosen: NDArray[np.intp] = tokens[kept]
-    return chosen
-
-
-def _top_p(weights: NDArray[np.float32], share: float) -> NDArray[np.intp]:
-    """The places of the smallest set whose weight reaches `share` of all (Holtzman et al. 2019, arXiv:1904.09751).
-
-    By place; among equals the first.
+    These are the likeliest. So where a token is drawn that is none of them, the next is drawn from those before it.
     """
-    total = float(_sums(weights).sum(dtype=np.float64))
-    least = total * share
-    # All weights below this bound, together, cannot make up what the set may lack.
-    candidates = weights >= np.float32((total - least) / len(weights) * (1 - 1e-6))
-    few = np.count_nonzero(candidates) <= _FEW
-    if not few:  # a flat distribution
-        buckets = weights.view(np.uint32) >> 18  # a float's leading bits rise with it
-        mass = np.zeros(_BUCKETS)
-        for start in range(0, len(weights), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            mass += np.bincount(buckets[part], weights=weights[part], minlength=_BUCKETS)
-        down = np.cumsum(mass[::-1])  # from the bucket of the heaviest
-        passed = int(np.searchsorted(down, least))
-        edge = _BUCKETS - 1 - passed
-        kept, candidates = buckets > edge, buckets == edge
-        least -= down[passed - 1] if passed else 0.0
-    places = np.flatnonzero(candidates)
-    places = places[np.argsort(-weights[places], kind="stable")]
-    places = places[: int(np.searchsorted(np.cumsum(weights[places], dtype=np.float64), least)) + 1]
-    if few:
-        return np.sort(places)
-    kept[places] = True
-    return np.flatnonzero(kept)
+    least, before = blocks.logit(sampling.min_p), len(blocks.logits)
+    share = max(sampling.top_p, sys.float_info.min)  # one token at least
+    while True:
+        token = blocks.draw(generator, least, before)
+        if sampling.top_p >= 1.0 or blocks.in_nucleus(token, share):
+            return token
+        least, before = blocks.logits[token], token
 
 
-def _place(weights: NDArray[np.float32], uniform: float) -> int:
-    """The place where the running sum of the weights passes `uniform` of the whole."""
-    sums = np.cumsum(_sums(weights), dtype=np.float64)
-    block = _passes(sums, uniform * sums[-1])
-    before = sums[block - 1] if block else 0.0
-    inside = np.cumsum(weights[block * _SUM_BLOCK : (block + 1) * _SUM_BLOCK], dtype=np.float64)
-    return block * _SUM_BLOCK + _passes(inside, uniform * sums[-1] - before)
+class _Blocks:
+    """Logits in blocks of `_BLOCK` tokens and the highest of each block, so that few others need be looked at.
 
+    A block has tokens at equal distances, so that one quick pass finds all maxima. The tokens that are left over are
+    blocks of one. A token weighs exp((logit - highest) / temperature). Among equals the first is before the others.
+    """
 
-def _passes(sums: NDArray[np.float64], goal: float) -> int:
-    """The first place whose running sum is above `goal`, or the last one that adds to it."""
-    return int(np.searchsorted(sums, min(goal, np.nextafter(sums[-1], 0.0)), side="right"))
+    def __init__(self, logits: NDArray[np.float32], temperature: float) -> None:
+        """Raises NotFiniteError."""
+        self.logits = logits
+        self._temperature = max(temperature, _LEAST_TEMPERATURE)
+        self._whole = len(logits) // _BLOCK
+        self._table = logits[: self._whole * _BLOCK].reshape(_BLOCK, self._whole)
+        self._peaks = np.concatenate([self._table.max(axis=0), logits[self._whole * _BLOCK :]])
+        self._highest = self._peaks.max()  # NaN, where there is one
+        _check(self._highest)
 
+    def logit(self, weight: float) -> np.float32:
+        """The logit of a token of this weight."""
+        below = self._temperature * math.log(weight) if weight else -math.inf
+        logit: np.float32 = np.float32(float(self._highest) + below)
+        return logit
 
-def _sums(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sums of blocks of weights."""
-    return np.add.reduceat(weights, np.arange(0, len(weights), _SUM_BLOCK))
+    def draw(self, generator: np.random.Generator, least: np.float32, before: int) -> int:
+        """One of the tokens whose logit is above `least`, or equal and the token below `before`.
+
+        By rejection: a block is drawn by its bound, and one of its tokens, which is taken with the probability of its
+        weight / that of the block's best, so one in `_BLOCK` at least.
+        """
+        sums = np.cumsum(np.where(self._peaks >= least, self._bounds, 0.0))
+        while True:
+            drawn, within, kept = generator.random((3, _TRIES))
+            blocks = np.searchsorted(sums, np.minimum(drawn * sums[-1], np.nextafter(sums[-1], 0.0)), side="right")
+            rows = np.where(blocks < self._whole, (within * _BLOCK).astype(np.intp), _BLOCK - 1)
+            tokens = blocks + rows * self._whole
+            logits = self.logits[tokens]
+            taken = kept < self._weigh(logits, self._peaks[blocks])
+            taken &= (logits > least) | ((logits == least) & (tokens < before))
+            first = int(np.argmax(taken))
+            if taken[first]:
+                return int(tokens[first])
+
+    def in_nucleus(self, token: int, share: float) -> bool:
+        """Whether the tokens before `token` weigh less than `share` of all (Holtzman et al. 2019, arXiv:1904.09751).
+
+        Mostly the likeliest tell that: what the others weigh has a bound.
+        """
+        value, bounds = self.logits[token], self._bounds
+        light = _UNSEEN * float(bounds.sum()) / (_BLOCK * len(self.logits))
+        tokens = self.at_least(min(self.logit(light), value))
+        if 8 * len(tokens) < len(self.logits):
+            before, seen = self._before(self.logits[tokens], value, int(np.searchsorted(tokens, token)))
+            if before < share * seen:
+                return True
+            if before >= share * (seen + float(np.minimum(bounds, _BLOCK * light).sum())):
+                return False
+        starts = range(0, len(self.logits), _CHUNK)
+        parts = [self._before(self.logits[start : start + _CHUNK], value, max(token - start, 0)) for start in starts]
+        return sum(before for before, _ in parts) < share * sum(part for _, part in parts)
+
+    def at_least(self, logit: np.float32) -> NDArray[np.intp]:
+        """The tokens whose logits are this high, by id."""
+        blocks = np.flatnonzero(self._peaks >= logit)
+        whole = blocks[: np.searchsorted(blocks, self._whole)]
+        if 4 * len(whole) > self._whole:
+            return np.flatnonzero(self.logits >= logit)
+        rows, places = np.divmod(np.flatnonzero(self._table[:, whole] >= logit), max(len(whole), 1))
+        rest = blocks[len(whole) :] + (_BLOCK - 1) * self._whole
+        return np.concatenate([whole[places] + rows * self._whole, rest])
+
+    def top(self, count: int) -> NDArray[np.intp]:
+        """The `count` likeliest tokens, by id; among equals the first."""
+        if count <= len(self._peaks):  # so many tokens at least are as high as this
+            tokens = self.at_least(np.partition(self._peaks, -count)[-count])
+        else:
+            tokens = np.arange(len(self.logits))
+        values = self.logits[tokens]
+        edge = np.partition(values, -count)[-count]
+        kept = values > edge
+        kept[np.flatnonzero(values == edge)[: count - np.count_nonzero(kept)]] = True
+        chosen: NDArray[np.intp] = tokens[kept]
+        return chosen
+
+    @functools.cached_property
+    def _bounds(self) -> NDArray[np.float64]:
+        """The most that each block can weigh."""
+        bounds = self._weigh(self._peaks).astype(np.float64)
+        bounds[: self._whole] *= _BLOCK
+        return bounds
+
+    def _before(self, logits: NDArray[np.float32], value: np.float32, place: int) -> tuple[float, float]:
+        """The weight of those of `logits` that are before `value`, which is at `place` or comes there; of all."""
+        weights = self._weigh(logits)
+        before = logits > value
+        before[:place] |= logits[:place] == value
+        return float(np.dot(weights, before)), float(weights.sum())
+
+    def _weigh(
+        self, logits: NDArray[np.float32], beside: NDArray[np.float32] | np.float32 | None = None
+    ) -> NDArray[np.float32]:
+        """The weights of logits, those of `beside` (default: the highest) being 1."""
+        weights = logits - (self._highest if beside is None else beside)
+        weights /= np.float32(self._temperature)
+        return np.exp(weights, out=weights)
