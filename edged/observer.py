@@ -97,6 +97,7 @@ class Observer:
                 threads=loaded.threads,
                 planned_bytes=loaded.plan.peak,
                 verified=loaded.verified is not None,
+                digest=loaded.manifest.identity if loaded.manifest is not None else None,
                 lone_rows_padded=loaded.bits.lone_row_differs,
                 same_ids_in_any_company=loaded.same_ids_in_any_company,
                 logits=loaded.session.logits_computed,

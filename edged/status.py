@@ -37,6 +37,8 @@ class ModelFacts:
     threads: int
     planned_bytes: int
     verified: bool
+    digest: str | None
+    """Identity of the manifest that the package's files were checked against; None where there is none."""
     lone_rows_padded: bool
     same_ids_in_any_company: bool
     logits: str

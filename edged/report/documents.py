@@ -111,6 +111,7 @@ def _model_facts(status: Status) -> dict[str, Any]:
         "threads": facts.threads,
         "planned_bytes": facts.planned_bytes,
         "verified": facts.verified,
+        "digest": facts.digest,
         "lone_rows_padded": facts.lone_rows_padded,
         "same_ids_in_any_company": facts.same_ids_in_any_company,
         "logits": facts.logits,

@@ -73,6 +73,9 @@ def test_a_package_that_decays_while_it_is_served_is_not_served_until_a_pull_has
     assert daemon.command("model", "pull", source).returncode == 0
     assert daemon.command("model", "use", "phi3").returncode == 0
     daemon.start()
+    manifest = json.loads((daemon.state_dir / "models/phi3/edged-manifest.json").read_text())
+    late = place.client()
+    assert json.loads(late.wait("info").payload)["model"]["digest"] == manifest["identity"]
     eventually(lambda: daemon.metric("edged_model_scrubbed_bytes_total") > 0, "a block was read")
     with (daemon.state_dir / "models/phi3/model.onnx.data").open("r+b", buffering=0) as file:
         file.seek(100_000)
