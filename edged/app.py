@@ -23,6 +23,7 @@ from edged.engine.prefix_files import PREFIXES
 from edged.engine.scrubber import Scrubber
 from edged.jobs.crash import CrashLedger
 from edged.jobs.document import State
+from edged.jobs.energy import EnergyLedger, FixedPower
 from edged.jobs.manager import JobManager
 from edged.jobs.preparer import Preparer
 from edged.jobs.schema import SpoolError
@@ -70,7 +71,8 @@ def build(
         spool, ledger = _open_state(settings, clock, supervisor)
         undo.callback(spool.close)
         latest = LatestStatus()
-        sampler = _sampler(board, settings)
+        energy = _energy(settings, lambda: sampler.wake(), lambda: engine.status.loading_since is not None)
+        sampler = _sampler(board, settings, energy)
         metrics = Metrics(board, lambda: sampler.readings, latest, [state.value for state in State])
         try:
             http = HttpServer(settings.http.host, settings.http.port, metrics.text, latest, identity.http_context)
@@ -90,6 +92,7 @@ def build(
         watch=lambda: signature(model_path),
         deliver=inbox.put,
         note_running=ledger.write_running,
+        observer=energy,
     )
     preparer = Preparer(inbox.put)
     jobs = JobManager(
@@ -108,9 +111,10 @@ def build(
         pieces_per_second=settings.jobs.pieces_per_second,
         allow_pin=settings.cache.allow_pin,
         pinned=settings.cache.pinned,
+        energy=energy,
     )
     observer = Observer(
-        Observed(engine, scrubber, preparer, jobs, link, http),
+        Observed(engine, scrubber, preparer, jobs, link, http, energy),
         settings,
         clock,
         device=device,
@@ -159,8 +163,18 @@ def _open_state(settings: Settings, clock: Clock, supervisor: Supervisor) -> tup
         raise state_dir_refused(settings, error) from None
 
 
-def _sampler(board: Board, settings: Settings) -> Sampler:
-    return Sampler(find_sensors(board, settings.state_dir), power_meter(board), lambda: facts(board))
+def _energy(settings: Settings, wake: Callable[[], None], loading: Callable[[], bool]) -> EnergyLedger:
+    power = settings.power
+    if power.idle_watts is not None and power.busy_watts is not None:
+        return EnergyLedger(FixedPower(power.idle_watts, power.busy_watts))
+    return EnergyLedger(wake=wake, loading=loading)
+
+
+def _sampler(board: Board, settings: Settings, energy: EnergyLedger) -> Sampler:
+    sensors, meter = find_sensors(board, settings.state_dir), power_meter(board)
+    if settings.power.busy_watts is not None:
+        return Sampler(sensors, meter, lambda: facts(board))
+    return Sampler(sensors, meter, lambda: facts(board), busy=energy.busy, take_power=energy.add_power)
 
 
 def _link(settings: Settings, device: str, instance: str, inbox: Inbox, latest: LatestStatus) -> Link:

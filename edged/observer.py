@@ -18,6 +18,7 @@ from edged.engine.events import ModelChanged
 from edged.engine.scrubber import Scrubber
 from edged.engine.status import EngineStatus
 from edged.faults import Fault
+from edged.jobs.energy import EnergyLedger
 from edged.jobs.manager import JobManager, JobsStatus
 from edged.jobs.preparer import Preparer, PreparerStatus
 from edged.liveness import EndedThread, Failure, Task, find_failure, load_limit
@@ -41,6 +42,7 @@ class Observed:
     jobs: JobManager
     link: Link
     http: HttpServer
+    energy: EnergyLedger
 
 
 class Observer:
@@ -167,6 +169,7 @@ class Observer:
             prefixes=engine.prefixes if self._model.state == "serving" else PrefixStatus(),
             max_stall_kept=engine.max_stall_kept,
             tokens_per_second=jobs.speed,
+            energy=parts.energy.status(),
         )
 
     def _unready(self, jobs: JobsStatus, link: LinkStatus) -> tuple[Fault, ...]:

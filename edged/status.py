@@ -77,6 +77,19 @@ class PrefixStatus:
 
 
 @dataclass(frozen=True)
+class EnergyStatus:
+    """Joules that the board took since the start, by phase (prefill, decode, idle, other); 0 without a source."""
+
+    source: str = ""
+    """The rails that measure it, or `configured`; empty where nothing does."""
+    joules: Mapping[str, float] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """Tokens whose energy is in `joules`, for prefill and decode."""
+    idle_watts: float | None = None
+    """What the board draws while the engine is idle; None while that is not known."""
+
+
+@dataclass(frozen=True)
 class Status:
     """The daemon at one moment. The defaults are those of a daemon that has not started its main loop."""
 
@@ -119,6 +132,7 @@ class Status:
     max_stall_kept: bool = True
     tokens_per_second: Mapping[str, float] = field(default_factory=dict)
     """Of the last answer: prefill and decode."""
+    energy: EnergyStatus = EnergyStatus()
 
     def alive_faults(self, now: float) -> tuple[Fault, ...]:
         """Why the daemon makes no progress at `now` (CLOCK_MONOTONIC seconds); an old snapshot is a fault too."""

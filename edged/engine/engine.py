@@ -28,6 +28,7 @@ from edged.engine.sequence import Request, Sequence
 from edged.engine.session import one_line
 from edged.engine.slots import Slots
 from edged.engine.status import EngineStatus
+from edged.engine.steps import StepObserver, StepRecord, StepRow
 
 log = structlog.get_logger(__name__)
 
@@ -63,15 +64,17 @@ class Engine:
         watch: Callable[[], str],
         deliver: Callable[[EngineEvent], None],
         note_running: Callable[[Iterable[int]], None],
+        observer: StepObserver | None = None,
     ) -> None:
         """`load` raises PackageError when the model cannot be served; `watch` gives a signature of its files.
 
         `note_running` gets the keys that have rows, before their first step and whenever one leaves: a crash of the
-        process then finds its suspects written down.
+        process then finds its suspects written down. `observer` hears of each step.
         """
         self._lifecycle = ModelLifecycle(load, watch, deliver)
         self._deliver = deliver
         self._note_running = note_running
+        self._observer = observer or StepObserver()
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._active: _ActiveModel | None = None
@@ -259,17 +262,22 @@ class Engine:
         past = [row.computed for row in rows]
         if plan.companion is not None:
             past.append(plan.companion)
+        told = tuple(StepRow(row.request.key, plan.count, row.computed < len(row.request.prompt)) for row in rows)
         began = time.monotonic()
         self._publish(busy_since=began)
+        self._observer.began(began)
         try:
             logits = active.model.session.step(plan.first, ids, past, plan.width)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            self._observer.ended(StepRecord(began, time.monotonic(), told))
             self._publish(busy_since=None)
             self._step_failed(active, rows, one_line(error))
             return None
         self._publish(busy_since=None, batch_rows=self.status.batch_rows if plan.chunk else plan.rows)
+        ended = time.monotonic()
+        self._observer.ended(StepRecord(began, ended, told))
         kept = active.budget.kept
-        active.budget.note(plan, time.monotonic() - began)
+        active.budget.note(plan, ended - began)
         if kept > active.budget.kept:
             log.warning("max_stall_exceeded", max_stall=active.model.max_stall, tokens=active.model.splits.least)
         return logits

@@ -9,6 +9,7 @@ from edged.engine.loaded_model import LoadedModel
 from edged.engine.sequence import Request, rank
 from edged.jobs.document import Code, JobError, State
 from edged.jobs.endings import Endings
+from edged.jobs.energy import EnergyLedger
 from edged.jobs.expiry import JobTimes
 from edged.jobs.outbox import Outbox
 from edged.jobs.pinned import PinnedPrompts
@@ -46,6 +47,7 @@ class Dispatch:
         times: JobTimes,
         metrics: Metrics,
         streams: Streams,
+        energy: EnergyLedger,
     ) -> None:
         self._spool = spool
         self._outbox = outbox
@@ -56,6 +58,7 @@ class Dispatch:
         self._times = times
         self._metrics = metrics
         self._streams = streams
+        self._energy = energy
         self._queue = JobQueue(lambda queued: rank(queued.priority, times.received(queued)))
         self._active: dict[int, Active] = {}
         self._preparing: int | None = None
@@ -118,7 +121,9 @@ class Dispatch:
         self, event: engine_events.Started | engine_events.Piece | engine_events.Finished | engine_events.Ended
     ) -> None:
         """Note that a job has started, made a piece of its answer, finished, or ended without an answer."""
-        number = event.key
+        number, energy = event.key, None
+        if isinstance(event, (engine_events.Finished, engine_events.Ended)):
+            energy = self._energy.take(number)
         if number < 0:
             if isinstance(event, (engine_events.Finished, engine_events.Ended)):
                 self._pinned.ended(number, answered=isinstance(event, engine_events.Finished))
@@ -136,7 +141,7 @@ class Dispatch:
         elif isinstance(event, engine_events.Finished):
             self._streams.end(number)
             self._remove(active)
-            self._endings.with_answer(queued, active.job, active.waited, event)
+            self._endings.with_answer(queued, active.job, active.waited, event, energy)
         else:
             self._ended(active, event)
 

@@ -11,6 +11,7 @@ import structlog
 
 from edged.engine.events import Finished
 from edged.jobs.document import Job, State
+from edged.jobs.energy import JobEnergy
 from edged.jobs.expiry import JobTimes
 from edged.jobs.records import Queued
 from edged.jobs.results import Reason, speed, success, without_answer
@@ -47,7 +48,9 @@ class Endings:
         self.speed: dict[str, float] = {}
         """Tokens per second of the last answer, prefill and decode."""
 
-    def with_answer(self, queued: Queued, job: Job, waited: float, event: Finished) -> None:
+    def with_answer(
+        self, queued: Queued, job: Job, waited: float, event: Finished, energy: JobEnergy | None = None
+    ) -> None:
         """The engine has the job's answer; `waited`: seconds from receipt to its row."""
         now = self._times.now()
         judged = queued.deadline is None or now.synchronised
@@ -73,6 +76,7 @@ class Endings:
             waited=waited,
             attempts=queued.starts + 1,
             deadline_judged=judged,
+            energy=energy,
         )
         self._commit(Ending(queued, State.SUCCEEDED, document))
 

@@ -20,6 +20,7 @@ from edged.jobs.crash import CrashLedger
 from edged.jobs.dispatch import Dispatch
 from edged.jobs.document import Code, State
 from edged.jobs.endings import Endings
+from edged.jobs.energy import EnergyLedger
 from edged.jobs.expiry import JobTimes
 from edged.jobs.intake import Acknowledger, Intake
 from edged.jobs.interrupted import recover
@@ -96,6 +97,7 @@ class JobManager:
         retention: float,
         pieces_per_second: int,
         allow_pin: bool,
+        energy: EnergyLedger,
         pinned: Sequence[str] = (),
     ) -> None:
         """`pinned`: instructions that each model reads once it is loaded. Raises SpoolError."""
@@ -118,6 +120,7 @@ class JobManager:
             times=times,
             metrics=metrics,
             streams=self._streams,
+            energy=energy,
         )
         self._admission = Admission(
             device=device,

@@ -8,6 +8,7 @@ from typing import Any
 
 from edged.engine.events import Finished
 from edged.jobs.document import Code, Job, State, result_document
+from edged.jobs.energy import JobEnergy
 from edged.jobs.records import Queued
 from edged.machine.clock import format_time
 
@@ -44,6 +45,7 @@ def success(
     waited: float,
     attempts: int = 1,
     deadline_judged: bool = True,
+    energy: JobEnergy | None = None,
 ) -> bytes:
     """The result of an answer.
 
@@ -62,6 +64,7 @@ def success(
             "prompt_tokens": finished.prompt_tokens,
             "cached_tokens": finished.cached_tokens,
             "completion_tokens": len(finished.tokens),
+            **({} if energy is None else _energy_fields(energy)),
         },
         timings={
             "queued": round(waited, 4),
@@ -75,6 +78,10 @@ def success(
         finished=format_time(now),
         deadline_judged=None if deadline_judged else False,
     )
+
+
+def _energy_fields(energy: JobEnergy) -> dict[str, Any]:
+    return {"energy_joules": round(energy.joules, 3), "energy_source": energy.source}
 
 
 def too_large(document: bytes) -> bytes:

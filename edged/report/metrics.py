@@ -24,7 +24,7 @@ from edged import __version__, logs
 from edged.machine.board import Board
 from edged.machine.sensors.quantities import QUANTITIES
 from edged.machine.sensors.readings import Readings
-from edged.status import LatestStatus
+from edged.status import EnergyStatus, LatestStatus
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -132,12 +132,30 @@ class _StatusCollector(Collector):
             "Files of the prefix cache that were damaged or of another model",
             value=prefixes.refused_files,
         )
+        yield from _energy(status.energy)
         yield CounterMetricFamily(
             "edged_model_scrubbed_bytes", "Bytes of the package that the scrub has checked", value=status.scrubbed_bytes
         )
         yield CounterMetricFamily(
             "edged_prefix_cache_written_bytes", "Bytes of prefixes written to disk", value=prefixes.written_bytes
         )
+
+
+def _energy(energy: EnergyStatus) -> Iterator[Metric]:
+    """Nothing but names where no sensor and no setting tells the power."""
+    known = bool(energy.source)
+    joules = CounterMetricFamily("edged_energy_joules", "Energy of the board", labels=["phase", "source"])
+    for phase, value in energy.joules.items() if known else ():
+        joules.add_metric([phase, energy.source], value)
+    yield joules
+    tokens = CounterMetricFamily("edged_energy_tokens", "Tokens that the energy of a phase computed", labels=["phase"])
+    for phase, count in energy.tokens.items() if known else ():
+        tokens.add_metric([phase], count)
+    yield tokens
+    idle = GaugeMetricFamily("edged_energy_idle_watts", "Power of the board while no job runs")
+    if energy.idle_watts is not None:
+        idle.add_metric([], energy.idle_watts)
+    yield idle
 
 
 class _FaultCollector(Collector):

@@ -206,6 +206,34 @@ class HttpSettings(Section):
             return self.host == "localhost"
 
 
+class PowerSettings(Section):
+    """What the board draws, where no sensor measures it."""
+
+    idle_watts: float | None = Field(
+        default=None,
+        ge=0,
+        le=10_000,
+        description="What the board draws while no job runs; with busy_watts it stands in for a sensor.",
+        examples=[2.7],
+    )
+    busy_watts: float | None = Field(
+        default=None,
+        ge=0,
+        le=10_000,
+        description="What the board draws while jobs run; results and metrics then say that energy is configured.",
+        examples=[6.4],
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> PowerSettings:
+        if (self.idle_watts is None) != (self.busy_watts is None):
+            missing, present = ("busy", "idle") if self.busy_watts is None else ("idle", "busy")
+            raise conflict(f"{missing}_watts", f"must be set together with power.{present}_watts")
+        if self.idle_watts is not None and self.busy_watts is not None and self.busy_watts < self.idle_watts:
+            raise conflict("busy_watts", "must not be less than power.idle_watts")
+        return self
+
+
 class LogSettings(Section):
     """Log level and format."""
 
@@ -245,6 +273,7 @@ class Settings(BaseSettings):
     cache: CacheSettings = CacheSettings()
     jobs: JobsSettings = JobsSettings()
     http: HttpSettings = HttpSettings()
+    power: PowerSettings = PowerSettings()
     log: LogSettings = LogSettings()
 
     check_flags = field_validator("*", mode="before")(classmethod(numbers_are_not_flags))

@@ -51,6 +51,9 @@ METRICS = {
     "edged_board_info": {"kind", "model", "power_mode", "reset_reason"},
     "edged_board_reading_age_seconds": {"quantity"},
     "edged_board_sensors_broken": set(),
+    "edged_energy_joules": {"phase", "source"},
+    "edged_energy_tokens": {"phase"},
+    "edged_energy_idle_watts": set(),
     "edged_build_info": {"version"},
 }
 """The design's metrics that exist by now (families as the parser names them), and their labels."""
@@ -104,6 +107,20 @@ def test_promtool_finds_nothing_wrong(client: Client5, daemon: Daemon) -> None:
     text = daemon.get("/metrics")[1]
     result = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_energy_of_results_and_metrics_agree(place: Place) -> None:
+    """Configured watts: no machine that tests has a sensor for certain."""
+    daemon = place.daemon(power__idle_watts="2", power__busy_watts="6").start()
+    usage = place.client().ask(job("priced"))["usage"]
+    assert usage["energy_source"] == "configured"
+    phases = ("prefill", "decode")
+    joules = {phase: sample(daemon, "edged_energy_joules_total", phase=phase, source="configured") for phase in phases}
+    assert usage["energy_joules"] == pytest.approx(sum(joules.values()), abs=0.002)
+    assert min(joules.values()) > 0
+    made = {phase: sample(daemon, "edged_energy_tokens_total", phase=phase) for phase in phases}
+    assert made == {"prefill": usage["prompt_tokens"], "decode": usage["completion_tokens"] - 1}
+    assert sample(daemon, "edged_energy_idle_watts") == 2
 
 
 def test_the_metrics_move(client: Client5, daemon: Daemon) -> None:

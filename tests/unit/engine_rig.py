@@ -25,6 +25,7 @@ from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import open_package
 from edged.engine.sequence import Request
 from edged.engine.session import ModelSession
+from edged.engine.steps import StepObserver, StepRecord
 from edged.machine.board import detect
 from edged.machine.memory import available
 from edged.settings import Settings
@@ -99,6 +100,21 @@ def greedy_by_fresh_prefill(name: str, prompt: Iterable[int], count: int) -> lis
     return tokens[start:]
 
 
+class Steps(StepObserver):
+    """Keeps what it hears of steps."""
+
+    def __init__(self) -> None:
+        self.begun: list[float] = []
+        self.records: list[StepRecord] = []
+
+    def began(self, at: float) -> None:
+        assert len(self.begun) == len(self.records)
+        self.begun.append(at)
+
+    def ended(self, step: StepRecord) -> None:
+        self.records.append(step)
+
+
 class Rig:
     """An engine whose events are kept in order. `hook` sees each event on the engine's thread, right after it."""
 
@@ -107,7 +123,8 @@ class Rig:
         self.running: list[tuple[int, ...]] = []
         self.hook: Callable[[EngineEvent], None] = lambda _event: None
         self._inbox: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
-        self.engine = Engine(bring, watch, self._deliver, lambda keys: self.running.append(tuple(keys)))
+        self.steps = Steps()
+        self.engine = Engine(bring, watch, self._deliver, lambda keys: self.running.append(tuple(keys)), self.steps)
 
     def _deliver(self, event: EngineEvent) -> None:
         self.events.append(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import threading
@@ -64,6 +65,21 @@ class TestGreedy:
             end = finished(rig.run(request(0, PROMPT))[0])
         assert (end.prompt_tokens, end.cached_tokens, len(end.tokens)) == (len(PROMPT), 0, 32)
         assert before < end.started < end.first_token < end.ended
+
+    def test_each_step_is_told_with_its_rows_and_tokens(self) -> None:
+        """All of them together are the tokens that were computed: the prompts', and all made but the last ones."""
+        before = time.monotonic()
+        with running(serving("phi3", rows=2, chunk=4)) as rig:
+            rig.run(*[request(key, PROMPT, 5 + key) for key in range(3)])
+        steps = rig.steps.records
+        assert rig.steps.begun == [step.began for step in steps]
+        assert all(a.ended <= b.began for a, b in itertools.pairwise(steps))
+        assert before < steps[0].began < steps[-1].ended < time.monotonic()
+        for key in range(3):
+            rows = [row for step in steps for row in step.rows if row.key == key]
+            assert sum(row.tokens for row in rows if row.prompt) == len(PROMPT)
+            assert [row.tokens for row in rows if not row.prompt] == [1] * (4 + key)
+        assert max(len(step.rows) for step in steps) == 2
 
     def test_a_context_shorter_than_the_sliding_window_changes_nothing(self) -> None:
         with running(load(MODELS / "gemma2", context=64)) as rig:
@@ -238,6 +254,8 @@ class TestFaults:
         assert "out of data bounds" in str(ends[2].failure)
         assert all(ids(ends[key]) == ANSWER for key in (0, 1, 3, 4, 5))
         assert max(len(keys) for keys in rig.running) == 4
+        told = [row.key for step in rig.steps.records for row in step.rows if not row.prompt]
+        assert told.count(2) == 4  # the failing step of all, and the one that it failed in alone, took time too
 
     def test_a_session_that_is_lost_is_rebuilt_and_the_rows_go_on_where_they_were(
         self, monkeypatch: pytest.MonkeyPatch

@@ -19,12 +19,14 @@ from test_spool import ANY, MOMENT
 
 from edged.engine.events import Ended, Finished, ModelChanged, Piece, Started
 from edged.engine.sequence import Request
+from edged.engine.steps import StepRecord, StepRow
 from edged.jobs import admission as admission_module
 from edged.jobs import committer as committer_module
 from edged.jobs import intake as intake_module
 from edged.jobs import outbox as outbox_module
 from edged.jobs.crash import LastEnd
 from edged.jobs.document import Code, JobError
+from edged.jobs.energy import EnergyLedger, FixedPower
 from edged.jobs.manager import JobManager
 from edged.jobs.preparer import Prepared
 from edged.jobs.queue import JobQueue
@@ -78,6 +80,7 @@ class World:
         )
         self.spool = Spool(folder / "spool.db")
         self.committed: Callable[[str], bool] = lambda id: not self.spool.writing and self.spool.find(id) is not None
+        self.energy = EnergyLedger(options.pop("power", None))
         last_end = options.pop("last_end", LastEnd(None, ()))
         self.jobs = JobManager(
             device="board",
@@ -89,6 +92,7 @@ class World:
             ledger=SimpleNamespace(last_end=last_end),  # type: ignore[arg-type]
             clock=Clock(),
             metrics=Metrics(detect(folder), Readings, LatestStatus(), ()),
+            energy=self.energy,
             **{"max_queued": 1000, "max_bytes": 1 << 20, "retention": 1e6, "pieces_per_second": 1, "allow_pin": False}
             | options,
         )
@@ -308,6 +312,41 @@ def preparing(world: World, *documents: object) -> list[tuple[Any, ...]]:
     world.arrive(*documents)
     world.jobs.flush()
     return asked
+
+
+def test_a_result_says_what_energy_the_job_took_where_the_power_is_known(tmp_path: Path) -> None:
+    world = World(tmp_path, power=FixedPower(idle=2.0, busy=6.0)).serve()
+    world.arrive(job("a"), job("b"))
+    world.jobs.flush()
+    for at, key in enumerate((1, 2, 2, 2)):
+        world.energy.ended(StepRecord(at, at + 0.25, (StepRow(key, 1, False),)))
+    world.run()
+    usage = {said[1]: said[2]["usage"] for said in world.said if said[0] == "result"}
+    assert {id: (found["energy_joules"], found["energy_source"]) for id, found in usage.items()} == {
+        "a": (1.0, "configured"),
+        "b": (3.0, "configured"),
+    }
+    assert world.energy.take(1) is None
+
+
+def test_a_result_says_nothing_of_energy_that_is_not_known(world: World) -> None:
+    world.serve().arrive(job("a"))
+    world.energy.ended(StepRecord(0.0, 0.25, (StepRow(1, 1, False),)))
+    world.run()
+    (usage,) = [said[2]["usage"] for said in world.said if said[0] == "result"]
+    assert "energy_joules" not in usage
+
+
+def test_energy_of_jobs_without_an_answer_is_forgotten(tmp_path: Path) -> None:
+    world = World(tmp_path, power=FixedPower(idle=2.0, busy=6.0)).serve()
+    world.arrive(job("a"))
+    world.jobs.flush()
+    for key in (1, -1):
+        world.energy.ended(StepRecord(0.0, 0.25, (StepRow(key, 1, True),)))
+    world.jobs.engine_event(Ended(1, failure="it failed"))
+    world.jobs.engine_event(Ended(-1))
+    assert (world.energy.take(1), world.energy.take(-1)) == (None, None)
+    assert world.energy.status().joules["prefill"] == 2.0
 
 
 def test_one_job_is_prepared_at_a_time_and_the_most_urgent_is_next(world: World) -> None:

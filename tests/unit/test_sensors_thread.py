@@ -54,7 +54,8 @@ class World:
         return Power({}) if self.watts is None else Power({"VIN": self.watts}, self.watts, "VIN")
 
     def sampler(self, *sensors: Sensor) -> Sampler:
-        def take(began: float, ended: float, watts: float) -> None:
+        def take(began: float, ended: float, watts: float, source: str) -> None:
+            assert source == "VIN"
             self.taken.append((began, ended, watts))
 
         return Sampler(sensors, self, busy=lambda: self.busy, take_power=take, now=lambda: self.now)
@@ -168,6 +169,15 @@ def test_the_mean_between_two_readings_is_told_and_a_gap_is_not_bridged(world: W
     (began, ended, _), (later, last, _) = world.taken
     assert (ended - began, last - later) == (pytest.approx(5), pytest.approx(5))
     assert later - ended == pytest.approx(10)
+
+
+def test_a_reading_that_the_engine_asks_for_is_no_part_of_the_idle_time_before(world: World) -> None:
+    sampler = world.sampler()
+    world.run(sampler, 4)
+    world.watts = 8.0
+    sampler.wake()
+    world.run(sampler, 1)
+    assert [watts for _, _, watts in world.taken] == [4.0]
 
 
 def test_a_counters_mean_is_taken_as_it_is(world: World) -> None:

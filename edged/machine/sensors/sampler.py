@@ -55,12 +55,13 @@ class Sampler:
         facts: Callable[[], Mapping[str, str]] = dict,
         *,
         busy: Callable[[], bool] = lambda: False,
-        take_power: Callable[[float, float, float], None] = lambda _began, _ended, _watts: None,
+        take_power: Callable[[float, float, float, str], None] = lambda _began, _ended, _watts, _source: None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`busy`: whether the engine computes, so that the power is read often.
 
-        `take_power` gets the mean watts between two readings, with the CLOCK_MONOTONIC seconds of both, on this thread.
+        `take_power` gets the CLOCK_MONOTONIC seconds of two readings, the mean watts between them and what measured
+        them, on this thread.
         """
         self._meter = meter
         self._facts = facts
@@ -75,7 +76,7 @@ class Sampler:
         self._tasks += [_Task(one.sensor.quantity.every, partial(self._read, one)) for one in self._watched]
         self._names: Mapping[str, str] = {}
         self._wake = threading.Event()
-        self._stopping = False
+        self._woken = self._stopping = False
         self._published = float("-inf")
         self._thread = threading.Thread(target=self._run, name="sensors", daemon=True)
         self.readings = Readings()
@@ -91,7 +92,8 @@ class Sampler:
         self._thread.join(timeout=1.0)
 
     def wake(self) -> None:
-        """Read the power now, since the engine begins to compute. For any thread, and at once."""
+        """Read the power now, since the engine begins to compute. For any thread; it returns at once."""
+        self._woken = True
         self._power_task.due = float("-inf")
         self._wake.set()
 
@@ -140,8 +142,11 @@ class Sampler:
         self._power, self._power_at = Power({}), float("-inf")
         power, at = self._meter.read(), self._now()
         self._power, self._power_at = power, at
+        woken, self._woken = self._woken, False
         if power.total is not None and before.total is not None and power.source == before.source:
-            self._take_power(began, at, power.total if power.mean else (before.total + power.total) / 2)
+            # A reading that the engine woke it for is of the power from now on, not of the idle time before.
+            mean = before.total if woken else (before.total + power.total) / 2
+            self._take_power(began, at, power.total if power.mean else mean, power.source)
 
     def _read_facts(self) -> None:
         self._names = self._facts()

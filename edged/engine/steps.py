@@ -1,0 +1,33 @@
+"""What the engine tells of its steps to whoever accounts for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """The part of one request in a step: `tokens` computed of it, `prompt` where they are its prompt's."""
+
+    key: int
+    tokens: int
+    prompt: bool
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step that ran from `began` to `ended` (CLOCK_MONOTONIC seconds), also one that failed."""
+
+    began: float
+    ended: float
+    rows: tuple[StepRow, ...]
+
+
+class StepObserver:
+    """Hears of each step on the engine's thread, which must not wait; this one does nothing with it."""
+
+    def began(self, at: float) -> None:
+        """A step begins at this CLOCK_MONOTONIC second."""
+
+    def ended(self, step: StepRecord) -> None:
+        """The step that began last has ended."""
