@@ -12,7 +12,8 @@ import re
 import socket
 import sys
 import threading
-from collections import Counter
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,17 +23,43 @@ JOURNAL = "/run/systemd/journal/socket"
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 """journald's PRIORITY, in the numbers of syslog(3)."""
 _COUNTED = {"warning", "error"}
-_faults: Counter[tuple[str, str]] = Counter()
+_LONGEST = 500
+"""Characters that are kept of a reason or a hint."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A warning or an error of the log: how often it came since the process began, and what it said last."""
+
+    event: str
+    level: str
+    count: int
+    time: float
+    """Of the last one, in seconds since the epoch."""
+    reason: str = ""
+    hint: str = ""
+
+
+_noted: dict[tuple[str, str], Noted] = {}
+"""By event and level, the one that came last at the end."""
 _lock = threading.Lock()
 
 
-def faults() -> dict[tuple[str, str], int]:
-    """The number of warnings and errors since the process began, by (event, level) and at any `log.level`.
+def noted() -> tuple[Noted, ...]:
+    """The warnings and errors since the process began, at any `log.level`; the latest first.
 
     Events are constants of the code, so there are few.
     """
     with _lock:
-        return dict(_faults)
+        return tuple(reversed(_noted.values()))
+
+
+def _note(event: str, level: str, fields: structlog.typing.EventDict) -> None:
+    reason, hint = (str(fields.get(name) or "")[:_LONGEST] for name in ("reason", "hint"))
+    with _lock:
+        known = _noted.pop((event, level), None)
+        count = 1 + (known.count if known else 0)
+        _noted[event, level] = Noted(event, level, count, time.time(), reason, hint)
 
 
 def configure(level: str, format: Literal["auto", "json", "console"]) -> None:
@@ -44,8 +71,7 @@ def configure(level: str, format: Literal["auto", "json", "console"]) -> None:
 
     def count(_logger: Any, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         if name in _COUNTED:
-            with _lock:
-                _faults[event["event"], name] += 1
+            _note(event["event"], name, event)
         if getattr(logging, name.upper()) < least:
             raise structlog.DropEvent
         return event

@@ -165,9 +165,12 @@ class Observer:
             corrupt_blocks=self._changed.corrupt_blocks,
             scrubbed_bytes=parts.scrubber.bytes,
             batch_rows=engine.batch_rows,
+            prompt_tokens=engine.prompt_tokens,
+            generated_tokens=engine.generated_tokens,
             kv_used_ratio=engine.kv_used_ratio,
             prefixes=engine.prefixes if self._model.state == "serving" else PrefixStatus(),
             max_stall_kept=engine.max_stall_kept,
+            jobs=jobs.recent,
             tokens_per_second=jobs.speed,
             energy=parts.energy.status(),
         )

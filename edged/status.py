@@ -90,6 +90,22 @@ class EnergyStatus:
 
 
 @dataclass(frozen=True)
+class JobSummary:
+    """A job without its texts. Times are seconds since the epoch by the board's clock."""
+
+    id: str
+    state: str
+    """`running`, else the state of its result."""
+    received: float
+    finished: float | None = None
+    queued_seconds: float | None = None
+    """From receipt until it had a row; None where it never had one."""
+    completion_tokens: int | None = None
+    code: str = ""
+    """The error code of its result."""
+
+
+@dataclass(frozen=True)
 class Status:
     """The daemon at one moment. The defaults are those of a daemon that has not started its main loop."""
 
@@ -127,9 +143,15 @@ class Status:
     scrubbed_bytes: int = 0
     """Bytes of the package that were read from the disk and checked since the start, while it was served."""
     batch_rows: int = 0
+    prompt_tokens: int = 0
+    """Tokens of prompts that the model has computed since the start."""
+    generated_tokens: int = 0
+    """Tokens that it has made, also of answers that are not finished."""
     kv_used_ratio: float = 0.0
     prefixes: PrefixStatus = PrefixStatus()
     max_stall_kept: bool = True
+    jobs: tuple[JobSummary, ...] = ()
+    """Those that run, then those that ended last, the latest first."""
     tokens_per_second: Mapping[str, float] = field(default_factory=dict)
     """Of the last answer: prefill and decode."""
     energy: EnergyStatus = EnergyStatus()

@@ -82,6 +82,7 @@ class Engine:
         self._steps = 0
         self._last_chunk = 0
         """Number of the last step that read a chunk."""
+        self._prompt_tokens = self._generated_tokens = 0
         self._stopping = False
         self.status = EngineStatus()
         """Replaced as a whole by the engine's thread. Any thread may read it."""
@@ -285,6 +286,7 @@ class Engine:
     def _advance(self, active: _ActiveModel, plan: StepPlan, logits: NDArray[np.floating]) -> None:
         slots, prefixes = active.slots, active.model.prefixes
         rows = slots.rows[plan.first : plan.first + plan.rows]
+        self._prompt_tokens += sum(max(0, min(plan.count, len(row.request.prompt) - row.computed)) for row in rows)
         # All rows first: one that ends below moves another, with as much of its cache as `computed` says.
         for slot, row in enumerate(rows, plan.first):
             before, row.computed = row.computed, row.computed + plan.count
@@ -296,7 +298,7 @@ class Engine:
                 prefixes.hold(row, slot, most=1)
         for row, row_logits in zip(rows, logits, strict=True):
             try:
-                row.advance(row_logits)
+                self._generated_tokens += len(row.advance(row_logits))
             except NotFiniteError as error:
                 self._fail(active, [row], f"{error} at token {row.made + 1}")
                 continue
@@ -367,6 +369,8 @@ class Engine:
         self._publish(
             rows=len(rows),
             batch_rows=self.status.batch_rows if rows else 0,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
             kv_used_ratio=sum(row.computed for row in rows) / (model.rows * model.context),
             prefixes=model.prefixes.status,
             max_stall_kept=active.budget.kept,

@@ -19,6 +19,10 @@ class EngineStatus:
     """Sequences that have a row."""
     batch_rows: int = 0
     """Rows of the last step of single tokens, 0 when idle."""
+    prompt_tokens: int = 0
+    """Tokens of prompts that were computed since the start; those from the prefix cache are not among them."""
+    generated_tokens: int = 0
+    """Tokens that were made since the start, also of answers that are not finished."""
     kv_used_ratio: float = 0.0
     """Share of the KV cache that holds tokens."""
     prefixes: PrefixStatus = PrefixStatus()  # noqa: RUF009  (frozen)

@@ -14,12 +14,14 @@ from edged.engine.events import ModelChanged
 from edged.jobs.document import Code, JobError, State, invalid_id, result_document
 from edged.jobs.outbox import Notice, Outbox
 from edged.jobs.reading import Submission, read_submission
+from edged.jobs.recent import RecentJobs
 from edged.jobs.records import Known, Moment, Queued
 from edged.jobs.spool import Spool
 from edged.machine.clock import Clock, format_time
 from edged.mqtt.events import ReceivedMessage
 from edged.mqtt.topics import Topics
 from edged.report.metrics import Metrics
+from edged.status import JobSummary
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +51,7 @@ class Admission:
         outbox: Outbox,
         clock: Clock,
         metrics: Metrics,
+        recent: RecentJobs,
         max_bytes: int,
         allow_pin: bool,
     ) -> None:
@@ -59,6 +62,7 @@ class Admission:
         self._outbox = outbox
         self._clock = clock
         self._metrics = metrics
+        self._recent = recent
         self._max_bytes = max_bytes
         self._allow_pin = allow_pin
         self.model = ModelChanged("loading")
@@ -173,7 +177,7 @@ class Admission:
 
     def _reject(self, error: JobError, reply: str | None, correlation: bytes | None, batch: Batch) -> None:
         """Answer without taking the job: nothing is stored, and its id stays free."""
-        id, code = error.id or invalid_id(), error.code
+        id, code, now = error.id or invalid_id(), error.code, self._clock.wall()
         loaded = self.model.loaded
         document = result_document(
             id,
@@ -181,7 +185,7 @@ class Admission:
             State.REJECTED,
             model=loaded.package.name if loaded else None,
             error=(code, str(error)),
-            finished=format_time(self._clock.wall()),
+            finished=format_time(now),
         )
 
         def tell() -> None:
@@ -189,6 +193,7 @@ class Admission:
             if reply is not None:
                 self._outbox.notify(Notice(reply, document, correlation))
             self._metrics.jobs.labels(State.REJECTED.value).inc()
+            self._recent.add(JobSummary(id, State.REJECTED.value, now, now, code=code.value))
             log.info("job_rejected", job=id, code=code.value)  # not of the error, whose frames hold the payload
 
         batch.effects.append(tell)

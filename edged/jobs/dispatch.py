@@ -23,6 +23,7 @@ from edged.jobs.schema import SpoolError
 from edged.jobs.spool import Spool
 from edged.jobs.streams import Streams
 from edged.report.metrics import Metrics
+from edged.status import JobSummary
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +86,14 @@ class Dispatch:
     def unfinished(self) -> int:
         """All jobs here."""
         return len(self._queue) + len(self._active)
+
+    def summaries(self) -> tuple[JobSummary, ...]:
+        """The jobs that have a row."""
+        return tuple(
+            JobSummary(active.queued.id, "running", active.queued.received.wall, queued_seconds=active.waited)
+            for active in self._active.values()
+            if active.started
+        )
 
     def put(self, queued: Queued) -> None:
         """Add a job that waits."""

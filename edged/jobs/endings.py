@@ -13,11 +13,13 @@ from edged.engine.events import Finished
 from edged.jobs.document import Job, State
 from edged.jobs.energy import JobEnergy
 from edged.jobs.expiry import JobTimes
+from edged.jobs.recent import RecentJobs
 from edged.jobs.records import Queued
 from edged.jobs.results import Reason, speed, success, without_answer
 from edged.jobs.schema import SpoolError
 from edged.jobs.spool import Spool
 from edged.report.metrics import Metrics
+from edged.status import JobSummary
 
 log = structlog.get_logger(__name__)
 
@@ -35,13 +37,20 @@ class Endings:
     """Makes the ends of jobs of one device."""
 
     def __init__(
-        self, device: str, spool: Spool, times: JobTimes, metrics: Metrics, commit: Callable[[Ending], None]
+        self,
+        device: str,
+        spool: Spool,
+        times: JobTimes,
+        metrics: Metrics,
+        recent: RecentJobs,
+        commit: Callable[[Ending], None],
     ) -> None:
         """`commit` takes each end, to be written with the next commit."""
         self._device = device
         self._spool = spool
         self._times = times
         self._metrics = metrics
+        self._recent = recent
         self._commit = commit
         self.model: str | None = None
         """Name of the model that is loaded."""
@@ -78,7 +87,9 @@ class Endings:
             deadline_judged=judged,
             energy=energy,
         )
-        self._commit(Ending(queued, State.SUCCEEDED, document))
+        received, state, tokens = queued.received.wall, State.SUCCEEDED, len(event.tokens)
+        self._recent.add(JobSummary(queued.id, state.value, received, now.wall, waited, tokens))
+        self._commit(Ending(queued, state, document))
 
     def without_answer(self, queued: Queued, reason: Reason, metadata: dict[str, object] | None, attempts: int) -> None:
         """The job ends for this reason; `attempts`: runs, those cut short by an end of the process among them."""
@@ -87,6 +98,8 @@ class Endings:
             queued, reason, device=self._device, model=self.model, metadata=metadata, attempts=attempts, now=now
         )
         log.info("job_ended", job=queued.id, state=reason.state.value, code=reason.code.value)
+        summary = JobSummary(queued.id, reason.state.value, queued.received.wall, now, code=reason.code.value)
+        self._recent.add(summary)
         self._commit(Ending(queued, reason.state, document))
 
     def of_stored(self, queued: Queued, reason: Reason) -> None:

@@ -28,6 +28,7 @@ from edged.jobs.maintenance import Maintenance
 from edged.jobs.outbox import Outbox, Publisher
 from edged.jobs.pinned import PinnedPrompts
 from edged.jobs.preparer import Prepared, PreparerStatus
+from edged.jobs.recent import RecentJobs
 from edged.jobs.results import Reason
 from edged.jobs.running import JobEngine, JobPreparer
 from edged.jobs.spool import Spool
@@ -36,6 +37,7 @@ from edged.machine.clock import Clock
 from edged.mqtt.events import CancelReceived, JobReceived, Published, PublishRefused
 from edged.mqtt.topics import Topics
 from edged.report.metrics import Metrics
+from edged.status import JobSummary
 
 log = structlog.get_logger(__name__)
 
@@ -72,6 +74,8 @@ class JobsStatus:
     """Why the spool cannot be written now; nothing is accepted and nothing lost meanwhile."""
     speed: Mapping[str, float]
     """Tokens per second of the last answer: prefill and decode, as far as known."""
+    recent: tuple[JobSummary, ...]
+    """Those that run, then those that ended last."""
     spool_bytes: int
     damaged_spools: int
     """Damaged spools that were set aside and are still there."""
@@ -107,7 +111,8 @@ class JobManager:
         again, never = recover(spool, ledger.last_end)
         times = JobTimes(clock, spool.last_boottime)
         self._committer = Committer(spool, self.outbox, times, metrics)
-        self._endings = Endings(device, spool, times, metrics, commit=self._committer.end)
+        self._recent = RecentJobs()
+        self._endings = Endings(device, spool, times, metrics, self._recent, commit=self._committer.end)
         self._pinned = PinnedPrompts(spool)
         self._streams = Streams(self.outbox.stream, pieces_per_second)
         self._dispatch = Dispatch(
@@ -129,6 +134,7 @@ class JobManager:
             outbox=self.outbox,
             clock=clock,
             metrics=metrics,
+            recent=self._recent,
             max_bytes=max_bytes,
             allow_pin=allow_pin,
         )
@@ -160,6 +166,7 @@ class JobManager:
             full=self._intake.full,
             fault=self._committer.fault,
             speed=dict(self._endings.speed),
+            recent=self._dispatch.summaries() + self._recent.all,
             spool_bytes=self._maintenance.spool_bytes,
             damaged_spools=self._maintenance.damaged_spools,
         )

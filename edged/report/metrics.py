@@ -165,8 +165,8 @@ class _FaultCollector(Collector):
         family = CounterMetricFamily(
             "edged_faults", "Warnings and errors in the log, by event", labels=["event", "level"]
         )
-        for labels, count in sorted(logs.faults().items()):
-            family.add_metric(labels, count)
+        for noted in sorted(logs.noted(), key=lambda noted: (noted.event, noted.level)):
+            family.add_metric((noted.event, noted.level), noted.count)
         yield family
 
 

@@ -81,6 +81,17 @@ class TestGreedy:
             assert [row.tokens for row in rows if not row.prompt] == [1] * (4 + key)
         assert max(len(step.rows) for step in steps) == 2
 
+    def test_tokens_read_and_made_are_counted_while_an_answer_is_made(self) -> None:
+        counts: list[tuple[int, int]] = []
+        with running(serving("phi3", chunk=4)) as rig:
+            status = lambda: (rig.engine.status.prompt_tokens, rig.engine.status.generated_tokens)  # noqa: E731
+            rig.hook = lambda event: counts.append(status()) if isinstance(event, Piece) else None
+            rig.run(request(0, PROMPT, 5, stream=True), request(1, PROMPT, 3))
+            eventually(lambda: status() == (2 * len(PROMPT), 5 + 3), lambda: f"{status()}")
+            rig.run(request(2, PROMPT, 1))
+            eventually(lambda: status() == (3 * len(PROMPT), 5 + 3 + 1), lambda: f"{status()}")
+        assert any(0 < made < 5 + 3 for _, made in counts)
+
     def test_a_context_shorter_than_the_sliding_window_changes_nothing(self) -> None:
         with running(load(MODELS / "gemma2", context=64)) as rig:
             for answer in reference("gemma2"):

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 from structlog.testing import capture_logs
 from test_spool import ANY, MOMENT
 
@@ -24,6 +25,7 @@ from edged.jobs import admission as admission_module
 from edged.jobs import committer as committer_module
 from edged.jobs import intake as intake_module
 from edged.jobs import outbox as outbox_module
+from edged.jobs import recent
 from edged.jobs.crash import LastEnd
 from edged.jobs.document import Code, JobError
 from edged.jobs.energy import EnergyLedger, FixedPower
@@ -294,6 +296,37 @@ def test_it_is_full_as_long_as_jobs_wait_at_the_broker(tmp_path: Path) -> None:
     world.finish(3)
     world.jobs.flush()
     assert not world.jobs.status().full
+
+
+def test_the_last_jobs_are_told_with_their_states_and_times(world: World) -> None:
+    world.serve().arrive(job("done"), job("runs"), job("waits"), b"bad", {**job("wrong"), "max_tokens": 0})
+    world.jobs.flush()
+    world.cancelled("waits")
+    world.jobs.engine_event(Started(1))
+    world.finish(1)
+    world.jobs.flush()
+    world.jobs.engine_event(Started(2))
+    told = world.jobs.status().recent
+    assert [(one.state, one.code, one.completion_tokens) for one in told] == [
+        ("running", "", None),
+        ("succeeded", "", 1),
+        ("cancelled", "cancelled", None),
+        ("rejected", "invalid_job", None),
+        ("rejected", "invalid_job", None),
+    ]
+    assert [one.id for one in told[:4]] == ["runs", "done", "waits", "wrong"]
+    runs, done = told[:2]
+    assert runs.finished is None
+    assert runs.queued_seconds is not None
+    assert done.finished is not None
+    assert done.queued_seconds is not None
+    assert time.time() - PATIENCE < done.received <= done.finished <= time.time()
+
+
+def test_of_many_jobs_the_last_are_told(world: World) -> None:
+    world.arrive(*[b"bad"] * (recent.KEPT + 5))
+    world.jobs.flush()
+    assert len(world.jobs.status().recent) == recent.KEPT
 
 
 def test_a_job_that_ends_when_it_is_handed_over_is_answered_at_once(world: World) -> None:
