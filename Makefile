@@ -102,6 +102,12 @@ test-brokers: $(VENV)/.dev | mosquitto ## the promises of the contract on other 
 	@BROKERS_NODE=$(abspath $(VENV)-brokers)/node_modules BROKERS_AMQTT=$(abspath $(VENV)-brokers)/python/bin/amqtt \
 		$(BIN)/python tests/brokers/run.py --only '$(ONLY)'
 
+test-page: $(VENV)/.dev | mosquitto ## the page at / in a real Chromium, light and dark, 360 and 1280 pixels wide; with axe-core (PICTURES=FOLDER; a minute)
+	@command -v chromium >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+	@command -v npm >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends nodejs npm >/dev/null; }
+	@[ -d $(VENV)-page/node_modules/axe-core ] || npm install --silent --no-audit --no-fund --prefix $(VENV)-page axe-core
+	@AXE=$(abspath $(VENV)-page)/node_modules/axe-core/axe.min.js PAGE_PICTURES=$(PICTURES) $(BIN)/pytest -q -rs tests/page
+
 test-arm: $(VENV)/.dev | mosquitto ## the package for Arm, emulated on the processors of a Pi 4 and a Pi 5 (root, Linux 6.7; minutes, 400 MB)
 	@{ command -v debootstrap && command -v qemu-aarch64-static; } >/dev/null || { \
 		echo "installing debootstrap and qemu-user-static …"; \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import uuid
@@ -39,9 +40,12 @@ from edged.models.store import DEMO_FOLDER, served
 from edged.mqtt.known_sessions import KnownSessions
 from edged.mqtt.link import Link
 from edged.observer import Observed, Observer
-from edged.report.documents import encode, offline_document
+from edged.report.documents import encode, health_document, info_document, offline_document
+from edged.report.history import History
 from edged.report.http import HttpServer
 from edged.report.metrics import Metrics
+from edged.report.overview import Overview
+from edged.report.routes import daemon_routes
 from edged.report.supervisor import Supervisor
 from edged.settings import Settings
 from edged.startup import StartError, address_refused, check_settings, lock_state_dir, state_dir_refused
@@ -74,8 +78,16 @@ def build(
         energy = _energy(settings, lambda: sampler.wake(), lambda: engine.status.loading_since is not None)
         sampler = _sampler(board, settings, energy)
         metrics = Metrics(board, lambda: sampler.readings, latest, [state.value for state in State])
+        history = History(lambda: sampler.readings)
+        overview = Overview(
+            latest,
+            history,
+            info=functools.partial(info_document, device, settings, board),
+            health=lambda status: health_document(device, sampler.readings, status),
+        )
+        routes = daemon_routes(metrics.text, latest, overview.document)
         try:
-            http = HttpServer(settings.http.host, settings.http.port, metrics.text, latest, identity.http_context)
+            http = HttpServer(settings.http.host, settings.http.port, routes, identity.http_context)
         except OSError as error:
             raise address_refused(settings, error) from None
         undo.pop_all()
@@ -142,6 +154,7 @@ def build(
             jobs=jobs,
             metrics=metrics,
             http=http,
+            history=history,
             observer=observer,
             announcer=Announcer(link, jobs.outbox, supervisor, settings, board, lambda: sampler.readings, device),
         )

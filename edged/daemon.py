@@ -44,6 +44,7 @@ from edged.mqtt.events import (
 )
 from edged.mqtt.link import Link
 from edged.observer import Observer
+from edged.report.history import History
 from edged.report.http import HttpServer
 from edged.report.metrics import Metrics
 from edged.report.supervisor import Supervisor
@@ -101,6 +102,7 @@ class Parts:
     jobs: JobManager
     metrics: Metrics
     http: HttpServer
+    history: History
     observer: Observer
     announcer: Announcer
 
@@ -208,6 +210,7 @@ class Daemon:
         if spool.damage is not None and not self._stops:
             self._recover_spool(spool.damage)
         status = self._take_snapshot()
+        self._parts.history.record(status)
         if (failure := self._observer.failure) is not None:
             self._abort(failure)
         if not status.stalled:

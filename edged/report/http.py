@@ -1,24 +1,35 @@
-"""The HTTP endpoint: /metrics for Prometheus, /healthz and /readyz for supervisors and people."""
+"""The HTTP server: answers GET on a few paths, on threads of its own."""
 
 from __future__ import annotations
 
-import json
+import ipaddress
 import socket
 import ssl
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, ThreadingWSGIServer
-
-from edged.faults import Fault
-from edged.status import LatestStatus
+from prometheus_client.exposition import ThreadingWSGIServer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is answered on a path."""
+
+    body: bytes
+    content_type: str
+    status: str = "200 OK"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Routes = Mapping[str, Callable[[], Answer]]
+"""What answers on each path; called on threads of the server."""
+_PLAIN = "text/plain; charset=utf-8"
 
 
 class _QuietHandler(WSGIRequestHandler):
@@ -49,23 +60,13 @@ class _QuietServer6(_QuietServer):
 class HttpServer:
     """Serves on its own threads until stop()."""
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        metrics: Callable[[], bytes],
-        latest: LatestStatus,
-        context: ssl.SSLContext | None = None,
-    ) -> None:
-        """Listen on `host`:`port` (0: any free one), with TLS where there is a `context`. Raises OSError.
-
-        `metrics` is called on threads of the server.
-        """
-        self._metrics = metrics
-        self._latest = latest
+    def __init__(self, host: str, port: int, routes: Routes, context: ssl.SSLContext | None = None) -> None:
+        """Listen on `host`:`port` (0: any free one), with TLS where there is a `context`. Raises OSError."""
+        self._routes = routes
         kind = _QuietServer6 if ":" in host else _QuietServer
         self._server = make_server(host, port, self._answer, kind, handler_class=_QuietHandler)
         self._server.context = context
+        self._loopback = ipaddress.ip_address(str(self._server.server_address[0])).is_loopback
         self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
 
@@ -84,27 +85,37 @@ class HttpServer:
         self._server.server_close()
 
     def _answer(self, environment: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = environment.get("PATH_INFO", "")
-        kind = "text/plain; charset=utf-8"
-        if environment.get("REQUEST_METHOD") not in ("GET", "HEAD"):
-            status, body = "405 Method Not Allowed", b"only GET is answered here\n"
-        elif path == "/metrics":
-            status, body, kind = "200 OK", self._metrics(), CONTENT_TYPE_LATEST
-        elif path == "/healthz":
-            status, body, kind = _probe(self._latest.current.alive_faults(time.monotonic()))
-        elif path == "/readyz":
-            current = self._latest.current
-            status, body, kind = _probe(current.ready_faults(time.monotonic()), warnings=current.warnings)
-        else:
-            status, body = "404 Not Found", b"here are /metrics, /healthz and /readyz\n"
+        method = environment.get("REQUEST_METHOD")
+        answer = self._find(method, environment.get("PATH_INFO", ""), environment.get("HTTP_HOST", ""))
         # Server: otherwise wsgiref names itself and Python's exact version.
-        start_response(status, [("Content-Type", kind), ("Content-Length", str(len(body))), ("Server", "edged")])
-        return [] if environment.get("REQUEST_METHOD") == "HEAD" else [body]
+        headers = [
+            ("Content-Type", answer.content_type),
+            ("Content-Length", str(len(answer.body))),
+            ("Server", "edged"),
+        ]
+        start_response(answer.status, [*headers, *answer.headers])
+        return [] if method == "HEAD" else [answer.body]
+
+    def _find(self, method: str | None, path: str, host: str) -> Answer:
+        if self._loopback and not _is_local(host):
+            text = b"this address answers requests to localhost or to an IP address only\n"
+            return Answer(text, _PLAIN, "421 Misdirected Request")
+        if method not in ("GET", "HEAD"):
+            return Answer(b"only GET is answered here\n", _PLAIN, "405 Method Not Allowed")
+        if path not in self._routes:
+            *first, last = self._routes
+            return Answer(f"here are {', '.join(first)} and {last}\n".encode(), _PLAIN, "404 Not Found")
+        return self._routes[path]()
 
 
-def _probe(faults: Sequence[Fault], **more: Sequence[Fault]) -> tuple[str, bytes, str]:
-    """Status, body and content type of an answer to a health check; only `faults` decide about the status."""
-    lists = {name: [asdict(fault) for fault in listed] for name, listed in {"faults": faults, **more}.items()}
-    document = {"ok": not faults, **lists}
-    status = "503 Service Unavailable" if faults else "200 OK"
-    return status, json.dumps(document, ensure_ascii=False).encode() + b"\n", "application/json"
+def _is_local(host: str) -> bool:
+    """Whether a Host header names no other name than localhost, or is missing.
+
+    A page of a foreign name could otherwise let that name point to this machine (DNS rebinding) and read what is here
+    with the browser of a person who sits at it.
+    """
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    try:
+        return name in ("", "localhost") or bool(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return False

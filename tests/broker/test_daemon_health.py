@@ -182,6 +182,21 @@ def test_healthz_readyz_and_what_is_not_there(client: Client5, daemon: Daemon) -
     assert daemon.get("/elsewhere")[0] == 404
 
 
+def test_the_page_and_its_document_tell_of_jobs_without_their_text(client: Client5, daemon: Daemon) -> None:
+    secret = "xylophone"
+    fields = {"messages": [{"role": "user", "content": secret}], "max_tokens": 4, "metadata": {"about": secret}}
+    assert client.ask({"id": "told", **fields})["state"] == "succeeded"
+    assert client.ask({"id": "refused", **fields, "model": secret})["state"] == "rejected"
+    eventually(lambda: "told" in daemon.get("/")[1])
+    code, text = daemon.get("/status.json")
+    jobs = {job["id"]: job for job in json.loads(text)["jobs"]}
+    assert (code, jobs["told"]["state"], jobs["told"]["completion_tokens"]) == (200, "succeeded", 4)
+    assert (jobs["refused"]["state"], jobs["refused"]["code"]) == ("rejected", "model_mismatch")
+    assert secret not in text + daemon.get("/")[1]
+    made = json.loads(text)["history"]["generated_tokens_per_second"]
+    assert len(made) == 360
+
+
 def test_200_jobs_leak_no_file_descriptor_and_no_thread(client: Client5, daemon: Daemon) -> None:
     assert daemon.process is not None
     process = psutil.Process(daemon.process.pid)

@@ -281,6 +281,7 @@ def test_confined_it_reads_the_sensors_and_is_refused_its_threads_affinity(machi
     ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9765/metrics').read().decode())"
     celsius = [line for line in machine.shell(f'python3 -c "{ask}"').splitlines() if "board_temperature" in line]
     assert celsius[-1].endswith(" 52.35")
+    assert "</html>" in machine.shell(f'python3 -c "{ask.replace("metrics", "")}"')
     more.unlink()
     machine.shell("systemctl daemon-reload && systemctl restart edged && rm -r /srv/thermal /srv/affinity.py")
     machine.until_status("serving")

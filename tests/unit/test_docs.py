@@ -15,13 +15,17 @@ from edged.engine.known_answers import BUDGET, NEAR_TIE, KnownAnswers, Question,
 from edged.engine.loaded_model import LOADED_RATIO, RUNTIME_BYTES
 from edged.engine.session import LOGITS_BYTES
 from edged.jobs.document import Code, Job, State
+from edged.jobs.recent import KEPT
+from edged.logs import Noted
 from edged.machine.board import detect
 from edged.machine.memory import Available, plan_memory
 from edged.machine.sensors.readings import Readings
 from edged.mqtt.topics import Topics
+from edged.report.history import History
 from edged.report.metrics import Metrics
+from edged.report.overview import LOG_LINES, Overview
 from edged.settings.keys import KEYS
-from edged.status import LatestStatus
+from edged.status import JobSummary, LatestStatus
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = (ROOT / "docs/contract.md").read_text(encoding="utf-8")
@@ -72,6 +76,16 @@ def fault_codes() -> set[str]:
 
 def test_fault_codes_are_those_of_the_code() -> None:
     assert first_column(section("Faults")) == fault_codes()
+
+
+def test_fields_of_the_overview_are_those_of_the_code() -> None:
+    text = section("HTTP")
+    document = Overview(LatestStatus(), History(Readings), lambda _: {}, lambda _: {}).document()
+    assert first_column(text) == set(document)
+    inner = {*get_type_hints(JobSummary), *get_type_hints(Noted), *document["history"]}
+    assert all(f"`{name}`" in text for name in inner)
+    assert f"the {KEPT} that ended last" in text
+    assert f"at most {LOG_LINES}" in text
 
 
 def test_metrics_are_those_of_the_registry() -> None:

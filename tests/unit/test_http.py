@@ -8,14 +8,15 @@ import math
 import socket
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import pytest
 from patience import PATIENCE
 
 from edged.faults import Fault
-from edged.report.http import HttpServer
+from edged.report.http import Answer, HttpServer
+from edged.report.routes import daemon_routes
 from edged.status import STALE_SECONDS, LatestStatus, Status
 
 READY = Status(unready=(), monotonic_time=math.inf)
@@ -29,15 +30,18 @@ def latest() -> LatestStatus:
 
 @pytest.fixture
 def server(latest: LatestStatus) -> Iterator[HttpServer]:
-    server = HttpServer("127.0.0.1", 0, lambda: b"edged_x 1\n", latest)
+    routes = daemon_routes(lambda: b"edged_x 1\n", latest, lambda: {"ready": True})
+    server = HttpServer("127.0.0.1", 0, routes)
     server.start()
     yield server
     server.stop()
 
 
-def ask(server: HttpServer, method: str, path: str) -> tuple[int, bytes, dict[str, str]]:
+def ask(
+    server: HttpServer, method: str, path: str, headers: Mapping[str, str] = {}
+) -> tuple[int, bytes, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-    connection.request(method, path)
+    connection.request(method, path, headers=dict(headers))
     answer = connection.getresponse()
     return answer.status, answer.read(), dict(answer.getheaders())
 
@@ -49,7 +53,7 @@ def test_metrics_are_served_as_prometheus_wants_them(server: HttpServer) -> None
 
 
 def test_an_address_of_ipv6_is_listened_on() -> None:
-    server = HttpServer("::1", 0, lambda: b"edged_x 1\n", LatestStatus())
+    server = HttpServer("::1", 0, {"/metrics": lambda: Answer(b"edged_x 1\n", "text/plain")})
     server.start()
     with urllib.request.urlopen(f"http://[::1]:{server.port}/metrics", timeout=PATIENCE) as answer:
         assert answer.read() == b"edged_x 1\n"
@@ -82,7 +86,7 @@ def test_a_main_loop_that_stands_still_is_seen_by_the_age_of_its_snapshot(
 
 
 def test_a_server_whose_thread_has_ended_says_so() -> None:
-    server = HttpServer("127.0.0.1", 0, lambda: b"", LatestStatus())
+    server = HttpServer("127.0.0.1", 0, {})
     assert not server.ended
     server.start()
     assert not server.ended
@@ -100,7 +104,8 @@ def test_head_has_no_body(server: HttpServer) -> None:
 
 
 def test_other_paths_and_methods_are_refused(server: HttpServer) -> None:
-    assert ask(server, "GET", "/")[0] == 404
+    status, body, _ = ask(server, "GET", "/elsewhere")
+    assert (status, body) == (404, b"here are /, /status.json, /metrics, /healthz and /readyz\n")
     assert ask(server, "POST", "/metrics")[0] == 405
     assert ask(server, "DELETE", "/../../etc/passwd")[0] == 405
 
@@ -119,6 +124,28 @@ def test_noise_neither_stops_it_nor_fills_the_log(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:9765", "127.0.0.1:9765", "[::1]:9765", "[::1]", "192.168.1.7"]
+)
+def test_on_loopback_a_local_name_is_answered(server: HttpServer, host: str) -> None:
+    assert ask(server, "GET", "/status.json", {"Host": host})[:2] == (200, b'{"ready": true}\n')
+
+
+@pytest.mark.parametrize(
+    "host", ["rebound.example", "rebound.example:9765", "localhost.example", "127.0.0.1.example:80"]
+)
+def test_on_loopback_a_foreign_name_is_not(server: HttpServer, host: str) -> None:
+    status, body, _ = ask(server, "GET", "/status.json", {"Host": host})
+    assert (status, b"ready" in body) == (421, False)
+
+
+def test_beyond_loopback_every_name_is_answered() -> None:
+    server = HttpServer("0.0.0.0", 0, {"/": lambda: Answer(b"here", "text/plain")})
+    server.start()
+    assert ask(server, "GET", "/", {"Host": "pi-7.lan"})[1] == b"here"
+    server.stop()
+
+
 def test_a_taken_port_is_an_error_of_the_system(server: HttpServer) -> None:
     with pytest.raises(OSError, match="in use"):
-        HttpServer("127.0.0.1", server.port, lambda: b"", LatestStatus())
+        HttpServer("127.0.0.1", server.port, {})

@@ -1,0 +1,45 @@
+"""What the daemon answers over HTTP: the page for people, metrics for Prometheus, health for supervisors."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from edged.faults import Fault
+from edged.report import page
+from edged.report.http import Answer, Routes
+from edged.status import LatestStatus
+
+_NEVER_KEPT = ("Cache-Control", "no-store")
+
+
+def daemon_routes(metrics: Callable[[], bytes], latest: LatestStatus, overview: Callable[[], dict[str, Any]]) -> Routes:
+    """`metrics` gives them in Prometheus's text format, `overview` the document of /status.json."""
+
+    def ready() -> Answer:
+        current = latest.current
+        return _probe(current.ready_faults(time.monotonic()), warnings=current.warnings)
+
+    return {
+        "/": lambda: Answer(page.render(overview()), "text/html; charset=utf-8", headers=(_NEVER_KEPT, *page.HEADERS)),
+        "/status.json": lambda: Answer(_json(overview()), "application/json", headers=(_NEVER_KEPT,)),
+        "/metrics": lambda: Answer(metrics(), CONTENT_TYPE_LATEST),
+        "/healthz": lambda: _probe(latest.current.alive_faults(time.monotonic())),
+        "/readyz": ready,
+    }
+
+
+def _probe(faults: Sequence[Fault], **more: Sequence[Fault]) -> Answer:
+    """The answer to a health check; only `faults` decide about the status."""
+    lists = {name: [asdict(fault) for fault in listed] for name, listed in {"faults": faults, **more}.items()}
+    status = "503 Service Unavailable" if faults else "200 OK"
+    return Answer(_json({"ok": not faults, **lists}), "application/json", status)
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode() + b"\n"
