@@ -24,6 +24,7 @@ COMMANDS = {
     "submit": "submit",
     "bench": "bench",
     "doctor": "doctor",
+    "top": "top",
     "forget": "forget",
     "config": "config",
     "model": "model",

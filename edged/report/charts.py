@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 HEIGHT = 100
 """Units of the drawing from the bottom to the top; one unit to the right for each value."""
+
+
+SHOWN = (
+    ("generated_tokens_per_second", "Tokens made", "tokens/s", 1.0),
+    ("prompt_tokens_per_second", "Prompt tokens read", "tokens/s", 1.0),
+    ("queued", "Jobs that wait", "jobs", 2.0),
+    ("running", "Jobs that run", "jobs", 2.0),
+    ("temperature_celsius", "Temperature", "°C", 90.0),
+    ("power_watts", "Power", "W", 5.0),
+)
+"""The series of the history that are drawn: name, title, unit, and the least upper edge of its chart."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +28,7 @@ class Chart:
 
     title: str
     unit: str
+    values: Sequence[float | None]
     path: str
     """An SVG path with a line for each run of known values."""
     width: int
@@ -26,6 +39,12 @@ class Chart:
     lowest: float
 
 
+def hour(history: Mapping[str, Any]) -> list[Chart]:
+    """The charts of an overview's history; none of what the board does not measure."""
+    found = (chart(title, unit, history[name], least) for name, title, unit, least in SHOWN)
+    return [one for one in found if one is not None]
+
+
 def chart(title: str, unit: str, values: Sequence[float | None], least_top: float = 1.0) -> Chart | None:
     """The chart of `values`, the oldest first; None where all are unknown. `least_top`: the least upper edge."""
     known = [value for value in values if value is not None]
@@ -33,7 +52,7 @@ def chart(title: str, unit: str, values: Sequence[float | None], least_top: floa
         return None
     top = round_up(max(*known, least_top))
     now = next((value for value in reversed(values[-2:]) if value is not None), None)
-    return Chart(title, unit, path(values, top), max(1, len(values) - 1), top, now, max(known), min(known))
+    return Chart(title, unit, values, path(values, top), max(1, len(values) - 1), top, now, max(known), min(known))
 
 
 def round_up(value: float) -> float:

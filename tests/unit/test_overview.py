@@ -19,7 +19,7 @@ from edged.faults import Fault
 from edged.machine.board import detect
 from edged.machine.sensors.quantities import TEMPERATURE
 from edged.machine.sensors.readings import Reading, Readings
-from edged.report import page
+from edged.report import page, words
 from edged.report.charts import chart, path, round_up
 from edged.report.documents import health_document, info_document
 from edged.report.history import INTERVAL, KEPT, SERIES, History
@@ -256,8 +256,8 @@ def test_the_page_says_whether_the_board_is_well_and_what_to_do() -> None:
     assert "Ready: jobs are answered." in rendered()
     fault = Fault("mqtt_unreachable", "broker 10.0.0.1:1883 not connected", "check mqtt.host")
     text = html.unescape(rendered(replace(READY, unready=(fault,))))
-    for words in ("Not ready", fault.message, fault.code, f"What to do: {fault.hint}"):
-        assert words in text
+    for part in ("Not ready", fault.message, fault.code, f"What to do: {fault.hint}"):
+        assert part in text
 
 
 @pytest.mark.parametrize(
@@ -277,24 +277,24 @@ def test_every_state_of_the_daemon_has_a_page(status: Status) -> None:
 @pytest.mark.parametrize(
     ("made", "shown"),
     [
-        (page.figure(None), "–"),
-        (page.figure(0.0), "0"),
-        (page.figure(12345.0), "12,345"),
-        (page.figure(7.894), "7.89"),
-        (page.size(0), "0 B"),
-        (page.size(3_200_000_000), "3.2 GB"),
-        (page.duration(0.25), "0.2 s"),
-        (page.duration(None), "–"),
-        (page.duration(75), "1 min 15 s"),
-        (page.duration(page.between(("2027-01-15T07:00:00.000Z", "2027-01-15T08:00:00.000Z"))), "1 h 0 min"),
-        (page.duration(page.between(("2027-01-15T07:00:00.000Z", None))), "–"),
-        (page.duration(page.between(("2027-01-15T08:00:00.000Z", "2027-01-15T07:00:00.000Z"))), "–"),
-        (page.duration(7300), "2 h 1 min"),
-        (page.duration(200_000), "2 d 7 h"),
-        (page.ago("2027-01-15T08:00:00.000Z", "2027-01-15T07:00:00.000Z"), "now"),
-        (page.ago("2027-01-15T07:58:59.000Z", "2027-01-15T08:00:00.000Z"), "61 s ago"),
-        (page.ago("2027-01-15T07:00:00.000Z", "2027-01-15T08:00:00.000Z"), "60 min ago"),
-        (page.ago("2027-01-13T07:00:00.000Z", "2027-01-15T08:00:00.000Z"), "2 d ago"),
+        (words.figure(None), "–"),
+        (words.figure(0.0), "0"),
+        (words.figure(12345.0), "12,345"),
+        (words.figure(7.894), "7.89"),
+        (words.size(0), "0 B"),
+        (words.size(3_200_000_000), "3.2 GB"),
+        (words.duration(0.25), "0.2 s"),
+        (words.duration(None), "–"),
+        (words.duration(75), "1 min 15 s"),
+        (words.duration(words.between(("2027-01-15T07:00:00.000Z", "2027-01-15T08:00:00.000Z"))), "1 h 0 min"),
+        (words.duration(words.between(("2027-01-15T07:00:00.000Z", None))), "–"),
+        (words.duration(words.between(("2027-01-15T08:00:00.000Z", "2027-01-15T07:00:00.000Z"))), "–"),
+        (words.duration(7300), "2 h 1 min"),
+        (words.duration(200_000), "2 d 7 h"),
+        (words.ago("2027-01-15T08:00:00.000Z", "2027-01-15T07:00:00.000Z"), "now"),
+        (words.ago("2027-01-15T07:58:59.000Z", "2027-01-15T08:00:00.000Z"), "61 s ago"),
+        (words.ago("2027-01-15T07:00:00.000Z", "2027-01-15T08:00:00.000Z"), "60 min ago"),
+        (words.ago("2027-01-13T07:00:00.000Z", "2027-01-15T08:00:00.000Z"), "2 d ago"),
     ],
 )
 def test_numbers_are_for_people(made: str, shown: str) -> None:
