@@ -40,6 +40,7 @@ FACTS = ModelFacts(
     logits_reason=None,
     split_tokens=1,
     chat=None,
+    digest=None,
     load_seconds=1.0,
     rows=8,
     context=4096,
