@@ -143,7 +143,7 @@ test-runtimes: ## the engine and known answers under older onnxruntimes and besi
 			echo "installing $$runtime and what the tests need (a minute or two) …"; $(PYTHON) -m venv $$venv; \
 			$$venv/bin/python -m pip install --quiet --disable-pip-version-check "$$runtime" -e '.[dev]'; }; \
 		echo "$$runtime:"; \
-		$$venv/bin/pytest -q tests/unit/test_known_answers.py tests/unit/test_engine.py -k 'test_verify or not (gemma2 or sliding)'; \
+		$$venv/bin/pytest -q tests/unit/test_known_answers.py tests/unit/test_engine.py tests/unit/test_mapped_weights.py -k 'test_verify or not (gemma2 or sliding)'; \
 	done
 
 test-templates: $(VENV)-templates/.done ## published chat templates, rendered as transformers renders them (minutes; downloads 150 MB once)

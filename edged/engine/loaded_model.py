@@ -30,6 +30,7 @@ from edged.engine.kv_cache import KVCache
 from edged.engine.kv_layout import KVLayout
 from edged.engine.load_check import LoadCheck
 from edged.engine.manifest import Manifest
+from edged.engine.mapped_weights import own_mapped
 from edged.engine.package import Package, PackageError, open_package
 from edged.engine.package import signature as package_signature
 from edged.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
@@ -142,6 +143,8 @@ def load_model(
         raise
     if loaded.verified is not None:
         check.keep_manifest()
+    if check.manifest is not None:
+        own_mapped(loaded.package, loaded.session)
     loaded = replace(loaded, manifest=check.manifest, load_seconds=time.monotonic() - started)
     _log_loaded(loaded)
     return loaded

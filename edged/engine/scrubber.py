@@ -1,7 +1,7 @@
 """The scrub: a thread that reads the served package from the disk, block by block while idle, and checks each block.
 
-A load reads the page cache, and what onnxruntime maps is read anew whenever the kernel has dropped it. So decay on the
-card must be found before that. Blocks are read in random order, so that one that is often restarted gets round too.
+What is served is in memory. The next load reads the card, so decay there must be found, and mended, before that. Blocks
+are read in random order, so that a daemon that is often restarted gets round too.
 """
 
 from __future__ import annotations

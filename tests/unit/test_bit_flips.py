@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_rig import copy_package
+from engine_rig import copy_package, load
 from test_manifest import flip
+from test_mapped_weights import answers
 
-from edged.engine.integrity import CorruptPackageError
+from edged.engine.integrity import CorruptPackageError, find_damage
 from edged.engine.load_check import LoadCheck
-from edged.engine.manifest import make_manifest, write_manifest
+from edged.engine.manifest import FILE, make_manifest, read_manifest, write_manifest
 from edged.engine.prefix_files import BlockFiles, RefusedError
 from edged.jobs.records import Moment
 from edged.jobs.schema import SpoolDamagedError
@@ -91,6 +92,20 @@ def test_of_a_package(package: Path, name: str) -> None:
         raise AssertionError("not found")
 
     judge(name, package / name, start)
+
+
+def test_of_weights_that_are_served(package: Path) -> None:
+    """Flips in the file after the load, as the kernel would read them anew where it had dropped a page."""
+    loaded, manifest = load(package, rows=1), read_manifest(package / FILE)
+    before = answers(loaded)
+
+    def go_on() -> str:
+        assert all(np.array_equal(*pair) for pair in zip(answers(loaded), before, strict=True)), "another answer"
+        assert find_damage(package, manifest, direct=True)
+        return "the scrub; answers are as before"
+
+    judge("model.onnx.data later", package / "model.onnx.data", go_on)
+    loaded.release()
 
 
 # The spool
