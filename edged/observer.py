@@ -156,6 +156,7 @@ class Observer:
             last_load_seconds=self._last_load,
             connected=dict(self._connected),
             broker=link.broker,
+            protocol=link.protocol,
             brokers=tuple(broker.address for broker in self._settings.mqtt.brokers),
             queued=jobs.queued,
             running=jobs.running,

@@ -131,6 +131,8 @@ class Status:
     connected: Mapping[str, bool] = field(default_factory=lambda: {"jobs": False, "control": False})
     broker: str | None = None
     """Address of the broker in use, None while there is no connection."""
+    protocol: str | None = None
+    """The version of MQTT that is spoken with it."""
     brokers: tuple[str, ...] = ()
     """Addresses of all, in order of preference."""
     queued: int = 0

@@ -11,7 +11,7 @@ import stat
 import struct
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +22,9 @@ from rich.text import Text
 
 from edged import logs
 from edged.cli.common import FAILED, ConfigOption, JsonOption, loaded_or_exit
-from edged.cli.running import ask_ready, is_running
+from edged.cli.running import Answer, ask_ready, is_running
 from edged.engine import ort, runtime
+from edged.faults import Fault
 from edged.machine import instructions
 from edged.machine.board import Board, DeviceIdError, detect, device_id
 from edged.machine.board.jetson_wheels import cuda_runtime, is_thor
@@ -36,6 +37,7 @@ from edged.machine.sensors.readings import read_once
 from edged.machine.storage import mount_of, swaps_on_card
 from edged.models.store import DEMO_FOLDER
 from edged.settings import Loaded, Settings, address
+from edged.settings.mqtt import MqttSettings
 from edged.status import sentence
 
 _EXAMPLES = "/usr/share/doc/edged/examples/edged.service.d"
@@ -275,24 +277,65 @@ def _ask_daemon(settings: Settings) -> Finding:
 
 
 def _broker(settings: Settings, board: Board) -> Iterator[Finding]:
-    from edged.mqtt.probe import reach
-
     try:
         device = settings.device.id or device_id(board)
     except DeviceIdError:
         return  # the board check reports it
-    broker = settings.mqtt.address
-    answer = reach(settings.mqtt, device, 10.0)
-    if answer.fault is not None:
-        yield Finding("broker", "fail", f"{broker}: {answer.fault.message}", answer.fault.hint)
-        return
-    yield Finding("broker", "ok", f"{broker} answers")
-    warnings = answer.warnings
-    if is_running(settings):
+    running, in_use = is_running(settings), None
+    if running:
         with suppress(OSError, ValueError):  # reported for the model
-            warnings = tuple(ask_ready(settings).warnings)  # of all its subscriptions and publications
-    for warning in warnings:
-        yield Finding("broker", "warn", f"{broker}: {warning.message}", warning.hint)
+            told = ask_ready(settings)
+            faults = [fault for fault in told.faults if fault.code.startswith("mqtt_") or fault.code in _LINK_FAULTS]
+            yield from _link_of_daemon(told, faults)
+            if faults:
+                return
+            in_use = told.broker
+    for place, broker in enumerate(settings.mqtt.brokers):
+        if broker.address != in_use:
+            yield from _try(broker, device, settings.device.groups, running or _hidden(settings), place > 0)
+
+
+_LINK_FAULTS = ("device_id_taken", "link_stalled")
+"""Those without a name of their own for MQTT."""
+
+
+def _link_of_daemon(told: Answer, faults: Sequence[Fault]) -> Iterator[Finding]:
+    for fault in faults:
+        yield Finding("broker", "fail", f"edged is running and says: {fault.message}", fault.hint)
+    if told.broker is not None and not faults:
+        yield Finding("broker", "ok", f"edged is running, connected to {told.broker} over MQTT {told.protocol}")
+    for warning in told.warnings:
+        yield Finding("broker", "warn", f"{told.broker}: {warning.message}", warning.hint)
+
+
+def _try(broker: MqttSettings, device: str, groups: Sequence[str], taken: bool, fallback: bool) -> Iterator[Finding]:
+    """Connect as the daemon would; only look where its ids are `taken`, or may be."""
+    from edged.mqtt.probe import look, rehearse
+    from edged.mqtt.topics import Topics
+    from edged.report.documents import encode, offline_document
+    from edged.status import Status
+
+    topics, where = Topics(broker.root, device), broker.address
+    will = encode(offline_document(device, Status(), "edged doctor was interrupted"))
+    answer = look(broker, topics) if taken else rehearse(broker, topics, groups, lambda: will)
+    if answer.fault is not None:
+        state = "warn" if fallback else "fail"
+        yield Finding("broker", state, f"{where}: {answer.fault.message}", answer.fault.hint)
+    elif answer.occupied and not taken:
+        message = f"{where}: a device {device!r} is online there, and no edged runs here with these settings"
+        yield Finding("broker", "warn", message, "unless it is this board, under other settings: set another device.id")
+    elif taken:
+        yield Finding("broker", "ok", f"{where} answers, over MQTT {answer.protocol}")
+    else:
+        more = f" and delivers to {', '.join(groups)}" if groups else ""
+        yield Finding("broker", "ok", f"{where} takes this device, over MQTT {answer.protocol}{more}")
+    for warning in answer.warnings:
+        yield Finding("broker", "warn", f"{where}: {warning.message}", warning.hint)
+
+
+def _hidden(settings: Settings) -> bool:
+    """Whether this user may not see if edged is running."""
+    return settings.state_dir.is_dir() and not os.access(settings.state_dir, os.X_OK)
 
 
 def _http(settings: Settings, board: Board) -> Iterator[Finding]:
@@ -318,7 +361,7 @@ def _http(settings: Settings, board: Board) -> Iterator[Finding]:
         if error.errno != errno.EADDRINUSE:
             message = f"{where} cannot be had: {(error.strerror or str(error)).lower()}"
             yield Finding("http", "fail", message, "set http.host to an address of this board, and http.port")
-        elif settings.state_dir.is_dir() and not os.access(settings.state_dir, os.X_OK):
+        elif _hidden(settings):
             yield Finding("http", "ok", f"{where} is in use; only root may see whether by edged")
         else:
             yield Finding("http", "fail", f"{where} is used by another program", "set http.port to a free one")

@@ -36,10 +36,15 @@ def is_running(settings: Settings) -> bool:
 
 @dataclass(frozen=True)
 class Answer:
-    """What /readyz says: without `faults` the daemon is ready; `warnings` are promises that the broker breaks."""
+    """What /readyz says: without `faults` the daemon is ready; `warnings` are promises that the broker breaks.
+
+    `broker`: the address that it is connected to, over this version of MQTT; None where it is not.
+    """
 
     faults: list[Fault]
     warnings: list[Fault]
+    broker: str | None
+    protocol: str | None
 
 
 def ask_ready(settings: Settings) -> Answer:
@@ -49,7 +54,8 @@ def ask_ready(settings: Settings) -> Answer:
     """
     document = ask(settings, "/readyz")
     try:
-        return Answer(*([Fault(**fault) for fault in document[name]] for name in ("faults", "warnings")))
+        faults, warnings = ([Fault(**fault) for fault in document[name]] for name in ("faults", "warnings"))
+        return Answer(faults, warnings, document["broker"], document["protocol"])
     except (KeyError, TypeError):
         raise _foreign(settings, "/readyz") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Literal
 
+from edged.faults import Fault
 from edged.mqtt.events import ProtocolVersion
 from edged.mqtt.session_types import WillLimits
 from edged.settings.mqtt import MqttSettings
@@ -115,6 +116,8 @@ class Broker:
         """The settings with the host and port of this broker."""
         self.choice = ProtocolChoice(protocol)
         self.will_limits = WillLimits()
+        self.will_faults: tuple[Fault, ...] = ()
+        """Why it does not take the last will as it should be."""
 
 
 class Brokers:

@@ -264,6 +264,7 @@ class Connection:
             return True
         lowered = self._lower_will(broker, fault)
         if lowered:
+            broker.will_faults += (fault,)
             _log.warning("mqtt_will_refused", connection=self._role.name, reason=fault.message, hint=fault.hint)
         return lowered
 
@@ -303,7 +304,7 @@ class Connection:
                 self._condition.wait(left)
 
     def _ready(self, broker: Broker, established: Established) -> None:
-        address, warnings = broker.mqtt.address, established.warnings
+        address, warnings = broker.mqtt.address, (*established.warnings, *broker.will_faults)
         if self._was_up:
             self.reconnects += 1
         self._was_up = True

@@ -11,7 +11,7 @@ import structlog
 
 from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
-from edged.mqtt.connection import Connection, Role
+from edged.mqtt.connection import Connection
 from edged.mqtt.connection_faults import SESSION_TAKEN_OVER
 from edged.mqtt.events import (
     CancelReceived,
@@ -32,7 +32,8 @@ from edged.mqtt.group_check import SILENT_SECONDS, GroupCheck, not_delivered
 from edged.mqtt.identity import OFFLINE, DeviceIdWatch, InstanceStatus, KnownInstances, read_status
 from edged.mqtt.known_sessions import KnownSessions
 from edged.mqtt.preferred import STEADY_SECONDS, PreferredBroker
-from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd, Subscription, Will
+from edged.mqtt.roles import control_role, jobs_role
+from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd
 from edged.mqtt.status_echo import ECHO_SECONDS, StatusEcho
 from edged.mqtt.topics import Topics
 from edged.settings.mqtt import MqttSettings
@@ -53,6 +54,8 @@ class LinkStatus:
     """Both connections are up with all subscriptions that jobs need."""
     broker: str | None
     """Address of the broker that the device is connected to."""
+    protocol: ProtocolVersion | None
+    """The version of MQTT that they speak."""
     warnings: tuple[Fault, ...]
     """Promises of the contract that do not hold on the present or latest connections."""
     delivery_fault: Fault | None
@@ -115,28 +118,11 @@ class Link:
         self._jobs_wanted = True
         self._taken = False
         self._stopping = threading.Event()
-        topics = self.topics
-        job_topics = [topics.job, *(topics.group_job(group) for group in groups)]
-        cancel_topics = [topics.cancel, *(topics.group_cancel(group) for group in groups)]
         self._jobs = Connection(
-            Role("jobs", device, [[Subscription(topic, qos=1, purpose="jobs", required=True) for topic in job_topics]]),
-            mqtt,
-            _ConnectionOwner(self, "jobs"),
-            Backoff(*retry_seconds),
-            sessions,
+            jobs_role(self.topics, groups), mqtt, _ConnectionOwner(self, "jobs"), Backoff(*retry_seconds), sessions
         )
         self._control = Connection(
-            Role(
-                "control",
-                f"{device}-ctl",
-                # Status first: a broker answers in order, so that when the second group is answered, the
-                # retained status has come if there is one.
-                [
-                    [Subscription(topics.status, qos=0, purpose="status documents", retained=True)],
-                    [Subscription(topic, qos=1, purpose="cancels") for topic in cancel_topics],
-                ],
-                will=lambda: Will(topics.status, will_payload()),
-            ),
+            control_role(self.topics, groups, will_payload),
             mqtt,
             _ConnectionOwner(self, "control"),
             Backoff(*retry_seconds),
@@ -216,6 +202,7 @@ class Link:
         return LinkStatus(
             connected=self.connected("jobs") and self.connected("control"),
             broker=self._broker.address if self._control_up else None,
+            protocol=self._protocol if self._control_up else None,
             warnings=tuple(dict.fromkeys((*self._preferred.warnings, *self._control.warnings, *self._jobs.warnings))),
             delivery_fault=self._delivery_fault(),
             delivery_warning=self._echo.warning(self._read_until()),

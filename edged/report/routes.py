@@ -23,7 +23,13 @@ def daemon_routes(metrics: Callable[[], bytes], latest: LatestStatus, overview: 
 
     def ready() -> Answer:
         current = latest.current
-        return _probe(current.ready_faults(time.monotonic()), warnings=current.warnings)
+        warnings = [asdict(warning) for warning in current.warnings]
+        return _probe(
+            current.ready_faults(time.monotonic()),
+            warnings=warnings,
+            broker=current.broker,
+            protocol=current.protocol,
+        )
 
     return {
         "/": lambda: Answer(page.render(overview()), "text/html; charset=utf-8", headers=(_NEVER_KEPT, *page.HEADERS)),
@@ -34,11 +40,12 @@ def daemon_routes(metrics: Callable[[], bytes], latest: LatestStatus, overview: 
     }
 
 
-def _probe(faults: Sequence[Fault], **more: Sequence[Fault]) -> Answer:
+def _probe(faults: Sequence[Fault], **more: object) -> Answer:
     """The answer to a health check; only `faults` decide about the status."""
-    lists = {name: [asdict(fault) for fault in listed] for name, listed in {"faults": faults, **more}.items()}
     status = "503 Service Unavailable" if faults else "200 OK"
-    return Answer(_json({"ok": not faults, **lists}), "application/json", status)
+    return Answer(
+        _json({"ok": not faults, "faults": [asdict(fault) for fault in faults], **more}), "application/json", status
+    )
 
 
 def _json(document: dict[str, Any]) -> bytes:

@@ -117,7 +117,7 @@ def test_all_of_it_works_over_ipv6(place: Place) -> None:
     done = daemon.command("submit", "x", "--max-tokens", "3")
     assert done.returncode == 0, done.stderr
     findings = {found["check"]: found for found in json.loads(daemon.command("doctor", "--json").stdout)}
-    assert findings["broker"]["message"] == f"[::1]:{port} answers"
+    assert findings["broker"]["message"] == f"edged is running, connected to [::1]:{port} over MQTT 5"
     assert findings["model"]["message"] == "edged is running and says that it is ready; not loaded a second time"
 
 

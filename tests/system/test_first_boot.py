@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_it_comes_up_serving_and_doctor_finds_no_fault(card: Machine) -> None:
     status = card.shell("cloud-init status --wait --long", check=False, timeout=300)
     output = card.shell("cat /var/log/cloud-init-output.log")
     assert "status: done" in status, output[-3000:]
-    assert "ok    broker    127.0.0.1:8883 answers" in output
+    assert re.search(r"^ok    broker    .*127\.0\.0\.1:8883", output, re.M)  # by the daemon, or before it is there
     assert "FAIL" not in output
     print(output[output.index("ok    board") :])
     assert card.shell("systemctl is-enabled edged") == "enabled"

@@ -63,11 +63,13 @@ def test_an_address_of_ipv6_is_listened_on() -> None:
 def test_readyz_names_the_faults_and_healthz_only_those_of_a_standstill(
     server: HttpServer, latest: LatestStatus
 ) -> None:
-    assert ask(server, "GET", "/readyz")[:2] == (200, b'{"ok": true, "faults": [], "warnings": []}\n')
+    more = {"warnings": [], "broker": None, "protocol": None}
+    status, body, _ = ask(server, "GET", "/readyz")
+    assert (status, json.loads(body)) == (200, {"ok": True, "faults": [], **more})
     latest.current = replace(READY, unready=(Fault("model_loading", "model 모델 loading", "wait"),))
     status, body, _ = ask(server, "GET", "/readyz")
     loading = {"code": "model_loading", "message": "model 모델 loading", "hint": "wait"}
-    assert (status, json.loads(body)) == (503, {"ok": False, "faults": [loading], "warnings": []})
+    assert (status, json.loads(body)) == (503, {"ok": False, "faults": [loading], **more})
     assert ask(server, "GET", "/healthz")[0] == 200
     latest.current = replace(latest.current, stalled=(Fault("step_hung", "a step hangs"),))
     for path, codes in (("/healthz", ["step_hung"]), ("/readyz", ["step_hung", "model_loading"])):
