@@ -176,6 +176,10 @@ eval-demo: $(VENV)/.dev ## score the demo model on what it has not seen
 demo-model: $(VENV)-demo-model/.done ## train the demo model anew (three quarters of an hour on two cores)
 	@$(VENV)-demo-model/bin/python deploy/demo-model/train.py
 
+.PHONY: test-schemas
+test-schemas: $(VENV)/.dev ## real JSON schemas with judged values: make test-schemas SCHEMAS=FOLDER [MODELS='FOLDER …'] (minutes)
+	@$(BIN)/python tests/schemas/check.py $(or $(SCHEMAS),$(error SCHEMAS=FOLDER: .jsonl or .jsonl.gz with name, schema, tests)) $(or $(MODELS),$(sort $(wildcard tests/fixtures/models/phi3 $(dir $(REAL_MODEL)) $(dir $(LARGE_VOCABULARY)))))
+
 .PHONY: real-model test-real bench-real
 real-model: $(REAL_MODEL) ## build a package of SmolLM2-135M-Instruct in .real-model (minutes; gigabytes the first time)
 

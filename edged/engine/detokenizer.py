@@ -96,8 +96,12 @@ class TokenBytes:
         """The bytes of a token; none for an id that the tokenizer does not have. Thread-safe."""
         found = self._known.get(token)
         if found is None:
-            found = self._known[token] = self._bytes(self._tokenizer.id_to_token(token) or "")
+            found = self._known[token] = self.read(token)
         return found
+
+    def read(self, token: int) -> bytes:
+        """The same, not remembered."""
+        return self._bytes(self._tokenizer.id_to_token(token) or "")
 
     def _bytes(self, text: str) -> bytes:
         for old, new in self._replaced:

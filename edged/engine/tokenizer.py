@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from edged.engine.chat import Chat, ChatError
-from edged.engine.detokenizer import TextStream, detokenizers
+from edged.engine.detokenizer import TextStream, TokenBytes, detokenizers
 from edged.engine.package import Package, PackageError
 from edged.engine.template import ChatTemplate, TemplateFaultError
 
@@ -49,6 +49,7 @@ class Tokenizer:
             if self._tokenizer.id_to_token(token) is None  # the model's vocabulary is often padded
         }
         self._detokenizer = detokenizers(self._tokenizer)
+        self._bytes = TokenBytes.of(self._tokenizer)
         self.eos = package.eos | self._eos(package.texts.eos_text)
         """Token ids that end an answer: of genai_config.json, generation_config.json and tokenizer_config.json."""
         self._given = package.texts.special_tokens.keys()
@@ -163,6 +164,26 @@ class Tokenizer:
         ends = frozenset(self._special[text] for text in stop if text in self._special)
         context = [token for token in continued[-_CONTEXT:] if token not in self._silent]
         return TextStream(self._detokenizer(context), stop, self._silent, ends)
+
+    @property
+    def joins_bytes(self) -> bool:
+        """Whether the text of an answer is the joined bytes of its tokens."""
+        return self._bytes is not None
+
+    @property
+    def strips_space(self) -> bool:
+        """Whether a space at the beginning of an answer is left out of its text."""
+        return self._bytes is not None and self._bytes.stripped == (" ", 1)
+
+    def answer_bytes(self) -> list[bytes] | None:
+        """What each token of the vocabulary adds to an answer, nothing for one without text or that ends it.
+
+        None where joins_bytes is False.
+        """
+        if self._bytes is None:
+            return None
+        none = self._silent | self.eos
+        return [b"" if token in none else self._bytes.read(token) for token in range(self._vocabulary)]
 
     def close(self) -> None:
         """End the template's process."""

@@ -1,0 +1,194 @@
+"""Grammars of structured answers: what a job asks for, compiled by llguidance for the model's vocabulary.
+
+llguidance is imported, and its trie of the vocabulary built, once a job wants a grammar.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from edged.engine.constraint import ConstraintError, Denied, Grammar, first_line
+from edged.engine.grammar_trial import BombError, Trial
+from edged.engine.json_schema import rewritten
+from edged.engine.schema_form import GrammarError, UnservedGrammarError
+from edged.engine.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+log = structlog.get_logger(__name__)
+
+_LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 1_000_000,
+    "max_grammar_size": 200_000,
+    "max_lexer_states": 50_000,
+    "precompute_large_lexemes": False,
+    "verbose_errors": False,
+}
+"""Of llguidance: work and size while it compiles, states of the lexer (1 to 2 kB each), errors that quote nothing."""
+_SLICES = [r'[^"\\\x00-\x1F\x7F]+']
+"""Tokens that a text within JSON may have wherever it has any: such a mask needs no look at each of them."""
+_WHITESPACE = r"[ \t]{1,64}|\r?\n[ \t]{0,64}"
+"""What may stand between two parts of JSON. Without a bound, small models lose themselves in it."""
+Kind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+
+
+@dataclass(frozen=True)
+class GrammarSource:
+    """What a job asks for. `definition`: a JSON schema, a regular expression, labels, a grammar in Lark's syntax."""
+
+    kind: Kind
+    definition: Any
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the answers are JSON."""
+        return self.kind in ("json_schema", "json_object")
+
+
+class Grammars:
+    """Compiles grammars for one model, on the thread that prepares jobs."""
+
+    def __init__(self, tokenizer: Tokenizer, trial: Trial | None = None) -> None:
+        """`trial`: tries each grammar before it is compiled here; None: the grammars are trusted."""
+        self._tokenizer = tokenizer
+        self._trial = trial
+        self._vocabulary: _Vocabulary | None = None
+        self.unavailable = _unavailable(tokenizer)
+        """Why answers of this model cannot be structured, None where they can."""
+
+    def compile(self, source: GrammarSource, continued: bool) -> Grammar:
+        """The grammar of one answer. `continued`: the answer continues a text of the prompt.
+
+        Raises GrammarError where the source is wrong, UnservedGrammarError where it is not served.
+        """
+        if self.unavailable is not None:
+            raise UnservedGrammarError(self.unavailable)
+        answer = _answer(source)
+        if continued or not self._tokenizer.strips_space:
+            return self._compile(source, "@answer", answer)
+        # The space is no part of the answer's text, and what such models begin with.
+        if not source.is_json and self._may_begin_with_space(self._compile(source, "@answer", answer)):
+            return self._compile(source, '" " @answer', answer)
+        return self._compile(source, '" "? @answer', answer)
+
+    def close(self) -> None:
+        """End the thread that computes masks."""
+        if self._vocabulary is not None:
+            self._vocabulary.executor.shutdown(wait=False, cancel_futures=True)
+
+    def _compile(self, source: GrammarSource, start: str, answer: Mapping[str, Any]) -> Grammar:
+        from llguidance import LLMatcher, LLParserLimits
+
+        # Tokens are the model's choice even where the grammar leaves no other text.
+        top = f'%llguidance {{"no_forcing": true}}\nstart: {start}'
+        text = json.dumps({"grammars": [{"lark_grammar": top}, {"name": "answer", **answer}]})
+        self._try_out(source, text)
+        vocabulary = self._vocabulary = self._vocabulary or _Vocabulary.of(self._tokenizer)
+        matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=LLParserLimits(**_LIMITS))
+        if matcher.is_error():
+            raise _refusal(source, first_line(matcher.get_error()))
+        grammar = Grammar(matcher, vocabulary.silent, vocabulary.eos, vocabulary.executor)
+        try:
+            grammar.denied(matcher.deep_copy())
+        except ConstraintError as error:
+            raise GrammarError(f"no answer fits: {error}") from None
+        return grammar
+
+    def _try_out(self, source: GrammarSource, text: str) -> None:
+        if self._trial is None:
+            return
+        try:
+            reason = self._trial.reason(text, _LIMITS)
+        except BombError as error:
+            raise UnservedGrammarError(str(error)) from None
+        if reason:
+            raise _refusal(source, first_line(reason))
+
+    def _may_begin_with_space(self, grammar: Grammar) -> bool:
+        assert self._vocabulary is not None
+        return not grammar.denied(grammar.matcher.deep_copy())[self._vocabulary.spaces].all()
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """A model's tokens as llguidance and the masks want them."""
+
+    tokenizer: LLTokenizer
+    silent: Denied
+    eos: NDArray[np.int64]
+    spaces: NDArray[np.int64]
+    """Tokens that begin with a space."""
+    executor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "masks"))
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> _Vocabulary:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        started = time.monotonic()
+        tokens = tokenizer.answer_bytes() or []
+        eos = sorted(tokenizer.eos)
+        silent = np.array([not token for token in tokens], np.bool_)
+        spaces = np.array([id for id, token in enumerate(tokens) if token.startswith(b" ")], np.int64)
+        made = LLTokenizer(TokenizerWrapper(_Tokens(eos[0], tokens)), eos_token=eos, slices=_SLICES)
+        tokens.clear()  # llguidance keeps the list, and a copy of it
+        log.info("grammars_ready", tokens=len(silent), seconds=round(time.monotonic() - started, 2))
+        return cls(made, silent, np.array(eos, np.int64), spaces)
+
+
+class _Tokens:
+    """A tokenizer as llguidance's TokenizerWrapper takes it. Nothing is tokenized: no text is forced."""
+
+    bos_token_id = None
+
+    def __init__(self, eos: int, tokens: list[bytes]) -> None:
+        self.eos_token_id, self.tokens = eos, tokens
+
+    def __call__(self, text: bytes) -> list[int]:
+        raise NotImplementedError
+
+
+def _unavailable(tokenizer: Tokenizer) -> str | None:
+    if importlib.util.find_spec("llguidance") is None:
+        return "structured answers need llguidance, which is not installed here: pip install llguidance"
+    if not tokenizer.eos:
+        return "the model's package names no token that ends an answer"
+    if not tokenizer.joins_bytes:
+        return "the model's tokenizer does more than join the bytes of tokens"
+    return None
+
+
+def _answer(source: GrammarSource) -> dict[str, Any]:
+    """The answer's grammar, in the form of llguidance's list of grammars. Raises GrammarError, UnservedGrammarError."""
+    if source.is_json:
+        schema = rewritten(source.definition) if source.kind == "json_schema" else {"type": "object"}
+        if schema is False:
+            raise GrammarError("the schema false has no answer")
+        schema = {} if schema is True else schema
+        return {"json_schema": {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}}
+    if source.kind == "grammar":
+        return {"lark_grammar": source.definition}
+    if source.kind == "choice":
+        return {"lark_grammar": "start: LABEL\nLABEL: " + " | ".join(map(_literal, source.definition))}
+    from llguidance import regex_to_lark
+
+    return {"lark_grammar": f"start: ANSWER\nANSWER: /{regex_to_lark(source.definition, '')}/"}
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _refusal(source: GrammarSource, reason: str) -> ValueError:
+    """A JSON schema is checked before: what llguidance refuses of it is valid and not served."""
+    return UnservedGrammarError(reason) if source.is_json else GrammarError(reason)
