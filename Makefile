@@ -153,6 +153,9 @@ test-templates: $(VENV)-templates/.done ## published chat templates, rendered as
 bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overhead, jobs/s, memory, bytes written
 	@$(BIN)/python tests/benchmarks/jobs.py
 
+bench-scrape: $(VENV)/.dev | mosquitto ## what a scrape of the metrics costs, alone and beside eight jobs, and what it costs them
+	@$(BIN)/python tests/benchmarks/scrape.py
+
 bench-sampling: $(VENV)/.dev $(if $(MODEL),,$(LARGE_VOCABULARY)) ## what the choice of a token costs beside a step, for each option of a job: make bench-sampling [MODEL=FOLDER]
 	@$(BIN)/python tests/benchmarks/sampling.py $(or $(MODEL),$(dir $(LARGE_VOCABULARY)))
 

@@ -15,49 +15,9 @@ from daemon_fixtures import Client5, Daemon, Place, job, reference_job
 from patience import eventually
 from prometheus_client.parser import text_string_to_metric_families
 
-from edged.machine.sensors.quantities import QUANTITIES
+from edged.report.metric_table import TABLE
 
 pytest_plugins = ["daemon_fixtures"]
-
-METRICS = {
-    "edged_jobs": {"state"},
-    "edged_faults": {"event", "level"},
-    "edged_ready": set(),
-    "edged_jobs_queued": set(),
-    "edged_jobs_running": set(),
-    "edged_job_duration_seconds": set(),
-    "edged_time_to_first_token_seconds": set(),
-    "edged_inter_token_latency_seconds": set(),
-    "edged_prompt_tokens": set(),
-    "edged_generated_tokens": set(),
-    "edged_prefix_cache_hit_tokens": set(),
-    "edged_batch_rows": set(),
-    "edged_kv_cache_used_ratio": set(),
-    "edged_prefix_cache_bytes": {"tier"},
-    "edged_prefix_cache_refused_files": set(),
-    "edged_prefix_cache_written_bytes": set(),
-    "edged_model_corrupt_blocks": set(),
-    "edged_model_info": {"name", "state", "execution_provider", "reason"},
-    "edged_model_load_seconds": set(),
-    "edged_model_scrubbed_bytes": set(),
-    "edged_mqtt_broker": {"broker"},
-    "edged_mqtt_connected": {"connection"},
-    "edged_mqtt_reconnects": {"connection"},
-    "edged_outbox_results": set(),
-    "edged_results_too_large": set(),
-    "edged_spool_bytes": set(),
-    "edged_spool_damaged_files": set(),
-    **{f"edged_board_{quantity.name}": set(quantity.labels) for quantity in QUANTITIES},
-    "edged_board_info": {"kind", "model", "power_mode", "reset_reason"},
-    "edged_board_reading_age_seconds": {"quantity"},
-    "edged_board_sensors_broken": set(),
-    "edged_energy_joules": {"phase", "source"},
-    "edged_energy_tokens": {"phase"},
-    "edged_energy_idle_watts": set(),
-    "edged_build_info": {"version"},
-}
-"""The design's metrics that exist by now (families as the parser names them), and their labels."""
-
 
 Measure = Callable[[], tuple[float, float, int]]
 
@@ -96,10 +56,11 @@ def test_every_metric_is_there_with_no_other_label(client: Client5, daemon: Daem
     client.ask(job("counted"))
     families = {family.name: family for family in text_string_to_metric_families(daemon.get("/metrics")[1])}
     ours = {name: family for name, family in families.items() if name.startswith("edged_")}
-    assert set(ours) == set(METRICS)
+    table = {row.name.removesuffix("_total"): row for row in TABLE}
+    assert set(ours) == set(table)
     for name, family in ours.items():
-        assert all(set(found.labels) - {"le"} <= METRICS[name] for found in family.samples), name
-        assert family.documentation
+        assert all(set(found.labels) - {"le"} == set(table[name].labels) for found in family.samples), name
+        assert family.documentation == table[name].help
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

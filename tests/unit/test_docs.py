@@ -22,6 +22,7 @@ from edged.machine.memory import Available, plan_memory
 from edged.machine.sensors.readings import Readings
 from edged.mqtt.topics import Topics
 from edged.report.history import History
+from edged.report.metric_table import TABLE, documentation
 from edged.report.metrics import Metrics
 from edged.report.overview import LOG_LINES, Overview
 from edged.settings.keys import KEYS
@@ -88,15 +89,15 @@ def test_fields_of_the_overview_are_those_of_the_code() -> None:
     assert f"at most {LOG_LINES}" in text
 
 
-def test_metrics_are_those_of_the_registry() -> None:
-    families = {
-        family.name: family.type for family in Metrics(detect(), Readings, LatestStatus(), ()).registry.collect()
-    }
-    names = set()
-    for name, kind in families.items():
-        if name.startswith("edged_"):
-            names.add(name + {"counter": "_total", "info": "_info"}.get(kind, ""))
-    assert first_column(section("Metrics")) == names
+def registered() -> set[str]:
+    """The names of all metrics, as they are scraped."""
+    registry = Metrics(detect(), Readings, LatestStatus(), ()).registry
+    return {family.name + {"counter": "_total", "info": "_info"}.get(family.type, "") for family in registry.collect()}
+
+
+def test_the_docs_have_the_codes_table_of_metrics_and_each_of_them_is_served() -> None:
+    assert section("Metrics").lstrip("\n").startswith(documentation() + "\n"), "run deploy/prometheus/make.py"
+    assert sorted(name for name in registered() if name.startswith("edged_")) == sorted(row.name for row in TABLE)
 
 
 def test_settings_are_those_of_the_model() -> None:
@@ -133,11 +134,7 @@ def test_every_fault_is_explained_in_words_that_the_code_has() -> None:
     assert all(cell.strip("| ") for row in rows for cell in row)
     named = set(re.findall(r"`([a-z_]+)[`{]", " ".join(cell for row in rows for cell in row[1:3])))
     events = logged()
-    families = {
-        family.name: family.type for family in Metrics(detect(), Readings, LatestStatus(), ()).registry.collect()
-    }
-    metrics = {name + {"counter": "_total", "info": "_info"}.get(kind, "") for name, kind in families.items()}
-    metrics |= {"up", "process_start_time_seconds"}  # Prometheus's own, and its Python client's
+    metrics = registered() | {"up"}  # Prometheus's own
     known = set().union(*events.values(), metrics, {code.value for code in Code}, {state.value for state in State})
     source = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "edged").rglob("*.py"))
     assert {word for word in named - known if f'"{word}"' not in source and f"{word}=" not in source} == set()

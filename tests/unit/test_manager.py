@@ -27,7 +27,7 @@ from edged.jobs import intake as intake_module
 from edged.jobs import outbox as outbox_module
 from edged.jobs import recent
 from edged.jobs.crash import LastEnd
-from edged.jobs.document import Code, JobError
+from edged.jobs.document import Code, JobError, State
 from edged.jobs.energy import EnergyLedger, FixedPower
 from edged.jobs.manager import JobManager
 from edged.jobs.preparer import Prepared
@@ -82,6 +82,8 @@ class World:
         )
         self.spool = Spool(folder / "spool.db")
         self.committed: Callable[[str], bool] = lambda id: not self.spool.writing and self.spool.find(id) is not None
+        states = [state.value for state in State]
+        self.metrics = Metrics(detect(folder), Readings, LatestStatus(), states)
         self.energy = EnergyLedger(options.pop("power", None))
         last_end = options.pop("last_end", LastEnd(None, ()))
         self.jobs = JobManager(
@@ -93,7 +95,7 @@ class World:
             preparer=Preparation(self),
             ledger=SimpleNamespace(last_end=last_end),  # type: ignore[arg-type]
             clock=Clock(),
-            metrics=Metrics(detect(folder), Readings, LatestStatus(), ()),
+            metrics=self.metrics,
             energy=self.energy,
             **{"max_queued": 1000, "max_bytes": 1 << 20, "retention": 1e6, "pieces_per_second": 1, "allow_pin": False}
             | options,
@@ -380,6 +382,33 @@ def test_energy_of_jobs_without_an_answer_is_forgotten(tmp_path: Path) -> None:
     world.jobs.engine_event(Ended(-1))
     assert (world.energy.take(1), world.energy.take(-1)) == (None, None)
     assert world.energy.status().joules["prefill"] == 2.0
+
+
+@pytest.mark.slow
+def test_a_thousand_jobs_add_no_series(tmp_path: Path) -> None:
+    """Answered, failed, cancelled and rejected ones, each with an id of its own."""
+    world = World(tmp_path, power=FixedPower(idle=2.0, busy=6.0)).serve()
+
+    def series() -> set[str]:
+        lines = world.metrics.text().decode().splitlines()
+        return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
+
+    def batch(first: int) -> None:
+        for n in range(first, first + 100):
+            world.arrive(job(f"job-{n}", max_tokens=-1) if n % 5 == 0 else job(f"job-{n}", prompt=f"text {n}"))
+        for n in range(first, first + 100, 7):
+            world.cancelled(f"job-{n}")
+        world.run()
+        world.said.clear()
+        world.confirm()
+
+    batch(0)
+    before = series()
+    for first in range(100, 1_000, 100):
+        batch(first)
+    assert series() == before
+    counts = dict(line.split(" ") for line in world.metrics.text().decode().splitlines() if "jobs_total{" in line)
+    assert sum(map(float, counts.values())) == 1_000
 
 
 def test_one_job_is_prepared_at_a_time_and_the_most_urgent_is_next(world: World) -> None:

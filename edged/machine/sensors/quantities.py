@@ -57,16 +57,23 @@ MEMORY = Quantity(
     "memory_bytes", "Memory of the board: `total`, `available`, and `gpu`, what its GPU holds of it", ("part",)
 )
 PRESSURE = Quantity(
-    "pressure_ratio", "Share of the last 10 s in which some or all tasks waited", ("resource", "tasks"), 0, 1
+    "pressure_ratio",
+    "Share of the last 10 s in which `some` or `full`, all, tasks waited for `cpu`, `memory` or `io`",
+    ("resource", "tasks"),
+    0,
+    1,
 )
 STALLED = Quantity(
-    "pressure_stalled_seconds", "Time that some or all tasks have waited", ("resource", "tasks"), counter=True
+    "pressure_stalled_seconds",
+    "Time that they have waited since the board started",
+    ("resource", "tasks"),
+    counter=True,
 )
-DISK_SIZE = Quantity("disk_size_bytes", "Size of the file system of state_dir")
-DISK_FREE = Quantity("disk_free_bytes", "Free space in the file system of state_dir")
+DISK_SIZE = Quantity("disk_size_bytes", "Size of the file system of `state_dir`")
+DISK_FREE = Quantity("disk_free_bytes", "Free space in the file system of `state_dir`")
 DISK_WEAR = Quantity(
     "disk_wear_ratio",
-    "Used share of the eMMC's life, by type of its cells",
+    "Used share of the eMMC's life, by type of its cells; SD cards and NVMe tell the kernel nothing",
     ("cells",),
     0,
     1.1,
