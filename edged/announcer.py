@@ -62,7 +62,7 @@ class Announcer:
         if status.model.state != "loading" and not self._ready_sent:
             self._ready_sent = True
             self._supervisor.ready()
-        news = (status.state, status.faults, status.warnings)
+        news = (status.state, status.faults, status.warnings, tuple(status.groups.items()))
         if news != self._published_status and self._outbox.announce(
             topics.status, status_document(self._device, status)
         ):

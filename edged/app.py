@@ -36,6 +36,7 @@ from edged.machine.clock import Clock
 from edged.machine.memory import available
 from edged.machine.sensors import facts, find_sensors, power_meter
 from edged.machine.sensors.sampler import Sampler
+from edged.membership import Groups
 from edged.models.store import DEMO_FOLDER, served
 from edged.mqtt.known_sessions import KnownSessions
 from edged.mqtt.link import Link
@@ -148,6 +149,7 @@ def build(
             ledger=ledger,
             spool=spool,
             link=link,
+            groups=Groups(settings.device.groups, link, settings.state_dir),
             engine=engine,
             scrubber=scrubber,
             preparer=preparer,

@@ -30,11 +30,14 @@ from edged.jobs.spool_recovery import mark_damaged
 from edged.liveness import Failure
 from edged.machine.board import Board
 from edged.machine.sensors.sampler import Sampler
+from edged.membership import Groups
 from edged.mqtt.events import (
     CancelReceived,
     DeviceIdFree,
     DeviceIdTaken,
     Event,
+    GroupPing,
+    GroupPong,
     JobReceived,
     LinkDown,
     LinkUp,
@@ -96,6 +99,7 @@ class Parts:
     ledger: CrashLedger
     spool: Spool
     link: Link
+    groups: Groups
     engine: Engine
     scrubber: Scrubber
     preparer: Preparer
@@ -202,6 +206,7 @@ class Daemon:
             if time.monotonic() - self._ticked_at >= TICK_SECONDS:
                 self._ticked_at = time.monotonic()
                 self._take_snapshot()
+                self._parts.groups.update(self.status)
                 self._announcer.publish_changes(self.status)
                 self._jobs.tick()
         except SpoolError as error:
@@ -233,6 +238,10 @@ class Daemon:
             self._link_changed(event)
         elif isinstance(event, Prepared):
             self._jobs.prepared(event)
+        elif isinstance(event, GroupPing):
+            self._parts.groups.pinged(event, self.status)
+        elif isinstance(event, GroupPong):
+            self._parts.groups.ponged(event)
         elif isinstance(event, (DeviceIdTaken, DeviceIdFree)):
             self._observer.device_id_changed(event)
         elif isinstance(event, StatusOutdated):
@@ -284,7 +293,7 @@ class Daemon:
             self._parts.scrubber.watch(event.loaded.package.folder, event.loaded.manifest)
         else:
             self._parts.scrubber.rest()
-        self._take_snapshot()
+        self._parts.groups.update(self._take_snapshot())
         self._announcer.publish_changes(self.status)
 
     def _recover_spool(self, damage: str) -> None:

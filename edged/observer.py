@@ -123,9 +123,6 @@ class Observer:
             faults[event.broker] = Fault(event.fault.code, message, event.fault.hint)
             return
         faults.clear()
-        if event.refused:
-            message = f"the broker refuses to subscribe {', '.join(event.refused)}"
-            faults[event.broker] = Fault("mqtt_subscription_refused", message, "check its access list")
 
     def device_id_changed(self, event: DeviceIdTaken | DeviceIdFree) -> None:
         """Another device uses this device's id, or does so no more."""
@@ -150,10 +147,16 @@ class Observer:
             monotonic_time=now,
             stalled=tuple(stalled),
             unready=tuple([] if stopping is None else [stopping]) + self._unready(jobs, link),
-            warnings=(*link.warnings, *self._note_delivery_warning(link.delivery_warning), *jobs.warnings),
+            warnings=(
+                *link.warnings,
+                *self._note_delivery_warning(link.delivery_warning),
+                *jobs.warnings,
+                *_left_groups(link),
+            ),
             model=self._model,
             onnxruntime=self._onnxruntime,
             last_load_seconds=self._last_load,
+            groups=link.groups,
             connected=dict(self._connected),
             broker=link.broker,
             protocol=link.protocol,
@@ -190,6 +193,9 @@ class Observer:
             # The job connection waits for the other one, so the other one's reason comes first.
             told = self._link_faults["control"] or self._link_faults["jobs"]
             unknown = Fault("broker_not_connected", f"broker {self._settings.mqtt.address} not connected")
+            if link.refused:
+                message = f"the broker refuses to subscribe {', '.join(link.refused)}"
+                unknown = Fault("mqtt_subscription_refused", message, "check its access list")
             faults.extend(told.values() or [unknown])
         elif (fault := self._note_delivery_fault(link.delivery_fault)) is not None:
             faults.append(fault)
@@ -235,6 +241,14 @@ class Observer:
 
     def _name(self) -> str:
         return self._model_name or self._model_path.resolve().name
+
+
+def _left_groups(link: LinkStatus) -> list[Fault]:
+    hint = "mend what the device's faults name: it takes these jobs again once it serves"
+    return [
+        Fault("group_left", f"jobs of the group {group} go to other devices, since this one cannot serve", hint)
+        for group in link.left
+    ]
 
 
 def _numbers(preparer: PreparerStatus) -> tuple[int, ...]:

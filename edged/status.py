@@ -128,6 +128,8 @@ class Status:
     onnxruntime: str | None = None
     """Its version; None while it is not known, or where onnxruntime cannot be imported."""
     last_load_seconds: float = 0.0
+    groups: Mapping[str, bool] = field(default_factory=dict)
+    """Whether the device takes the jobs of each of its groups."""
     connected: Mapping[str, bool] = field(default_factory=lambda: {"jobs": False, "control": False})
     broker: str | None = None
     """Address of the broker in use, None while there is no connection."""

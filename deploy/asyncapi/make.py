@@ -20,6 +20,7 @@ PARAMETERS = {
     "device": "The device's id.",
     "group": "A group of devices that share jobs.",
     "job": "The job's id.",
+    "model": "The name of a model; a device serves one.",
     "client": "A name of the sender's own.",
 }
 MESSAGES = {
@@ -29,6 +30,7 @@ MESSAGES = {
     "result": "result",
     "stream": "piece",
     "reply": "result",
+    "pong": "ping",
 }
 """What these topics carry; the others carry a document of their own name."""
 
@@ -42,7 +44,8 @@ def asyncapi() -> dict[str, Any]:
         address = topic.replace("<root>", "edged/v1").replace("reply/…", "reply/<client>")
         levels = [level for level in address.split("/") if not level.startswith("<")]
         kind = levels[-1]
-        name = "group" + kind.capitalize() if "group" in levels else kind
+        words = levels[levels.index("group") :] if "group" in levels else [kind]
+        name = words[0] + "".join(word.capitalize() for word in words[1:])
         message = MESSAGES.get(kind, kind)
         channels[name] = {
             "address": address.replace("<", "{").replace(">", "}"),
@@ -52,12 +55,14 @@ def asyncapi() -> dict[str, Any]:
                 parameter: {"description": PARAMETERS[parameter]} for parameter in re.findall(r"<(\w+)>", address)
             },
         }
-        operations[("receive" if direction.startswith("in") else "send") + name[0].upper() + name[1:]] = {
-            "action": "receive" if direction.startswith("in") else "send",
-            "channel": {"$ref": f"#/channels/{name}"},
-            "summary": f"{direction}, QoS {quality}",
-            "bindings": {"mqtt": {"qos": int(quality[0]), "retain": "retained" in quality}},
-        }
+        for way, action in (("in", "receive"), ("out", "send")):
+            if way in direction.replace(",", " ").split():
+                operations[action + name[0].upper() + name[1:]] = {
+                    "action": action,
+                    "channel": {"$ref": f"#/channels/{name}"},
+                    "summary": f"{direction}, QoS {quality}",
+                    "bindings": {"mqtt": {"qos": int(quality[0]), "retain": "retained" in quality}},
+                }
     job = Job.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas = {**job.pop("$defs"), "Job": job, **documents(contract)}
     return {
@@ -77,7 +82,7 @@ def asyncapi() -> dict[str, Any]:
             "messages": {
                 name: {"name": name, "payload": {"$ref": f"#/components/schemas/{schema}"}, **examples(name)}
                 for name, schema in {
-                    **{name: name.capitalize() for name in ("job", "cancel", "event", "result", "piece")},
+                    **{name: name.capitalize() for name in ("job", "cancel", "event", "result", "piece", "ping")},
                     **{name: name.capitalize() for name in ("status", "info", "health")},
                 }.items()
             },
@@ -104,6 +109,11 @@ def documents(contract: str) -> dict[str, Any]:
             "type": "object",
             "required": ["id", "device", "event", "time"],
             "properties": {"id": id_, "device": id_, "event": {"type": "string"}, "time": TIME},
+        },
+        "Ping": {
+            "type": "object",
+            "required": ["device", "nonce"],
+            "properties": {"device": id_, "nonce": id_},
         },
         "Piece": {
             "type": "object",

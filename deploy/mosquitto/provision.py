@@ -49,18 +49,24 @@ def rights(kind: str, root: str, name: str = "", groups: tuple[str, ...] = ()) -
         heard = [f"{own}/{channel}" for channel in ("job", "cancel", "status", "health")]
         said = [f"{own}/{channel}" for channel in ("event/+", "result/+", "stream/+", "status", "info", "health")]
         cancels = [f"{root}/group/{group}/cancel" for group in groups]
+        words = [f"{root}/group/{group}/{word}" for group in groups for word in ("ping", "pong")]
         jobs = [f"{root}/group/{group}/job" for group in groups]
-        # As the device subscribes, word for word: not the jobs of a group past the share.
-        shared = [f"$share/{group}/{topic}" for group, topic in zip(groups, jobs, strict=True)]
+        of_models = [f"{root}/group/{group}/model/+/job" for group in groups]
+        # As the device subscribes, word for word but for the model: not the jobs of a group past the share.
+        shared, shared_of_models = (
+            [f"$share/{group}/{topic}" for group, topic in zip(groups, topics, strict=True)]
+            for topics in (jobs, of_models)
+        )
         check = [f"{own}/check"] if groups else []  # on which the device tries whether shares are delivered
         return {
-            "send": [*said, *check, f"{root}/reply/#"],
-            "receive": [*heard, *jobs, *cancels, *check],
-            "literal": [*heard, *shared, *cancels, *check, *(f"$share/{name}/{topic}" for topic in check)],
-            "pattern": [],
+            "send": [*said, *check, *words, f"{root}/reply/#"],
+            "receive": [*heard, *jobs, *of_models, *cancels, *check, *words],
+            "literal": [*heard, *shared, *cancels, *check, *words, *(f"$share/{name}/{topic}" for topic in check)],
+            "pattern": shared_of_models,
         }
     if kind == "sender":
         targets = [f"{root}/{whom}/+/{channel}" for whom in ("device", "group") for channel in ("job", "cancel")]
+        targets.append(f"{root}/group/+/model/+/job")
         channels = ("event/+", "result/+", "stream/+", "status", "info", "health")
         heard = [*(f"{root}/device/+/{channel}" for channel in channels), f"{root}/reply/#"]
         return {"send": targets, "receive": heard, "literal": [], "pattern": heard}
@@ -310,10 +316,9 @@ def register(fleet: Fleet, kind: str, name: str, groups: tuple[str, ...], passwo
     """Let the broker know: role and user are made, or brought to what is asked for now."""
     rolename = f"device-{name}" if kind == "device" else kind
     user: dict[str, object] = {"username": name, "roles": [{"rolename": rolename}]}
-    commands = []
-    if kind == "device":
-        own = role(rolename, rights(kind, fleet.root, name, groups))
-        commands = [{"command": "createRole", "rolename": rolename}, {"command": "modifyRole", **own}]
+    own = role(rolename, rights(kind, fleet.root, name, groups))
+    commands: list[dict[str, object]] = [{"command": "createRole", "rolename": rolename}]
+    commands.append({"command": "modifyRole", **own})
     commands += [{"command": "createClient", "username": name}, {"command": "modifyClient", **user}]
     errors = [error for error in control(fleet, commands) if "already exists" not in error]
     if errors:

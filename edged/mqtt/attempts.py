@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Literal
 
 from edged.faults import Fault
+from edged.mqtt.connection_faults import CLOSED
 from edged.mqtt.events import ProtocolVersion
-from edged.mqtt.session_types import WillLimits
+from edged.mqtt.session_types import SessionEnd, Subscription, WillLimits
 from edged.settings.mqtt import MqttSettings
 
 SILENT_ATTEMPTS = 2
@@ -15,6 +17,8 @@ SILENT_ATTEMPTS = 2
 RECHECK_SECONDS = 600.0
 """Time on 3.1.1 after which 5 is tried again, where 3.1.1 was a guess; it doubles each time."""
 LONGEST_RECHECK_SECONDS = 24 * 3600.0
+HANG_UPS = 3
+"""A SUBSCRIBE without which no job is lost is left out after the broker closed the connection on it so many times."""
 
 
 class Backoff:
@@ -118,6 +122,22 @@ class Broker:
         self.will_limits = WillLimits()
         self.will_faults: tuple[Fault, ...] = ()
         """Why it does not take the last will as it should be."""
+        self.hang_ups: Counter[tuple[Subscription, ...]] = Counter()
+        """Times that it closed the connection on a SUBSCRIBE, without another loss in between."""
+
+    @property
+    def avoided(self) -> tuple[Subscription, ...]:
+        """Subscriptions that it has to be spared."""
+        avoided = {one for asked, times in self.hang_ups.items() if times >= HANG_UPS for one in asked}
+        return tuple(sorted(avoided, key=lambda one: one.topic))
+
+    def note_end(self, ending: SessionEnd) -> None:
+        """Count a connection that ended at a SUBSCRIBE: AWS IoT Core, say, closes it in place of refusing a topic."""
+        if ending.asked and ending.fault != CLOSED:
+            if not any(one.required for one in ending.asked):
+                self.hang_ups[ending.asked] += 1
+        elif ending.accepted_seconds is not None:
+            self.hang_ups.clear()  # perhaps the rights have changed
 
 
 class Brokers:

@@ -8,13 +8,14 @@ import struct
 from typing import Any
 
 import structlog
-from paho.mqtt.client import Client
+from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edged.mqtt.events import Acknowledging, Receipt, ReceivedMessage
 from edged.mqtt.session_types import SessionOptions
 from edged.tls import client_context
 
@@ -236,3 +237,23 @@ def connect(client: PahoClient, plan: SessionOptions) -> None:
 
 def _leave_to_loop(_client: Client, _data: object, _socket: object) -> None:
     """Nothing to do: the loop asks `want_write`."""
+
+
+def read_message(session: Acknowledging, message: MQTTMessage) -> ReceivedMessage:
+    """paho's message as a value; `session` is the connection that brought it."""
+    properties = message.properties
+    correlation = getattr(properties, "CorrelationData", None)
+    try:
+        topic = message.topic
+    except UnicodeDecodeError:
+        topic = ""
+    return ReceivedMessage(
+        receipt=Receipt(session, message.mid, message.qos, len(message.payload) + len(correlation or b"")),
+        topic=topic,
+        payload=bytes(message.payload),
+        retained=message.retain,
+        redelivered=message.dup,
+        response_topic=getattr(properties, "ResponseTopic", None),
+        correlation=correlation,
+        expiry_seconds=getattr(properties, "MessageExpiryInterval", None),
+    )

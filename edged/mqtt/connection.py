@@ -14,6 +14,7 @@ import structlog
 
 from edged.faults import Fault
 from edged.mqtt.attempts import Backoff, Broker, Brokers
+from edged.mqtt.broken import BrokenPromises
 from edged.mqtt.connection_faults import (
     CLOSED,
     CONNACK_TIMEOUT,
@@ -22,10 +23,8 @@ from edged.mqtt.connection_faults import (
     RECHECK,
     SESSION_LOST,
     SESSION_TAKEN_OVER,
-    SUBSCRIPTION_REFUSED,
     WILL_QOS_REFUSED,
     WILL_RETAIN_REFUSED,
-    document_refused,
 )
 from edged.mqtt.events import ProtocolVersion
 from edged.mqtt.grants import Grants
@@ -40,6 +39,7 @@ from edged.mqtt.session_types import (
     Subscription,
     Will,
 )
+from edged.mqtt.subscriber import refusal
 from edged.settings.mqtt import MqttSettings
 
 LASTED_SECONDS = 30.0
@@ -56,7 +56,7 @@ class Owner(Protocol):
     """Called by the connection's thread; must neither block nor raise."""
 
     def received(self, message: ReceivedMessage) -> None: ...
-    def published(self, token: Hashable) -> None: ...
+    def published(self, token: Hashable, matched: bool) -> None: ...
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None: ...
     def up(self, established: Established) -> None: ...
     def down(self, end: SessionEnd) -> None: ...
@@ -64,7 +64,7 @@ class Owner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """The constant part of every attempt. `will` is called for the last will at each.
+    """What every attempt is made with. `will` is called for the last will at each. `want()` changes the subscriptions.
 
     `log_warnings`: whether promises that do not hold are logged; not for one that only tries what a broker allows.
     """
@@ -95,12 +95,13 @@ class Connection:
         self._open = False
         self._stopped = False
         self._session: Session | None = None
+        self._subscriptions = role.subscriptions
+        self._former_filters: set[str] = set()
         self._is_up = False
-        self._usable = False
+        self._refused: tuple[str, ...] = ()
+        self._refused_others: tuple[str, ...] = ()
         self._reported: dict[str, Fault] = {}
-        self._warnings: tuple[Fault, ...] = ()
-        self._logged_warnings: frozenset[Fault] = frozenset()
-        self._refused_documents: set[str] = set()
+        self._broken = BrokenPromises(role.name, role.log_warnings)
         self._failures: Counter[tuple[str, Fault]] = Counter()
         # A name server can hold the thread for minutes: it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{role.name}", daemon=True)
@@ -110,12 +111,22 @@ class Connection:
     @property
     def usable(self) -> bool:
         """Whether the connection is up with all subscriptions that jobs need."""
-        return self._usable
+        return self._is_up and not self._refused
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Topic filters that the broker refused on the latest connection, and without which jobs are lost."""
+        return self._refused
+
+    @property
+    def refused_others(self) -> tuple[str, ...]:
+        """The other ones that it refused."""
+        return self._refused_others
 
     @property
     def warnings(self) -> tuple[Fault, ...]:
         """Promises of the contract that do not hold on the present or latest connection."""
-        return self._warnings
+        return self._broken.warnings
 
     @property
     def session(self) -> Session | None:
@@ -147,6 +158,16 @@ class Connection:
         with self._condition:
             if self._session is not None:
                 self._session.close(within)
+
+    def want(self, subscriptions: Sequence[Sequence[Subscription]]) -> None:
+        """Change the subscriptions to these, now and for later connections."""
+        with self._condition:
+            wanted = {one.topic for group in subscriptions for one in group}
+            before = {one.topic for group in self._subscriptions for one in group}
+            self._former_filters = (self._former_filters | before) - wanted
+            self._subscriptions = subscriptions
+            if self._session is not None:
+                self._session.want(self._tolerated(self._brokers.current))
 
     def hold(self) -> None:
         """Keep the present connection, but make no new one until `open`."""
@@ -187,11 +208,10 @@ class Connection:
                 self._condition.wait_for(lambda: self._open or self._stopped)
                 if self._stopped:
                     return
-            broker = self._brokers.current
-            plan = self._plan(broker)
-            session = Session(plan, _SessionListener(self, broker, self._owner))
             with self._condition:
-                self._session = session
+                broker = self._brokers.current
+                plan = self._plan(broker)
+                session = self._session = Session(plan, _SessionListener(self, broker, self._owner))
                 if not self._open:
                     session.close(0.0)
             try:
@@ -207,20 +227,26 @@ class Connection:
             mqtt=broker.mqtt,
             client_id=role.client_id,
             protocol=broker.choice.current,
-            subscriptions=role.subscriptions,
+            subscriptions=self._tolerated(broker),
+            former_filters=sorted(self._former_filters),
             keep_session=role.keep_session,
             will=role.will() if role.will is not None else None,
             will_limits=broker.will_limits,
             recheck_seconds=broker.choice.recheck_seconds,
         )
 
+    def _tolerated(self, broker: Broker) -> list[list[Subscription]]:
+        """The wanted subscriptions without those on which the broker hangs up."""
+        return [[one for one in group if one not in broker.avoided] for group in self._subscriptions]
+
     def _after(self, broker: Broker, plan: SessionOptions, ending: SessionEnd) -> float:
         """Record how the session ended; returns the seconds to wait before the next attempt."""
         with self._condition:
             self._session = None
             wanted = self._open and not self._stopped
-        was_up, self._is_up, self._usable = self._is_up, False, False
+        was_up, self._is_up = self._is_up, False
         fault = ending.fault
+        broker.note_end(ending)
         at_once = another = False
         if ending.accepted_seconds is not None:
             self._after_accepted(broker, fault, ending.accepted_seconds, ending.alone_seconds)
@@ -304,16 +330,17 @@ class Connection:
                 self._condition.wait(left)
 
     def _ready(self, broker: Broker, established: Established) -> None:
-        address, warnings = broker.mqtt.address, (*established.warnings, *broker.will_faults)
+        address = broker.mqtt.address
+        warnings = [*broker.will_faults, *(refusal(one, "it closes the connection") for one in broker.avoided)]
         if self._was_up:
             self.reconnects += 1
         self._was_up = True
         if self._role.keep_session:
             known = self._sessions.has(address, self._role.client_id)
             if known and not established.session_present:
-                warnings += (SESSION_LOST,)
+                warnings.append(SESSION_LOST)
             self._sessions.add(address, self._role.client_id)
-        self._is_up, self._usable = True, not established.refused
+        self._is_up = True
         self._reported.clear()
         self._failures.clear()
         broker.choice.connected()
@@ -329,27 +356,18 @@ class Connection:
             # What the broker announced other than asked for.
             **{name: value for name, value in asdict(grants).items() if value != getattr(Grants(), name)},
         )
-        self._refused_documents.clear()
-        self._set_warnings(warnings)
-        self._owner.up(replace(established, warnings=warnings, broker=address))
+        self._note_refused(broker, established)
+        self._broken.connected(established.warnings, warnings)
+        established = replace(established, refused_others=self._refused_others, warnings=self.warnings, broker=address)
+        self._owner.up(established)
 
-    def _set_warnings(self, warnings: tuple[Fault, ...]) -> None:
-        """Keep the warnings of this connection, and log those that were not logged at the connection before."""
-        self._warnings = warnings
-        for warning in warnings:
-            if warning in self._logged_warnings or not self._role.log_warnings:
-                continue
-            told = {"connection": self._role.name, "reason": warning.message, "hint": warning.hint}
-            if warning.code == SUBSCRIPTION_REFUSED:
-                _log.error("mqtt_subscription_refused", **told)
-            else:
-                _log.warning("mqtt_promise_broken", code=warning.code, **told)
-        self._logged_warnings = frozenset(warnings)
+    def _resubscribed(self, broker: Broker, established: Established) -> None:
+        self._note_refused(broker, established)
+        self._broken.changed(established.warnings)
 
-    def _document_refused(self, topic: str, reason: str) -> None:
-        if topic not in self._refused_documents:  # one warning for each topic: the reason may hold a size
-            self._refused_documents.add(topic)
-            self._set_warnings((*self._warnings, document_refused(topic, reason)))
+    def _note_refused(self, broker: Broker, established: Established) -> None:
+        self._refused = established.refused
+        self._refused_others = (*established.refused_others, *(one.topic for one in broker.avoided))
 
 
 class _SessionListener:
@@ -357,7 +375,8 @@ class _SessionListener:
 
     def __init__(self, connection: Connection, broker: Broker, owner: Owner) -> None:
         self.ready = functools.partial(connection._ready, broker)
-        self.document_refused = connection._document_refused
+        self.resubscribed = functools.partial(connection._resubscribed, broker)
+        self.document_refused = connection._broken.document_refused
         self.published = owner.published
         self.publish_refused = owner.publish_refused
         self.received: Callable[[ReceivedMessage], None] = owner.received

@@ -16,6 +16,7 @@ from edged.machine.clock import Clock
 from edged.settings.mqtt import MqttSettings
 
 # MQTT 5 §2.4; paho gives the return codes of 3.1.1 the same numbers.
+NO_MATCHING_SUBSCRIBERS = 0x10
 NOT_AUTHORIZED = 0x87
 _UNSUPPORTED_PROTOCOL = 0x84
 _BAD_CLIENT_ID = 0x85

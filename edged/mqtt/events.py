@@ -18,7 +18,7 @@ class Acknowledging(Protocol):
     def acknowledge(self, receipt: Receipt) -> bool:
         """Send PUBACK; False when this connection has ended: the broker sends the message again on the next one."""
 
-    def unsubscribe(self, topic: str) -> None:
+    def unsubscribe(self, topic_filter: str) -> None:
         """Give up a subscription."""
 
 
@@ -61,6 +61,22 @@ class CancelReceived:
     """A cancel message; like a job it is to be acknowledged."""
 
     message: ReceivedMessage
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPing:
+    """Another device of the group asks whether somebody serves. `nonce` is to be repeated in the answer."""
+
+    group: str
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPong:
+    """Another device of the group answers that it serves."""
+
+    group: str
+    nonce: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +163,8 @@ class StatusOutdated:
 Event: TypeAlias = (
     JobReceived
     | CancelReceived
+    | GroupPing
+    | GroupPong
     | LinkUp
     | LinkDown
     | Published

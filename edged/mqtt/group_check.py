@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import uuid
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 import structlog
 
@@ -37,11 +37,43 @@ def not_delivered(groups: Sequence[str]) -> Fault:
 
 
 class GroupCheck:
-    """One trial at a time; run() blocks and is for a thread of its own."""
+    """One trial at a time, on a thread of its own."""
 
-    def __init__(self, topics: Topics, silent_seconds: float = SILENT_SECONDS) -> None:
+    def __init__(self, topics: Topics, groups: Collection[str], silent_seconds: float = SILENT_SECONDS) -> None:
         self._topics = topics
+        self._groups = sorted(groups)
         self._silent_seconds = silent_seconds
+        self._lock = threading.Lock()
+        self._running = False
+        self._mqtt: MqttSettings | None = None
+        self._delivers: bool | None = None
+        """What the last trial at this broker found, None while it is not known."""
+
+    @property
+    def fault(self) -> Fault | None:
+        """That the broker grants shared subscriptions and delivers nothing there."""
+        return not_delivered(self._groups) if self._delivers is False else None
+
+    def connected(self, mqtt: MqttSettings, protocol: ProtocolVersion, stopping: threading.Event) -> None:
+        """Try once whether the broker of these settings delivers, and again at each connect where it did not."""
+        with self._lock:
+            if mqtt != self._mqtt:
+                self._mqtt, self._delivers = mqtt, None
+            if not self._groups or self._running or self._delivers:
+                return
+            self._running = True
+        arguments = (mqtt, protocol, stopping)
+        threading.Thread(target=self._run, args=arguments, name="mqtt-group-check", daemon=True).start()
+
+    def _run(self, mqtt: MqttSettings, protocol: ProtocolVersion, stopping: threading.Event) -> None:
+        found = self.run(mqtt, protocol, stopping)
+        with self._lock:
+            self._running = False
+            now = self._mqtt
+            if found is not None and mqtt == now:
+                self._delivers = found
+        if now is not None and mqtt != now:
+            self.connected(now, protocol, stopping)
 
     def run(self, mqtt: MqttSettings, protocol: ProtocolVersion, stopping: threading.Event) -> bool | None:
         """Whether the broker of these settings delivers to shared subscriptions; None where that cannot be known.
@@ -111,7 +143,7 @@ class _Owner:
         if message.payload == self.nonce:
             self.happened.put("received")
 
-    def published(self, token: Hashable) -> None:
+    def published(self, token: Hashable, matched: bool) -> None:
         self.happened.put("published")
 
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None:

@@ -144,7 +144,7 @@ class DeviceIdWatch:
             if message.topic == self._status_topic:
                 self._status = read_status(message.payload)
 
-    def published(self, _token: Hashable) -> None:
+    def published(self, _token: Hashable, _matched: bool) -> None:
         """Never called: the watch publishes nothing."""
 
     def publish_refused(self, _token: Hashable, _reason: str, _code: int | None) -> None:

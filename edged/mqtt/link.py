@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -28,7 +28,8 @@ from edged.mqtt.events import (
     Receipt,
     StatusOutdated,
 )
-from edged.mqtt.group_check import SILENT_SECONDS, GroupCheck, not_delivered
+from edged.mqtt.group_check import SILENT_SECONDS, GroupCheck
+from edged.mqtt.groups import GroupTopics, Membership
 from edged.mqtt.identity import OFFLINE, DeviceIdWatch, InstanceStatus, KnownInstances, read_status
 from edged.mqtt.known_sessions import KnownSessions
 from edged.mqtt.preferred import STEADY_SECONDS, PreferredBroker
@@ -56,6 +57,12 @@ class LinkStatus:
     """Address of the broker that the device is connected to."""
     protocol: ProtocolVersion | None
     """The version of MQTT that they speak."""
+    refused: tuple[str, ...]
+    """Topic filters that the broker refused and without which jobs are lost."""
+    groups: Mapping[str, bool]
+    """Whether the device takes the jobs of each of its groups."""
+    left: tuple[str, ...]
+    """Groups that it has left for now."""
     warnings: tuple[Fault, ...]
     """Promises of the contract that do not hold on the present or latest connections."""
     delivery_fault: Fault | None
@@ -96,7 +103,7 @@ class Link:
         """
         self.topics = Topics(mqtt.root, device)
         self._mqtt = mqtt
-        self._groups = frozenset(groups)
+        self._groups = GroupTopics(self.topics, groups)
         self._instance = instance
         self._deliver = deliver
         self._retry_seconds = retry_seconds
@@ -109,10 +116,7 @@ class Link:
             mqtt, self.topics, instance, steady_seconds, lambda: self._control.start_over(MOVE_SECONDS)
         )
         self._echo = StatusEcho(self.topics.status, echo_seconds)
-        self._group_check = GroupCheck(self.topics, silent_seconds)
-        self._checking = False
-        self._groups_deliver: bool | None = None
-        """What the last trial of shared subscriptions found, None while it is not known."""
+        self._group_check = GroupCheck(self.topics, groups, silent_seconds)
         self._lock = threading.Lock()
         self._control_up = False
         self._jobs_wanted = True
@@ -193,6 +197,26 @@ class Link:
             self._echo.withdrawn(token)
         return taken
 
+    def set_membership(self, membership: Membership) -> None:
+        """Take jobs of these groups and of this model only, from now on."""
+        if membership != self._groups.membership:
+            self._groups.membership = membership
+            self._jobs.want(self._groups.for_jobs())
+            self._control.want(self._groups.for_control())
+
+    def ping(self, group: str, nonce: str) -> None:
+        """Ask the other devices of the group whether they serve; those that do answer with a `GroupPong`."""
+        self._say(self.topics.group_ping(group), group, nonce)
+
+    def pong(self, group: str, nonce: str) -> None:
+        """Answer a `GroupPing`."""
+        self._say(self.topics.group_pong(group), group, nonce)
+
+    def _say(self, topic: str, group: str, nonce: str) -> None:
+        # Where an older role refuses the topics, some brokers close the connection on a publication.
+        if self.topics.group_ping(group) not in self._control.refused_others:
+            self.publish(topic, self._groups.word(nonce), qos=0)
+
     def connected(self, which: ConnectionName) -> bool:
         """Whether the connection is up with all subscriptions that jobs need."""
         return (self._jobs if which == "jobs" else self._control).usable
@@ -203,16 +227,14 @@ class Link:
             connected=self.connected("jobs") and self.connected("control"),
             broker=self._broker.address if self._control_up else None,
             protocol=self._protocol if self._control_up else None,
+            refused=self._jobs.refused,
+            groups=self._groups.taken(self._jobs.refused),
+            left=tuple(sorted(self._groups.membership.left)),
             warnings=tuple(dict.fromkeys((*self._preferred.warnings, *self._control.warnings, *self._jobs.warnings))),
-            delivery_fault=self._delivery_fault(),
+            delivery_fault=self._group_check.fault or self._echo.fault(self._read_until()),
             delivery_warning=self._echo.warning(self._read_until()),
             stalled_seconds=self._stalled_seconds(),
         )
-
-    def _delivery_fault(self) -> Fault | None:
-        if self._groups_deliver is False:
-            return not_delivered(sorted(self._groups))
-        return self._echo.fault(self._read_until())
 
     def _read_until(self) -> float | None:
         # A process that stood still has not read what came meanwhile.
@@ -251,8 +273,6 @@ class Link:
                     return
                 self._control_up = True
                 self._protocol = established.protocol
-                if self._control.broker != self._broker:
-                    self._groups_deliver = None
                 self._broker = self._control.broker
             self._known_instances.connected(established.broker)
             self._echo.connected(self.topics.status not in established.refused_others)
@@ -271,26 +291,7 @@ class Link:
         if which == "control":
             self._let_jobs_connect()
         elif not established.refused:
-            self._check_groups()
-
-    def _check_groups(self) -> None:
-        """Try once whether the broker delivers to shared subscriptions, and again at each connect where it did not."""
-        with self._lock:
-            if not self._groups or self._checking or self._groups_deliver:
-                return
-            self._checking = True
-        threading.Thread(target=self._run_group_check, name="mqtt-group-check", daemon=True).start()
-
-    def _run_group_check(self) -> None:
-        broker = self._broker
-        found = self._group_check.run(broker, self._protocol, self._stopping)
-        with self._lock:
-            self._checking = False
-            moved = broker != self._broker
-            if found is not None and not moved:
-                self._groups_deliver = found
-        if moved:
-            self._check_groups()
+            self._group_check.connected(self._broker, self._protocol, self._stopping)
 
     def _down(self, which: ConnectionName, end: SessionEnd) -> None:
         if which == "control":
@@ -311,22 +312,15 @@ class Link:
             _log.warning("mqtt_unexpected_topic", connection=which, topic=message.topic[:200])
             self.acknowledge(message.receipt)
             return
-        kind, group = channel
-        if kind == "status":
+        if channel.kind == "status":
             self._status_seen(message)
-            return
-        if group is not None and group not in self._groups:
-            self._leave_group(message, kind, group)
-        if kind == "job":
-            self._deliver(JobReceived(message))
+        elif channel.kind in ("ping", "pong"):
+            self.acknowledge(message.receipt)
+            if (told := self._groups.read_word(message, channel)) is not None:
+                self._deliver(told)
         else:
-            self._deliver(CancelReceived(message))
-
-    def _leave_group(self, message: ReceivedMessage, kind: str, group: str) -> None:
-        """Unsubscribe from a group that is in the broker's session and no longer in the settings."""
-        topic = self.topics.group_job(group) if kind == "job" else self.topics.group_cancel(group)
-        _log.warning("mqtt_group_left", group=group, topic=topic)
-        message.receipt.session.unsubscribe(topic)
+            self._groups.leave_if_former(message, channel)
+            self._deliver(JobReceived(message) if channel.kind == "job" else CancelReceived(message))
 
     def _is_own(self, status: InstanceStatus | None) -> bool:
         return status is not None and status.instance == self._instance
@@ -383,7 +377,7 @@ class _ConnectionOwner:
     def received(self, message: ReceivedMessage) -> None:
         self._link._received(self._which, message)
 
-    def published(self, token: Hashable) -> None:
+    def published(self, token: Hashable, matched: bool) -> None:
         self._link._echo.acknowledged(token, time.monotonic())
         self._link._deliver(Published(token))
 

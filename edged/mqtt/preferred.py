@@ -146,7 +146,7 @@ class _Watch:
     def received(self, message: ReceivedMessage) -> None:
         """Nothing to do: the device hears its status where it is."""
 
-    def published(self, _token: Hashable) -> None:
+    def published(self, _token: Hashable, _matched: bool) -> None:
         """Never called: nothing is published."""
 
     def publish_refused(self, _token: Hashable, _reason: str, _code: int | None) -> None:

@@ -80,7 +80,7 @@ def rehearse(
         if answer.fault is not None:
             break
     if answer.fault is None and groups and answer.protocol is not None:
-        found = GroupCheck(topics, silent_seconds).run(mqtt, answer.protocol, threading.Event())
+        found = GroupCheck(topics, groups, silent_seconds).run(mqtt, answer.protocol, threading.Event())
         answer = replace(answer, fault=not_delivered(groups) if found is False else None)
     return replace(answer, warnings=tuple(dict.fromkeys(warnings)))
 
@@ -140,7 +140,7 @@ class _Trial:
     def received(self, message: ReceivedMessage) -> None:
         self.messages.append(message)
 
-    def published(self, token: Hashable) -> None:
+    def published(self, token: Hashable, matched: bool) -> None:
         """Never called: nothing is published."""
 
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None:

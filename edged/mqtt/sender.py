@@ -147,7 +147,7 @@ class _Owner:
         if isinstance(document, dict):
             self._deliver(Update(kind, {**named, **document}))
 
-    def published(self, token: Hashable) -> None:
+    def published(self, token: Hashable, matched: bool) -> None:
         pass
 
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None:

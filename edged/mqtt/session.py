@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
@@ -19,11 +19,11 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.faults import Fault
 from edged.mqtt import connection_faults
-from edged.mqtt.client import CONNECT_SECONDS, SESSION_EXPIRY_SECONDS, PahoClient, connect, make_client
+from edged.mqtt.client import CONNECT_SECONDS, SESSION_EXPIRY_SECONDS, PahoClient, connect, make_client, read_message
 from edged.mqtt.events import Receipt
 from edged.mqtt.flow import WINDOW, PublishSlots, Unacknowledged
 from edged.mqtt.grants import Grants, broken_promises, read_grants
-from edged.mqtt.session_types import Established, Listener, Publication, ReceivedMessage, SessionEnd, SessionOptions
+from edged.mqtt.session_types import Established, Listener, Publication, SessionEnd, SessionOptions, Subscription
 from edged.mqtt.subscriber import Subscriber
 from edged.settings import SettingsError
 from edged.tls import CredentialsError
@@ -63,6 +63,8 @@ class Session:
         self._keep_alive: float = plan.mqtt.keep_alive
         self._grants = Grants()
         self._subscriber = Subscriber(plan.subscriptions, plan.protocol == "5")
+        self._wanted: Sequence[Sequence[Subscription]] | None = None
+        """Subscriptions that shall take the place of those in `plan`, not read yet by the loop."""
         self.loop_turned_at: float | None = None
         """Start of the present turn of the loop (CLOCK_MONOTONIC), None before and after. Any thread may read it."""
         self._wake_receiver, self._wake_sender = socket.socketpair()
@@ -80,11 +82,8 @@ class Session:
     def publish(self, publication: Publication) -> bool:
         """Take the publication; False when not connected, closing, or without a free slot."""
         with self._lock:
-            if (
-                not self._is_ready
-                or self._close_by is not None
-                or not self._slots.take(publication.qos, publication.alone)
-            ):
+            open_ = self._is_ready and self._close_by is None
+            if not open_ or not self._slots.take(publication.qos, publication.alone):
                 return False
             self._commands.append(publication)
         self._wake()
@@ -97,9 +96,15 @@ class Session:
         """
         return receipt.qos == 0 or self._command(receipt)
 
-    def unsubscribe(self, topic: str) -> None:
+    def want(self, subscriptions: Sequence[Sequence[Subscription]]) -> None:
+        """Change the subscriptions to these; a publication that is handed over later leaves later."""
+        with self._lock:
+            self._wanted = subscriptions
+        self._wake()
+
+    def unsubscribe(self, topic_filter: str) -> None:
         """Give up a subscription that an earlier run of the device left in the broker's session."""
-        self._command(topic)
+        self._command(topic_filter)
 
     def _command(self, command: Receipt | str) -> bool:
         with self._lock:
@@ -130,6 +135,7 @@ class Session:
             client = make_client(self._plan, WINDOW)
             client.on_connect = self._on_connect
             client.on_subscribe = self._on_subscribe
+            client.on_unsubscribe = self._on_unsubscribe
             client.on_disconnect = self._on_disconnect
             client.on_message = self._on_message
             client.on_publish = self._on_publish
@@ -147,8 +153,7 @@ class Session:
         finally:
             self.loop_turned_at = None
             with self._lock:
-                self._ended = True
-                self._is_ready = False
+                self._ended, self._is_ready = True, False
                 self._commands.clear()
             self._wake_receiver.close()
             self._wake_sender.close()
@@ -164,6 +169,7 @@ class Session:
             selector.register(sock, selectors.EVENT_READ)
             selector.register(self._wake_receiver, selectors.EVENT_READ)
             while client.socket() is not None:
+                self._change_subscriptions(client)
                 self._run_commands(client)
                 self.loop_turned_at = now = time.monotonic()
                 if self._accepted_at is None and now - started >= CONNECT_SECONDS:
@@ -203,15 +209,9 @@ class Session:
     def _seconds_to_wait(self, now: float, started: float, give_up: float | None, pending: Callable[[], int]) -> float:
         if pending() and not self._unacknowledged.full:
             return 0.0
-        until = now + self._keep_alive / 4
-        if self._accepted_at is None:
-            until = min(until, started + CONNECT_SECONDS)
-        if self._recheck_at is not None:
-            until = min(until, self._recheck_at)
-        if give_up is not None:
-            until = min(until, give_up)
-        elif self._close_by is not None:
-            until = min(until, self._close_by)
+        connect_by = started + CONNECT_SECONDS if self._accepted_at is None else None
+        limits = (connect_by, self._recheck_at, self._close_by if give_up is None else give_up)
+        until = min(at for at in (now + self._keep_alive / 4, *limits) if at is not None)
         return max(0.0, until - now)
 
     def _should_disconnect(self, now: float) -> bool:
@@ -223,6 +223,15 @@ class Session:
         acknowledged = all(publication.qos == 0 for publication in self._under_way.values())
         return acknowledged or now >= close_by or not self._is_ready
 
+    def _change_subscriptions(self, client: Client) -> None:
+        if self._accepted_at is None:
+            return
+        with self._lock:
+            wanted, self._wanted = self._wanted, None
+        if wanted is not None:
+            self._subscriber.unsubscribe(client, self._subscriber.want(wanted))
+            self._subscribe_next(client)
+
     def _run_commands(self, client: Client) -> None:
         while self._commands:
             command = self._commands.popleft()
@@ -230,7 +239,7 @@ class Session:
                 client.ack(command.mid, command.qos)
                 self._unacknowledged.remove(command)
             elif isinstance(command, str):
-                client.unsubscribe(command)
+                self._subscriber.unsubscribe(client, [command])
             else:
                 self._send(client, command)
 
@@ -289,8 +298,9 @@ class Session:
         fault = self._fault or connection_faults.LOST
         if seconds is not None and fault == connection_faults.LOST:
             under_way = next(iter(self._under_way.values()), None)
-            fault = connection_faults.lost_during(self._subscriber.asked, under_way.topic if under_way else None)
-        return SessionEnd(fault, seconds, closed, alone_seconds)
+            asked = [wanted.topic for wanted in self._subscriber.asked]
+            fault = connection_faults.lost_during(asked, under_way.topic if under_way else None)
+        return SessionEnd(fault, seconds, closed, alone_seconds, asked=self._subscriber.asked)
 
     # paho's callbacks, called from within loop_read, loop_write and loop_misc.
 
@@ -316,30 +326,38 @@ class Session:
         client.ping_within(self._keep_alive)
         with self._lock:
             self._slots.open(self._grants.window)
+        if flags.session_present:
+            self._subscriber.unsubscribe(client, self._plan.former_filters)
         self._subscribe_next(client)
 
     def _subscribe_next(self, client: Client) -> None:
         if self._subscriber.send_next(client, self._grants):
             return
         with self._lock:
-            self._is_ready = True
+            was_ready, self._is_ready = self._is_ready, True
         plan, subscriber = self._plan, self._subscriber
         promises = broken_promises(self._grants, plan.client_id, SESSION_EXPIRY_SECONDS if plan.keep_session else None)
-        self._listener.ready(
-            Established(
-                session_present=self._session_present,
-                protocol=plan.protocol,
-                grants=self._grants,
-                refused=tuple(subscriber.refused),
-                refused_others=tuple(subscriber.refused_others),
-                warnings=(*promises, *subscriber.warnings),
-            )
+        established = Established(
+            session_present=self._session_present,
+            protocol=plan.protocol,
+            grants=self._grants,
+            refused=subscriber.refused,
+            refused_others=subscriber.refused_others,
+            warnings=(*promises, *subscriber.warnings),
         )
+        (self._listener.resubscribed if was_ready else self._listener.ready)(established)
 
     def _on_subscribe(
         self, client: Client, _data: object, mid: int, codes: list[ReasonCode], properties: Properties | None
     ) -> None:
         if self._subscriber.answered(mid, codes, properties):
+            self._subscribe_next(client)
+
+    def _on_unsubscribe(
+        self, client: Client, _data: object, mid: int, codes: list[ReasonCode], _properties: Properties | None
+    ) -> None:
+        self._subscriber.unsubscribed(mid, codes)
+        if self._is_ready:
             self._subscribe_next(client)
 
     def _on_disconnect(
@@ -361,26 +379,9 @@ class Session:
             self._end_with(connection_faults.disconnected(code, properties, from_broker))
 
     def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:
-        properties = message.properties
-        correlation = getattr(properties, "CorrelationData", None)
-        receipt = Receipt(self, message.mid, message.qos, len(message.payload) + len(correlation or b""))
-        self._unacknowledged.add(receipt)
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            topic = ""
-        self._listener.received(
-            ReceivedMessage(
-                receipt=receipt,
-                topic=topic,
-                payload=bytes(message.payload),
-                retained=message.retain,
-                redelivered=message.dup,
-                response_topic=getattr(properties, "ResponseTopic", None),
-                correlation=correlation,
-                expiry_seconds=getattr(properties, "MessageExpiryInterval", None),
-            )
-        )
+        received = read_message(self, message)
+        self._unacknowledged.add(received.receipt)
+        self._listener.received(received)
 
     def _on_publish(
         self, client: Client, _data: object, mid: int, code: ReasonCode, properties: Properties | None
@@ -395,4 +396,4 @@ class Session:
             reason = connection_faults.publication_refused(code, properties, publication.topic)
             self._refuse(publication, reason, code.value)
         elif publication.token is not None:
-            self._listener.published(publication.token)
+            self._listener.published(publication.token, code.value != connection_faults.NO_MATCHING_SUBSCRIBERS)

@@ -56,6 +56,8 @@ class SessionOptions:
     keep_session: bool = True
     will: Will | None = None
     will_limits: WillLimits = WillLimits()
+    former_filters: Sequence[str] = ()
+    """Topic filters that the broker's session may hold and that are not wanted any more."""
     recheck_seconds: float | None = None
     """Disconnect so long after CONNACK, to try another version; None: stay."""
 
@@ -111,6 +113,7 @@ class SessionEnd:
     `closed_by_broker`: the broker closed it, and gave no reason that has nothing to do with a publication under way.
     `alone_seconds`: for how long a publication that was sent alone had been under way, None if there was none.
     `broker`: its address.
+    `asked`: subscriptions that the broker had not answered.
     """
 
     fault: Fault = LOST
@@ -118,13 +121,19 @@ class SessionEnd:
     closed_by_broker: bool = False
     alone_seconds: float | None = None
     broker: str = ""
+    asked: tuple[Subscription, ...] = ()
 
 
 class Listener(Protocol):
-    """Called by the thread in `Session.run`; must neither block nor raise."""
+    """Called by the thread in `Session.run`; must neither block nor raise.
+
+    `resubscribed` follows each change of the subscriptions after `ready`. `matched`: False where the broker says that
+    nobody subscribes to what was published.
+    """
 
     def ready(self, established: Established) -> None: ...
+    def resubscribed(self, established: Established) -> None: ...
     def received(self, message: ReceivedMessage) -> None: ...
-    def published(self, token: Hashable) -> None: ...
+    def published(self, token: Hashable, matched: bool) -> None: ...
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None: ...
     def document_refused(self, topic: str, reason: str) -> None: ...

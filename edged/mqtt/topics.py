@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 ID_PATTERN = r"[A-Za-z0-9._-]{1,64}"
 """Pattern of the ids of devices, groups and jobs."""
@@ -19,6 +19,19 @@ _ID = re.compile(ID_PATTERN)
 def is_id(text: str) -> bool:
     """Whether `text` may be the id of a device, a group or a job."""
     return _ID.fullmatch(text) is not None
+
+
+Kind: TypeAlias = Literal["job", "cancel", "status", "ping", "pong"]
+_GROUP_KINDS: dict[str, Kind] = {"cancel": "cancel", "ping": "ping", "pong": "pong"}
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """What arrives on a topic: its kind, the filter of the subscription, and the group (None: this device alone)."""
+
+    kind: Kind
+    topic_filter: str
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +82,39 @@ class Topics:
         """Shared subscription: each job goes to one device of the group (MQTT 5 §4.8.2)."""
         return f"$share/{group}/{self.root}/group/{group}/job"
 
+    def group_model_job(self, group: str, model: str) -> str:
+        """The same for jobs that name their model: each goes to one device of the group that serves it."""
+        return f"$share/{group}/{self.root}/group/{group}/model/{model}/job"
+
     def group_cancel(self, group: str) -> str:
         """Not shared: a cancel goes to every device, since any of them may have the job."""
         return f"{self.root}/group/{group}/cancel"
+
+    def group_ping(self, group: str) -> str:
+        """A device that cannot serve asks here whether another one of the group does."""
+        return f"{self.root}/group/{group}/ping"
+
+    def group_pong(self, group: str) -> str:
+        """Devices that serve answer here."""
+        return f"{self.root}/group/{group}/pong"
 
     @property
     def reply_prefix(self) -> str:
         return f"{self.root}/reply/"
 
-    def channel(self, topic: str) -> tuple[Literal["job", "cancel", "status"], str | None] | None:
-        """Kind of message that arrives on `topic`, and its group (None: this device); None for an unknown topic."""
-        if topic == self.job:
-            return "job", None
-        if topic == self.cancel:
-            return "cancel", None
-        if topic == self.status:
-            return "status", None
+    def channel(self, topic: str) -> Channel | None:
+        """What arrives on `topic`; None for an unknown topic."""
+        own: dict[str, Kind] = {self.job: "job", self.cancel: "cancel", self.status: "status"}
+        if (kind := own.get(topic)) is not None:
+            return Channel(kind, topic)
         prefix = f"{self.root}/group/"
-        if topic.startswith(prefix):
-            group, _, channel = topic[len(prefix) :].partition("/")
-            if channel == "job":
-                return "job", group
-            if channel == "cancel":
-                return "cancel", group
+        if not topic.startswith(prefix):
+            return None
+        match topic[len(prefix) :].split("/"):
+            case [group, "job"] | [group, "model", _, "job"]:
+                return Channel("job", f"$share/{group}/{topic}", group)
+            case [group, named] if named in _GROUP_KINDS:
+                return Channel(_GROUP_KINDS[named], topic, group)
         return None
 
     def reply_refusal(self, topic: str, correlation: bytes | None = None) -> str | None:

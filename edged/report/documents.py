@@ -94,6 +94,7 @@ def _status(device: str, status: Status, state: DaemonState, reason: str, codes:
         "warnings": [warning.code for warning in status.warnings],
         "model": model if model != "unavailable" else "model_unavailable",
         "broker": None if state is DaemonState.OFFLINE else status.broker,
+        "groups": [group for group, joined in status.groups.items() if joined],
         "instance": status.instance,
         "time": format_time(status.wall_time),
     }

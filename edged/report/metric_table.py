@@ -195,6 +195,13 @@ TABLE: tuple[Row, ...] = (
     ),
     Row("edged_mqtt_reconnects_total", "counter", "Connections made after the first", ("connection",)),
     Row(
+        "edged_group_joined",
+        "gauge",
+        "1 while the device takes the jobs of the group",
+        ("group",),
+        lambda s: {(group,): float(takes) for group, takes in s.status.groups.items()},
+    ),
+    Row(
         "edged_outbox_results",
         "gauge",
         "Publications of results that the broker has not confirmed",

@@ -321,6 +321,8 @@ class Peer:
         self._client.on_message = lambda _c, _d, m: self.messages.put((m.topic, bytes(m.payload), m.retain))
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_connect = lambda *_: self._connected.set()
+        self._codes: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._client.on_publish = lambda _c, _d, _m, code, _p: self._codes.put(code.value)
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         assert self._connected.wait(PATIENCE)
@@ -339,6 +341,14 @@ class Peer:
         info = self._client.publish(topic, payload, qos=qos, retain=retain, properties=packed)
         info.wait_for_publish(PATIENCE)
         assert info.is_published()
+
+    def matched(self, topic: str, payload: bytes) -> bool:
+        """Publish; whether somebody is subscribed, by the broker's PUBACK (MQTT 5 §3.4.2.1)."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._codes.get_nowait()
+        self._client.publish(topic, payload, qos=1)
+        return self._codes.get(timeout=PATIENCE) != 0x10
 
     def get(self, timeout: float = PATIENCE) -> tuple[str, bytes, bool]:
         return self.messages.get(timeout=timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import queue
@@ -25,6 +26,7 @@ from paho.mqtt.properties import Properties
 from patience import PATIENCE
 
 DEPLOY = Path(__file__).parents[2] / "deploy/mosquitto"
+ADMIN = {"ca_file": "ca.pem", "cert_file": "admin.pem", "key_file": "admin.key"}
 PASSWORD = "correct-horse-battery"
 
 
@@ -80,6 +82,21 @@ class Fleet(Mosquitto):
         self.must("device", name, "--groups", group, *(["--password"] if password else []), text=PASSWORD + "\n")
         return name
 
+    def take_away(self, rolename: str, endings: tuple[str, ...]) -> None:
+        """Let a role lack the topics with these endings, as one that an earlier provision.py made."""
+        saved = json.loads((self.folder / "broker/dynamic-security.json").read_text())
+        (role,) = [role for role in saved["roles"] if role["rolename"] == rolename]
+        command = {"command": "removeRoleACL", "rolename": rolename}
+        commands = [
+            {**command, "acltype": acl["acltype"], "topic": acl["topic"]}
+            for acl in role["acls"]
+            if acl["topic"].endswith(endings)
+        ]
+        assert commands
+        admin = Guest(self.port, {name: self.keys / file for name, file in ADMIN.items()})
+        assert admin.publish("$CONTROL/dynamic-security/v1", json.dumps({"commands": commands}))
+        admin.close()
+
     def files(self, kind: str, name: str) -> dict[str, Path]:
         """The settings of the link for this identity."""
         own = self.keys / kind / name
@@ -129,6 +146,11 @@ class Guest:
         if taken:
             self.connected.set()
         return taken
+
+    def matched(self, topic: str) -> bool:
+        """Publish; whether somebody is subscribed, by the broker's PUBACK."""
+        self.client.publish(topic, "x", qos=1)
+        return int(self.codes.get(timeout=PATIENCE)) != 0x10
 
     def get(self, timeout: float = PATIENCE) -> tuple[str, str]:
         message = self.messages.get(timeout=timeout)

@@ -6,8 +6,10 @@ onnxruntime, and the text `hang` never becomes tokens: from then on, a step may 
 is how long a load may take, which hangs while the pace is `no load`. TEST_BOOT_ID takes the place of the kernel's.
 TEST_CLOCK_FILE holds seconds that CLOCK_BOOTTIME is ahead (libfaketime cannot move it without CLOCK_MONOTONIC, which no
 day passes by in a test), TEST_SYNCHRONISED says whether the wall clock is. TEST_RENDER_SECONDS is how long a chat
-template may take. The prompt ENDS ends the engine's thread, the text `end` that of the preparer, by an exception that
-nothing catches. With TEST_PINNED_ABORTS, pinned prompts end the process by SIGABRT.
+template may take, TEST_LEAVE_SECONDS for how long a device fails to serve before it leaves its groups, and
+TEST_ANSWER_SECONDS for how long it relies on another that serves. The prompt ENDS ends the engine's thread, the text
+`end` that of the preparer, by an exception that nothing catches. With TEST_PINNED_ABORTS, pinned prompts end the
+process by SIGABRT.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from edged import app, liveness
+from edged import app, daemon, liveness, membership
 from edged.engine import template
 from edged.engine.engine import Engine
 from edged.engine.session import ModelSession
@@ -89,4 +91,8 @@ if "TEST_SYNCHRONISED" in os.environ:
 app.load_model = _hung_load
 liveness.LOAD_SECONDS = float(os.environ.get("TEST_LOAD_SECONDS", liveness.LOAD_SECONDS))
 template.RENDER_SECONDS = float(os.environ.get("TEST_RENDER_SECONDS", template.RENDER_SECONDS))
+if "TEST_LEAVE_SECONDS" in os.environ:
+    membership.LEAVE_SECONDS = float(os.environ["TEST_LEAVE_SECONDS"])
+    membership.ANSWER_SECONDS = float(os.environ["TEST_ANSWER_SECONDS"])
+    membership.ASK_SECONDS = daemon.IDLE_SECONDS = 1.0
 runpy.run_module("edged", run_name="__main__")

@@ -19,7 +19,8 @@ from typing import Any
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
 
-CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ, DISCONNECT = 1, 2, 3, 4, 8, 9, 12, 14
+CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK = 1, 2, 3, 4, 8, 9, 10, 11
+PINGREQ, DISCONNECT = 12, 14
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ HANG_UP = Answer(hang_up=True)
 class ScriptedBroker:
     """Listens on a port of 127.0.0.1. The functions decide about each packet, in the threads of the connections.
 
-    `on_subscribe` returns one reason code per filter, or an Answer that stands for all of them.
+    `on_subscribe` returns one reason code per filter, or an Answer that stands for all of them; `on_unsubscribe`
+    returns the code for one filter.
     """
 
     def __init__(
@@ -88,14 +90,17 @@ class ScriptedBroker:
         on_connect: Callable[[Connect], Answer] = lambda _connect: Answer(),
         on_subscribe: Callable[[Subscribe], list[int] | Answer] = lambda packet: [qos & 3 for _, qos in packet.filters],
         on_publish: Callable[[Publish], Answer] = lambda _publish: Answer(),
+        on_unsubscribe: Callable[[str], int] = lambda _filter: 0,
         echo: Callable[[str], str | None] = lambda topic: topic,
     ) -> None:
         """`echo`: on which topic a client gets what it publishes to a topic that it subscribes to; None: not at all."""
         self.echo = echo
         self.on_connect, self.on_subscribe, self.on_publish = on_connect, on_subscribe, on_publish
+        self.on_unsubscribe = on_unsubscribe
         self.connects: queue.SimpleQueue[Connect] = queue.SimpleQueue()
         self.subscribes: queue.SimpleQueue[Subscribe] = queue.SimpleQueue()
         self.publishes: queue.SimpleQueue[Publish] = queue.SimpleQueue()
+        self.unsubscribes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.pings: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
         """Client ids and times (CLOCK_MONOTONIC) of PINGREQs."""
         self._open: set[socket.socket] = set()
@@ -175,6 +180,8 @@ class _Conversation:
             return self._connect(body)
         if kind == SUBSCRIBE:
             return self._subscribe(body)
+        if kind == UNSUBSCRIBE:
+            return self._unsubscribe(body)
         if kind == PUBLISH:
             return self._publish(header, body)
         if kind == PINGREQ:
@@ -217,6 +224,17 @@ class _Conversation:
         return _packet(
             SUBACK << 4, body[:2] + _properties(self._version, PacketTypes.SUBACK, properties) + bytes(codes)
         )
+
+    def _unsubscribe(self, body: bytes) -> bytes:
+        at = 2 + (_properties_size(body[2:]) if self._version == 5 else 0)
+        codes = []
+        while at < len(body):
+            topic, at = _text(body, at)
+            codes.append(self._broker.on_unsubscribe(topic))
+            self._filters.discard(topic)
+            self._broker.unsubscribes.put(topic)
+        rest = _properties(5, PacketTypes.UNSUBACK, None) + bytes(codes) if self._version == 5 else b""
+        return _packet(UNSUBACK << 4, body[:2] + rest)
 
     def _publish(self, header: int, body: bytes) -> bytes | None:
         qos = header >> 1 & 3

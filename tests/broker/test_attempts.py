@@ -12,7 +12,7 @@ from edged.mqtt import connection_faults
 from edged.mqtt.attempts import Backoff, ProtocolChoice
 from edged.mqtt.identity import MAX_SILENT_CHECKS, DeviceIdWatch, InstanceStatus, KnownInstances, read_status
 from edged.mqtt.session_types import Established
-from edged.mqtt.topics import Topics, is_id
+from edged.mqtt.topics import Channel, Topics, is_id
 from edged.settings.mqtt import MqttSettings
 
 
@@ -144,7 +144,17 @@ def test_topics() -> None:
     assert TOPICS.job == "edged/v1/device/board/job"
     assert TOPICS.result("7") == "edged/v1/device/board/result/7"
     assert TOPICS.group_job("north") == "$share/north/edged/v1/group/north/job"
-    assert TOPICS.channel("edged/v1/group/north/cancel") == ("cancel", "north")
+    assert TOPICS.group_model_job("north", "phi3") == "$share/north/edged/v1/group/north/model/phi3/job"
+    for kind, topic_filter in (
+        ("job", TOPICS.group_job("north")),
+        ("job", TOPICS.group_model_job("north", "phi3")),
+        ("cancel", TOPICS.group_cancel("north")),
+        ("ping", TOPICS.group_ping("north")),
+        ("pong", TOPICS.group_pong("north")),
+    ):
+        topic = topic_filter.removeprefix("$share/north/")
+        assert TOPICS.channel(topic) == Channel(kind, topic_filter, "north")  # type: ignore[arg-type]
+    assert TOPICS.channel("edged/v1/group/north/model/phi3") is None
     assert TOPICS.channel("edged/v1/device/other/job") is None
 
 

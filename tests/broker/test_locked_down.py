@@ -6,16 +6,27 @@ import json
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 from broker_rig import Device
 from fleet_fixtures import PASSWORD, Fleet, Guest
-from patience import PATIENCE
+from patience import PATIENCE, eventually
 
-from edged.mqtt.events import CancelReceived, JobReceived, LinkUp, Published, PublishRefused
+from edged.mqtt.events import (
+    CancelReceived,
+    GroupPing,
+    GroupPong,
+    JobReceived,
+    LinkUp,
+    Published,
+    PublishRefused,
+)
+from edged.mqtt.groups import Membership
 
 pytest_plugins = ["fleet_fixtures"]
 Make = Callable[..., Any]
@@ -131,6 +142,54 @@ def test_devices_with_certificates_and_passwords_do_all_that_the_contract_says(
     assert hears.publish(f"edged/v1/group/{group}/cancel", "{}")
     for device in (a, p):
         device.wait_for(CancelReceived, topic=f"edged/v1/group/{group}/cancel")
+    for device, model in ((a, "phi3"), (p, "other")):
+        device.link.set_membership(Membership(model=model, asking=True))
+        topic = f"edged/v1/group/{group}/model/{model}/job"
+        eventually(lambda topic=topic: hears.matched(topic))
+        device.wait_for(JobReceived, topic=topic)
+    a.link.ping(group, "n")
+    p.link.pong(group, p.wait_for(GroupPing).nonce)
+    assert a.wait_for(GroupPong) == GroupPong(group, "n")
+    assert [device.link.status().warnings for device in (a, p)] == [(), ()]
+
+
+OLDER = ("/ping", "/pong", "/model/+/job")
+
+
+def test_roles_that_an_earlier_provision_made_are_warned_of_and_brought_up_to_date_by_a_run(
+    fleet: Fleet, make_device: Make, guest: Connect, tmp_path: Path
+) -> None:
+    """As far as groups go; the sender's role is the same for all senders."""
+    name = fleet.new_device("old")
+    fleet.take_away(f"device-{name}", OLDER)
+    fleet.take_away("sender", OLDER)
+    device = link(make_device, fleet, name, "old").up()
+    device.link.set_membership(Membership(model="phi3"))
+    topics = device.topics
+    refused = (topics.group_ping("old"), topics.group_model_job("old", "phi3"))
+    eventually(lambda: len(device.link.status().warnings) == 2)
+    messages = " ".join(warning.message for warning in device.link.status().warnings)
+    assert all(topic in messages for topic in refused)
+    assert device.link.status().connected
+    # The job goes to the group's own topic, where the device hears it.
+    own = fleet.keys / "sender/gateway"
+    document = json.dumps({"id": "older", "prompt": "x", "model": "phi3"})
+    line = [sys.executable, "-m", "edged", "submit", "--group", "old", "--job", "-", "--config", "edged.toml"]
+    line += ["--mqtt-host", "127.0.0.1", "--mqtt-port", str(fleet.port), "--timeout", "60"]
+    with subprocess.Popen(line, cwd=own, stdin=PIPE, stderr=PIPE, text=True) as submit:
+        assert submit.stdin is not None
+        submit.stdin.write(document)
+        submit.stdin.close()
+        assert json.loads(device.wait_for(JobReceived).message.payload)["id"] == "older"
+        submit.kill()
+        assert submit.stderr is not None
+        assert "access control list does not let this device write there; trying again" in submit.stderr.read()
+    fleet.must("device", name, "--groups", "old")
+    fleet.must("sender", "gateway")
+    device.down()
+    device.until_up()
+    assert device.link.status().warnings == ()
+    assert guest("sender", "gateway").publish("edged/v1/group/old/model/phi3/job")
 
 
 # Strangers
@@ -190,6 +249,11 @@ SUBSCRIBE = [
     ("device", "a", "edged/v1/device/+/job", False),
     ("device", "a", "edged/v1/device/b/result/+", False),
     ("device", "a", "$share/fleet/edged/v1/group/fleet/job", True),
+    ("device", "a", "$share/fleet/edged/v1/group/fleet/model/phi3/job", True),
+    ("device", "a", "$share/mine/edged/v1/group/fleet/model/phi3/job", False),
+    ("device", "a", "edged/v1/group/fleet/model/phi3/job", False),
+    ("device", "a", "edged/v1/group/fleet/ping", True),
+    ("device", "a", "edged/v1/group/other/pong", False),
     ("device", "a", "$share/mine/edged/v1/group/fleet/job", False),
     ("device", "a", "edged/v1/group/fleet/job", False),
     ("device", "a", "$share/other/edged/v1/group/other/job", False),
@@ -213,11 +277,16 @@ PUBLISH = [
     ("device", "a", "edged/v1/device/b/job", False),
     ("device", "a", "edged/v1/device/a/job", False),
     ("device", "a", "edged/v1/group/fleet/job", False),
+    ("device", "a", "edged/v1/group/fleet/model/phi3/job", False),
+    ("device", "a", "edged/v1/group/fleet/ping", True),
+    ("device", "a", "edged/v1/group/other/pong", False),
     ("device", "a", "edged/v1/other/me", False),
     ("device", "a", "elsewhere", False),
     ("device", "a", "$CONTROL/dynamic-security/v1", False),
     ("sender", "gateway", "edged/v1/device/a/job", True),
     ("sender", "gateway", "edged/v1/group/fleet/cancel", True),
+    ("sender", "gateway", "edged/v1/group/fleet/model/phi3/job", True),
+    ("sender", "gateway", "edged/v1/group/fleet/pong", False),
     ("sender", "gateway", "edged/v1/device/a/result/1", False),
     ("sender", "gateway", "edged/v1/device/a/status", False),
     ("sender", "gateway", "edged/v1/reply/me", False),
@@ -297,14 +366,20 @@ def test_the_rights_of_a_device_are_the_topics_of_its_link(fleet: Fleet) -> None
               ("publishClientSend", "publishClientReceive", "subscribeLiteral", "subscribePattern")}  # fmt: skip
     own = "edged/v1/device/b"
     heard = {f"{own}/{channel}" for channel in ("job", "cancel", "status", "health")}
+    words = {"edged/v1/group/fleet/ping", "edged/v1/group/fleet/pong"}
     assert topics == {
         "publishClientSend": {
             f"{own}/{said}" for said in ("event/+", "result/+", "stream/+", "status", "info", "health")
         }
+        | words
         | {f"{own}/check", "edged/v1/reply/#"},
-        "publishClientReceive": heard | {f"{own}/check", "edged/v1/group/fleet/job", "edged/v1/group/fleet/cancel"},
+        "publishClientReceive": heard
+        | words
+        | {f"{own}/check", "edged/v1/group/fleet/cancel"}
+        | {"edged/v1/group/fleet/job", "edged/v1/group/fleet/model/+/job"},
         "subscribeLiteral": heard
+        | words
         | {f"{own}/check", f"$share/b/{own}/check"}
         | {"$share/fleet/edged/v1/group/fleet/job", "edged/v1/group/fleet/cancel"},
-        "subscribePattern": set(),
+        "subscribePattern": {"$share/fleet/edged/v1/group/fleet/model/+/job"},
     }

@@ -34,7 +34,9 @@ def test_its_topics_are_those_of_the_code() -> None:
     topics = Topics("edged/v1", "{device}")
     own = {topics.job, topics.cancel, topics.status, topics.info, topics.health}
     own |= {topics.event("{job}"), topics.result("{job}"), topics.stream("{job}"), topics.reply_prefix + "{client}"}
-    own |= {topics.group_cancel("{group}"), re.sub(r"^\$share/[^/]+/", "", topics.group_job("{group}"))}
+    own |= {topics.group_cancel("{group}"), topics.group_ping("{group}"), topics.group_pong("{group}")}
+    shared = (topics.group_job("{group}"), topics.group_model_job("{group}", "{model}"))
+    own |= {re.sub(r"^\$share/[^/]+/", "", topic) for topic in shared}
     assert {channel["address"] for channel in DOCUMENT["channels"].values()} == own
 
 

@@ -60,7 +60,9 @@ def test_topics_are_those_of_the_code() -> None:
     listed = first_column(section("Topics"))
     own = {topics.job, topics.cancel, topics.status, topics.info, topics.health}
     own |= {topics.event("<job>"), topics.result("<job>"), topics.stream("<job>")}
-    groups = {topics.group_cancel("<group>"), topics.group_job("<group>").removeprefix("$share/<group>/")}
+    groups = {topics.group_cancel("<group>"), topics.group_ping("<group>"), topics.group_pong("<group>")}
+    shared = (topics.group_job("<group>"), topics.group_model_job("<group>", "<model>"))
+    groups |= {topic.removeprefix("$share/<group>/") for topic in shared}
     assert listed == own | groups | {topics.reply_prefix + "…"}
 
 

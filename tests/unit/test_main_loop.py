@@ -81,7 +81,7 @@ def test_a_spool_that_cannot_be_read_costs_one_event_and_not_the_daemon(
     assert taken == [0, 1, 2]
 
 
-def test_each_turn_makes_a_snapshot_that_names_what_is_missing(parts: Parts) -> None:
+def test_each_turn_makes_a_snapshot_that_names_what_is_missing(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = Daemon(parts)
     assert codes(daemon) == ["model_loading", "broker_not_connected"]
     refused = Fault("mqtt_connection_refused", "no broker listens there", "start it")
@@ -94,7 +94,9 @@ def test_each_turn_makes_a_snapshot_that_names_what_is_missing(parts: Parts) -> 
         "broker 127.0.0.1:1883 not connected: no broker listens there",
         "broker two:1883 not connected: no broker listens there",
     ]
-    parts.inbox.put(LinkUp("control", False, "5", refused=("edged/v1/device/board/cancel",)))
+    parts.inbox.put(LinkUp("control", False, "5"))
+    link_status = Link.status
+    monkeypatch.setattr(Link, "status", lambda self: replace(link_status(self), refused=("edged/v1/device/board/job",)))
     daemon.turn(0.0)
     assert codes(daemon) == ["model_unavailable", "mqtt_subscription_refused"]
     parts.inbox.put(DeviceIdTaken("other"))
