@@ -14,6 +14,7 @@ from edged.cli.common import (
     BAD_SETTINGS,
     BAD_USE,
     FAILED,
+    NOBODY,
     BadUseError,
     ConfigOption,
     HostOption,
@@ -27,7 +28,7 @@ from edged.cli.common import (
 from edged.jobs.document import JobError
 from edged.jobs.reading import read_submission
 from edged.machine.board import DeviceIdError, detect, device_id
-from edged.mqtt.sender import Sender, Update
+from edged.mqtt.sender import NobodyError, Sender, Update
 from edged.mqtt.topics import ID_ALLOWED, is_id
 from edged.settings import Settings, SettingsError
 
@@ -48,7 +49,10 @@ def submit(
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Send a job and wait: resends until accepted, streams the answer, Ctrl-C cancels it."""
+    """Send a job and wait: resends until accepted, streams the answer, Ctrl-C cancels it.
+
+    Exit code 69 where the broker says that no device of the group takes the job.
+    """
     if device is not None and group is not None:
         raise BadUseError("give --device or --group, not both")
     for flag, name in (("--device", device), ("--group", group)):
@@ -83,6 +87,10 @@ def submit(
                     terminal.show(update)
             except TimeoutError:
                 end(FAILED, f"no device has answered the cancel of {id} within {CANCEL_SECONDS:g} s")
+        except NobodyError:
+            named = f" that name the model {document['model']}" if "model" in document else ""
+            message = f"no device takes jobs of the group {group}{named}, says the broker at {terminal.place}"
+            end(NOBODY, f"{message}; check device.groups and /readyz of its devices, then send the job again")
         except TimeoutError:
             told = "it was accepted" if terminal.accepted else "no device has accepted it, but one that comes back may"
             end(FAILED, f"no result for {id} within {timeout:g} s; {told}: the same --id fetches its result later")
@@ -97,8 +105,10 @@ class _Terminal:
         self.quiet = quiet
         self._device = device
         self._asked = device or f"no device of group {group}"
-        self._place = place
+        self.place = place
         self._status: dict[str, Any] = {}
+        self._protocol = "5"
+        self._refusals: set[str] = set()
         self._waiting = self.accepted = False
         self._shown = ""
 
@@ -108,11 +118,15 @@ class _Terminal:
         if update.kind == "status":
             self._status = update.document
         if update.kind in ("status", "waiting") and self._waiting and not self.accepted:
-            typer.echo(f"edged: {self._asked} at {self._place} {self._why()}", err=True)
+            typer.echo(f"edged: {self._asked} at {self.place} {self._why()}", err=True)
+        if update.kind == "refused" and update.document["reason"] not in self._refusals:
+            self._refusals.add(update.document["reason"])
+            typer.echo(f"edged: {update.document['reason']}; trying again", err=True)
         if update.kind == "link":
-            self._place = update.document.get("broker", self._place)
+            self._protocol = update.document.get("protocol", self._protocol)
+            self.place = update.document.get("broker", self.place)
         if update.kind == "link" and not update.document["up"]:
-            typer.echo(f"edged: {self._place} not connected: {update.document['reason']}; trying again", err=True)
+            typer.echo(f"edged: {self.place} not connected: {update.document['reason']}; trying again", err=True)
         elif update.kind == "stream" and not self.quiet:
             if update.document.get("seq") == 0:
                 self._begin_anew()
@@ -128,7 +142,8 @@ class _Terminal:
         """Why no device may have accepted the job, by the last status."""
         state, reason = self._status.get("state"), self._status.get("reason")
         if self._device is None:
-            return "has accepted the job yet"
+            silent = "; over MQTT 3.1.1 the broker does not say whether any device takes such jobs"
+            return "has accepted the job yet" + (silent if self._protocol == "3.1.1" else "")
         if state is None:
             return "has not accepted the job yet, and no such device has shown itself there so far: is the name right?"
         if state == "offline":

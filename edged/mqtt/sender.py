@@ -14,6 +14,7 @@ from typing import Any
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
 from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd, Subscription
+from edged.mqtt.topics import is_id
 from edged.settings.mqtt import MqttSettings
 
 RESEND_SECONDS = 5.0
@@ -25,12 +26,18 @@ WAITING_SECONDS = 2.0
 class Update:
     """An update about a job.
 
-    `kind` is event, stream, result, link (then `document` has `up`, `reason` and the `broker`), status (of the
-    addressed device), or waiting (no device has accepted the job yet; `document` is empty).
+    `kind` is event, stream, result, link (then `document` has `up`, `reason`, the `broker` and, if up, the `protocol`),
+    status (of the addressed device), waiting (no device has accepted the job yet; `document` is empty), or refused (the
+    broker does not take the job on `topic`, for this `reason`; a group's job that names a model goes to the group's own
+    topic from then on).
     """
 
     kind: str
     document: dict[str, Any]
+
+
+class NobodyError(Exception):
+    """The broker says that no device of the group takes the job."""
 
 
 class Sender:
@@ -39,6 +46,7 @@ class Sender:
     def __init__(self, mqtt: MqttSettings, device: str | None, group: str | None) -> None:
         """Jobs go to `device` or to `group`: exactly one of them is given."""
         self._target = f"{mqtt.root}/device/{device}" if device else f"{mqtt.root}/group/{group}"
+        self._group = group
         self._answers = f"{mqtt.root}/device/{device or '+'}"
         self._inbox: queue.SimpleQueue[Update] = queue.SimpleQueue()
         answers = (("event", 1), ("stream", 0), ("result", 1))
@@ -69,7 +77,8 @@ class Sender:
         """Send the job and yield updates about it, the result last.
 
         Sends the same document again until it is accepted, and after every lost connection until the result is here,
-        as the contract asks of senders. Raises TimeoutError after `timeout` seconds.
+        as the contract asks of senders. Raises TimeoutError after `timeout` seconds, and NobodyError where the broker
+        says that no device of the group takes it.
         """
         return self._follow("job", document["id"], document, timeout)
 
@@ -82,14 +91,16 @@ class Sender:
 
     def _follow(self, channel: str, id: str, document: dict[str, Any], timeout: float | None) -> Iterator[Update]:
         payload = json.dumps(document, ensure_ascii=False).encode()
+        plain, model = f"{self._target}/{channel}", document.get("model")
+        topic = f"{self._target}/model/{model}/job" if self._group is not None and _in_topics(model) else plain
         ends = None if timeout is None else time.monotonic() + timeout
-        settled, next_send = False, time.monotonic()
+        settled, accepted, next_send = False, False, time.monotonic()
         tell_by, told = math.inf, False
         while True:
             now = time.monotonic()
             if ends is not None and now >= ends:
                 raise TimeoutError
-            if not settled and now >= next_send and self._publish(channel, payload):
+            if not settled and now >= next_send and self._publish(topic, payload):
                 next_send = now + RESEND_SECONDS
             if not settled and now >= tell_by:
                 tell_by, told = math.inf, True
@@ -104,19 +115,30 @@ class Sender:
                 settled, next_send = False, now if up else next_send
                 tell_by = now + WAITING_SECONDS if up and not told else math.inf
                 yield update
+            elif update.kind == "refused":
+                if topic != plain:  # the role of a sender that an earlier provision.py made
+                    topic, next_send = plain, now
+                yield update
+            elif update.kind == "unmatched":
+                if self._group is not None and channel == "job" and not accepted:
+                    raise NobodyError
             elif update.document.get("id", id) == id:
-                settled = settled or (update.kind in ("event", "result") and channel == "job")
+                heard = update.kind in ("event", "result")
+                accepted, settled = accepted or heard, settled or (heard and channel == "job")
                 yield update
                 # `kept: false`: delivered before and not kept, so that no result will come any more.
                 last = update.kind == "result" or update.document.get("event") == "id_conflict"
                 if last or update.document.get("kept") is False:
                     return
 
-    def _publish(self, channel: str, payload: bytes) -> bool:
-        publication = Publication(
-            f"{self._target}/{channel}", payload, qos=1, retain=False, token=None, correlation=None
-        )
+    def _publish(self, topic: str, payload: bytes) -> bool:
+        publication = Publication(topic, payload, qos=1, retain=False, token=topic, correlation=None)
         return self._connection.usable and self._connection.publish(publication)
+
+
+def _in_topics(model: object) -> bool:
+    """Whether devices have a topic for jobs that name this model."""
+    return isinstance(model, str) and is_id(model)
 
 
 class _Owner:
@@ -129,7 +151,8 @@ class _Owner:
     def up(self, established: Established) -> None:
         refused = established.refused
         reason = f"the broker refuses to subscribe {', '.join(refused)}: check its access list"
-        self._deliver(Update("link", {"up": not refused, "reason": reason, "broker": established.broker}))
+        told = {"reason": reason, "broker": established.broker, "protocol": established.protocol}
+        self._deliver(Update("link", {"up": not refused, **told}))
 
     def down(self, end: SessionEnd) -> None:
         self._deliver(Update("link", {"up": False, "reason": end.fault.message, "broker": end.broker}))
@@ -148,7 +171,8 @@ class _Owner:
             self._deliver(Update(kind, {**named, **document}))
 
     def published(self, token: Hashable, matched: bool) -> None:
-        pass
+        if not matched:
+            self._deliver(Update("unmatched", {"topic": token}))
 
     def publish_refused(self, token: Hashable, reason: str, code: int | None) -> None:
-        self._deliver(Update("link", {"up": False, "reason": reason}))
+        self._deliver(Update("refused", {"topic": token, "reason": reason}))
