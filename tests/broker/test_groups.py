@@ -15,6 +15,7 @@ import pytest
 from broker_rig import Device, Mosquitto, Peer, Proxy
 from daemon_fixtures import MODELS, Client5, Daemon, Place, job
 from patience import PATIENCE, eventually
+from pull_rig import publish
 from scripted_broker import HANG_UP, Answer, ScriptedBroker, Subscribe
 
 from edged.mqtt.events import GroupPing, GroupPong, JobReceived, LinkDown, LinkUp
@@ -86,6 +87,7 @@ def test_the_broken_one_of_three_leaves_its_jobs_to_the_others_and_comes_back(pl
     daemons[2].env["TEST_LEAVE_SECONDS"] = NEVER
     daemons[2].start(ready=False)
     daemons[2].until_fault("model unavailable")
+    eventually(lambda: daemons[2].metric('edged_mqtt_connected{connection="jobs"}') == 1)
     ten = {("one", "succeeded"): 10, ("two", "succeeded"): 10}
     assert answers(clients, send(clients[0], "before", 30)) == {**ten, ("three", "rejected"): 10}
     assert daemons[2].end() == 0
@@ -181,13 +183,13 @@ def test_a_job_that_names_its_model_goes_where_it_is_served_and_nowhere_else(pla
 
 @pytest.mark.slow
 def test_a_model_that_breaks_is_left_at_once(place: Place) -> None:
-    package = place.folder / "package" / "phi3"
-    shutil.copytree(MODELS / "phi3", package)
-    daemon, client = board(place, "only", package, MODEL__SCRUB_INTERVAL="1")
-    daemon.env["TEST_LEAVE_SECONDS"] = NEVER
+    daemon, client = board(place, "only", MODEL__SCRUB_INTERVAL="1")
+    daemon.env |= {"TEST_LEAVE_SECONDS": NEVER, "EDGED_MODEL__PATH": ""}
+    assert daemon.command("model", "pull", str(publish(place.folder / "stick"))).returncode == 0
+    assert daemon.command("model", "use", "phi3").returncode == 0
     daemon.start()
     assert submit(daemon, "whole", "phi3").returncode == 0
-    with (package / "model.onnx.data").open("r+b") as file:
+    with (daemon.state_dir / "models/phi3/model.onnx.data").open("r+b", buffering=0) as file:
         file.seek(100_000)
         (byte,) = file.read(1)
         file.seek(100_000)
