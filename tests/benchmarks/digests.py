@@ -1,4 +1,4 @@
-"""What checking a package's files costs its load: `make bench-digests MODEL=FOLDER` prints the table.
+"""What checking a package's files costs its load, and what the scrub reads: `make bench-digests MODEL=FOLDER`.
 
 All in one run on one machine, loads with and without the check in turn, each in a process of its own, ratios of
 medians: a busy machine slows both.
@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from edged.engine.integrity import find_damage
 from edged.engine.kept_manifests import KeptManifests, Stamp, stamp_of
 from edged.engine.loaded_model import load_model
 from edged.engine.manifest import Manifest, make_manifest
+from edged.engine.scrubber import Scrubber
 from edged.machine.board import detect
 from edged.machine.memory import Available
 from edged.settings import Settings
@@ -33,6 +35,9 @@ from edged.settings import Settings
 Result = TypeVar("Result")
 LOADS, COLD_LOADS = 3, 2
 GOAL = 1.1
+DAY, PASS, WATCHED_BLOCKS, MOST_WATCHED = 86_400, 60, 4, 300.0
+"""Seconds of a pass of the scrub: the default, and one that is looked at as a whole. Blocks that are looked at with the
+default, where they do not take more seconds than the last."""
 
 
 def main() -> None:
@@ -84,6 +89,41 @@ def figures(package: Path, kept: Path, none: Path) -> Iterator[Figure]:
         text = f"{checked / without:.3f} ({checked:.2f} / {without:.2f} s)"
         yield Figure(f"load with / without the check, {name} page cache", text, f"≤ {GOAL}", checked / without <= GOAL)
     yield Figure("size of the manifest", f"{len(manifest.document()) / 1024:.1f} KiB for {gib(manifest.bytes)}")
+    yield from scrub_figures(package, manifest)
+
+
+def scrub_figures(package: Path, manifest: Manifest) -> Iterator[Figure]:
+    """What the scrub reads from the disk while nothing else runs, counted by the kernel (proc_pid_io(5))."""
+    seconds, read, cpu = scrub(package, manifest, PASS, manifest.bytes)
+    text = f"{read / manifest.bytes:.3f} of its bytes read in {seconds:.0f} s, {cpu:.2f} s of a core"
+    yield Figure(f"a pass of the scrub in {PASS} s instead of a day", text)
+    block = min(1 << 20, manifest.bytes)
+    text = f"{manifest.bytes / DAY / 1024:.1f} KiB/s, {block >> 10} KiB each {DAY * block / manifest.bytes:.0f} s"
+    yield Figure("so in a day", f"{text}, {cpu / DAY:.4%} of a core")
+    if WATCHED_BLOCKS * DAY * block / manifest.bytes <= MOST_WATCHED:
+        seconds, read, _ = scrub(package, manifest, DAY, WATCHED_BLOCKS * block)
+        text = f"{read / seconds / 1024:.1f} KiB/s over {seconds:.0f} s"
+        yield Figure("counted with a pass a day", text)
+
+
+def scrub(package: Path, manifest: Manifest, interval: float, least: int) -> tuple[float, int, float]:
+    """Let the scrub check at least so many bytes; seconds, bytes that came from the disk, processor seconds."""
+    found = threading.Event()
+    scrubber = Scrubber(interval, idle=lambda: True, found=found.set)
+    began, read, cpu = time.monotonic(), disk_bytes(), time.process_time()
+    scrubber.start()
+    scrubber.watch(package, manifest)
+    while scrubber.bytes < least and not found.wait(0.1):
+        pass
+    seconds, read, cpu = time.monotonic() - began, disk_bytes() - read, time.process_time() - cpu
+    scrubber.stop()
+    assert not scrubber.damaged
+    return seconds, read, cpu
+
+
+def disk_bytes() -> int:
+    """Bytes that this process has read from disks."""
+    return int(Path("/proc/self/io").read_text().split("read_bytes:")[1].split()[0])
 
 
 def load_in_child(package: Path, manifests: Path, checked: bool) -> float:

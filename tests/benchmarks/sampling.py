@@ -1,8 +1,8 @@
 """What the choice of a token costs, for each option of a job: `make bench-sampling [MODEL=FOLDER]` prints the table.
 
-After each decoding step of the package, for one row, each option chooses one token from logits as a trained model gives
-them; a package with random weights gives flat ones. So step and choice meet the same busy moments, and caches that the
-step has filled. Lower quartiles are shown: other work on the machine only adds.
+After each decoding step of the package, for one row, an option chooses a token from logits as a trained model gives
+them; a package with random weights gives flat ones. The options take turns, so that all meet the same busy moments, and
+caches that a step has filled. Lower quartiles are shown: other work on the machine only adds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edged.machine.board import detect
 from edged.machine.memory import available
 from edged.settings import Settings
 
-PROMPT, ANSWER, STEPS = 2000, 500, 60
+PROMPT, ANSWER, TURNS = 2000, 500, 20
 STEP_PROMPT = 128
 GOAL = 0.02
 BIAS = tuple((token * 7, 1.0) for token in range(300))
@@ -63,12 +63,13 @@ def main() -> None:
     logs.configure("error", "auto")
     if len(sys.argv) != 2 or not Path(sys.argv[1], "genai_config.json").is_file():
         sys.exit("give the folder of a model package: make bench-sampling MODEL=FOLDER")
-    settings = Settings(model={"rows": 1, "context": STEP_PROMPT + 2 * STEPS}, cache={"ram_bytes": 0})
+    steps = TURNS * len(OPTIONS)
+    settings = Settings(model={"rows": 1, "context": STEP_PROMPT + 2 * steps}, cache={"ram_bytes": 0})
     loaded = load_model(settings, detect(), available, Path(sys.argv[1]))
     choices = Choices(loaded.package.vocabulary)
     with Bench(replace(loaded, max_stall=JOINING_STALL)) as bench:
         bench.stopwatch.hook = choices.after
-        bench.decode([bench.prompt(STEP_PROMPT)], STEPS)
+        bench.decode([bench.prompt(STEP_PROMPT)], steps)
     print(
         f"edged sampling — {psutil.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
         f"numpy {np.__version__}, onnxruntime {onnxruntime.__version__}, {loaded.package.name}"
@@ -94,15 +95,15 @@ class Choices:
         self._taken: dict[str, list[float]] = {name: [] for name in OPTIONS}
 
     def after(self, step: StepTime) -> None:
-        """Let each option choose once, after a step of one token."""
+        """Let the next option choose, after a step of one token."""
         if step.rows != 1 or step.count != 1:
             return
+        name = list(OPTIONS)[len(self._steps) % len(OPTIONS)]
         self._steps.append(step.ended - step.began)
-        for name, sampler in self._samplers.items():
-            np.copyto(self._work, self._logits)
-            began = time.perf_counter()
-            sampler.sample(self._work)
-            self._taken[name].append(time.perf_counter() - began)
+        np.copyto(self._work, self._logits)
+        began = time.perf_counter()
+        self._samplers[name].sample(self._work)
+        self._taken[name].append(time.perf_counter() - began)
 
     def show(self) -> bool:
         """Print the table; whether each option costs at most GOAL of a step."""

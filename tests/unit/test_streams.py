@@ -65,6 +65,13 @@ def test_held_text_leaves_when_it_is_due_though_nothing_more_comes(place: Place)
     assert place.streams.due_in == math.inf
 
 
+def test_a_turn_without_new_text_publishes_nothing(place: Place) -> None:
+    place.streams.add(1, "job", "a")
+    place.wait(INTERVAL)
+    place.streams.flush()
+    assert place.said == [(100.0, "job", 0, "a")]
+
+
 def test_jobs_do_not_hold_up_each_other(place: Place) -> None:
     for number, id in ((1, "one"), (2, "two")):
         place.streams.add(number, id, "x")
