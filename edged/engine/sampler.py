@@ -179,7 +179,7 @@ class _Blocks:
     A block has tokens at equal distances, so that one quick pass finds all maxima. The tokens that are left over are
     blocks of one. A token weighs exp((logit - highest) / temperature). Among equals the first is before the others.
 
-    There are few operations: after a step, when the processor's caches are full of weights, each costs ten microseconds.
+    There are few operations: after a step, when the processor's caches hold weights, each costs ten microseconds.
     """
 
     def __init__(self, logits: NDArray[np.float32], temperature: float) -> None:

@@ -27,7 +27,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 import edged.demo
-from edged.engine.detokenizer import TextStream, WindowDetokenizer
+from edged.engine.detokenizer import TextStream, TokenBytes, WindowDetokenizer
 
 
 def fixture() -> HuggingFaceTokenizer:
@@ -183,6 +183,47 @@ class TestAnyTokens:
         """As many as the tokenizer's own decoder gives."""
         ids = llama_ids("안") if kind == "llama" else KINDS[kind].encode("안").ids
         assert "".join(pieces_of(KINDS[kind], ids[:-1])[0]) == whole(KINDS[kind], ids[:-1]) == end
+
+
+class TestKnownDecoders:
+    """Joining bytes is right for these decoders only; any other is asked for the text itself."""
+
+    STEPS = (decoders.Replace("▁", " "), decoders.ByteFallback())
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            (decoders.Strip(" ", 1, 0),),  # of each token, as they are not fused
+            (decoders.Fuse(), decoders.Strip(" ", 0, 1)),
+            (decoders.Fuse(), decoders.Replace("a", "b")),
+        ],
+        ids=["strip of each token", "strip at the end", "replace at the end"],
+    )
+    def test_a_step_that_does_more(self, more: tuple[decoders.Decoder, ...]) -> None:
+        made = llama()
+        made.decoder = decoders.Sequence([*self.STEPS, *more])
+        assert TokenBytes.of(made) is None
+
+    def test_a_replaced_pattern(self) -> None:
+        made = llama()
+        made.decoder = decoders.Sequence([decoders.Replace(Regex("▁+"), " "), decoders.ByteFallback(), decoders.Fuse()])
+        assert TokenBytes.of(made) is None
+
+    @pytest.mark.parametrize("kind", ["fixture", "demo", "trained", "straddling", "llama", "gemma"])
+    def test_those_that_join_bytes(self, kind: str) -> None:
+        assert TokenBytes.of(KINDS[kind]) is not None
+
+    @pytest.mark.parametrize("token", ["<0x0a>", "<0x41>", "<0x41>s", "s<0x41>", "<0xé>", "<0x4>"])
+    def test_what_is_a_token_of_a_byte_and_what_only_looks_so(self, token: str) -> None:
+        made = HuggingFaceTokenizer(models.BPE({token: 0}, [], byte_fallback=True))
+        made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+        assert "".join(pieces_of(made, [0])[0]) == whole(made, [0])
+
+    @pytest.mark.parametrize("kind", ["trained", "llama"])
+    def test_an_id_beyond_the_vocabulary_has_no_text(self, kind: str) -> None:
+        """A model can have more tokens than its tokenizer."""
+        made = KINDS[kind]
+        assert pieces_of(made, [*made.encode("a").ids, made.get_vocab_size() + 3])[0][-2:] == ["", ""]
 
 
 class TestLongAnswers:
