@@ -74,6 +74,12 @@ def figures(served: Served) -> Iterator[Figure]:
     yield Figure("series, size of a scrape", f"{series}, {len(text) / 1024:.1f} KiB")
     idle = sorted(scrapes(port, 0.02, 5.0))
     yield Figure("a scrape while idle, p50 / p99", f"{_ms(idle, 0.5)} / {_ms(idle, 0.99)} ms")
+    before, count = _cpu(served), 200
+    for _ in range(count):
+        scrape(port)
+    yield Figure(
+        "CPU of the daemon for a scrape, its connection too", f"{1000 * (_cpu(served) - before) / count:.1f} ms"
+    )
     client, stop = served.client(), threading.Event()
     threading.Thread(target=keep_busy, args=(client, stop), daemon=True).start()
     time.sleep(3.0)  # until all rows are taken
@@ -91,6 +97,11 @@ def figures(served: Served) -> Iterator[Figure]:
     )
     stop.set()
     client.close()
+
+
+def _cpu(served: Served) -> float:
+    times = served.process.cpu_times()
+    return float(times.user + times.system)
 
 
 def _ms(seconds: list[float], share: float) -> str:

@@ -202,7 +202,15 @@ def test_readme_asks_for_health_and_metrics_where_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/contract.md", "docs/operating.md", "docs/security.md", "docs/architecture.md"]
+    "page",
+    [
+        "README.md",
+        "docs/contract.md",
+        "docs/operating.md",
+        "docs/security.md",
+        "docs/architecture.md",
+        "docs/boards.md",
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")

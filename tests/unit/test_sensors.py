@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -325,6 +326,23 @@ class TestRest:
     )
     def test_power_mode_and_reset_reason(self, name: str, found: dict[str, str]) -> None:
         assert facts(detect(BOARDS / name), firmware(BOARDS / name)) == found
+
+
+def test_the_docs_table_of_boards_says_what_each_of_them_tells() -> None:
+    page = (Path(__file__).parents[2] / "docs/boards.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    told = {name: row[1:] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert set(told) == {quantity.name for quantity in QUANTITIES}
+    for quantity in QUANTITIES:
+        for board, cell in zip(
+            ("pi4", "pi5", "jetson-orin", "jetson-thor", "pc", "rk3588"), told[quantity.name], strict=True
+        ):
+            root = BOARDS / board
+            if quantity is q.POWER:  # a PC's is a counter, which a second reading is needed for
+                found = board == "pc" or bool(power_meter(detect(root), firmware(root)).read().rails)
+            else:
+                found = bool(values(root, quantity))
+            assert found == bool(cell) or cell in "cd", (quantity.name, board)
 
 
 class TestBroken:
