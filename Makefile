@@ -108,6 +108,11 @@ test-page: $(VENV)/.dev | mosquitto ## the page at / in a real Chromium, light a
 	@[ -d $(VENV)-page/node_modules/axe-core ] || npm install --silent --no-audit --no-fund --prefix $(VENV)-page axe-core
 	@AXE=$(abspath $(VENV)-page)/node_modules/axe-core/axe.min.js PAGE_PICTURES=$(PICTURES) $(BIN)/pytest -q -rs tests/page
 
+test-dashboards: $(VENV)/.dev ## Grafana's published types take the dashboards of deploy/grafana (Node.js; a minute the first time)
+	@command -v npm >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends nodejs npm >/dev/null; }
+	@[ -d $(VENV)-grafana/node_modules/@grafana ] || npm install --silent --no-audit --no-fund --prefix $(VENV)-grafana @grafana/schema ts-json-schema-generator ajv
+	@GRAFANA_NODE=$(abspath $(VENV)-grafana)/node_modules $(BIN)/pytest -q tests/unit/test_dashboards.py
+
 test-arm: $(VENV)/.dev | mosquitto ## the package for Arm, emulated on the processors of a Pi 4 and a Pi 5 (root, Linux 6.7; minutes, 400 MB)
 	@{ command -v debootstrap && command -v qemu-aarch64-static; } >/dev/null || { \
 		echo "installing debootstrap and qemu-user-static …"; \
