@@ -30,7 +30,7 @@ from edged.engine.kv_cache import KVCache
 from edged.engine.kv_layout import KVLayout
 from edged.engine.load_check import LoadCheck
 from edged.engine.manifest import Manifest
-from edged.engine.mapped_weights import own_mapped
+from edged.engine.mapped_weights import forget_reads, own_mapped
 from edged.engine.package import Package, PackageError, open_package
 from edged.engine.package import signature as package_signature
 from edged.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
@@ -136,15 +136,10 @@ def load_model(
     except Exception:
         check.finish()  # raises in place of what a decayed file led to
         raise
-    try:
-        check.finish()
-    except BaseException:
-        loaded.release()
-        raise
     if loaded.verified is not None:
         check.keep_manifest()
     if check.manifest is not None:
-        own_mapped(loaded.package, loaded.session)
+        own_mapped(loaded.package)
     loaded = replace(loaded, manifest=check.manifest, load_seconds=time.monotonic() - started)
     _log_loaded(loaded)
     return loaded
@@ -160,7 +155,7 @@ def _load(
     check: LoadCheck | None,
     bits_file: Path | None,
 ) -> LoadedModel:
-    """As load_model(); `check` is started, not finished. None: the known answers are not compared either."""
+    """As load_model(); `check` is started and finished. None: the known answers are not compared either."""
     started = time.monotonic()
     wanted = settings.model
     signature = package_signature(path)  # before its files are read
@@ -186,6 +181,9 @@ def _load(
         if check is not None:
             check.start(package.files)
         session, logits_reason = _open_session(package, choice, threads, graph)
+        if check is not None:
+            check.finish()
+            forget_reads()  # then come steps of one token and of several, for one row and for several
         confirmed = _confirm(settings, choice, session)
         if choice.on_device and not confirmed.on_device:  # the GPU did not start: the host's memory and rows apply
             splits = kept.splits(confirmed.providers)

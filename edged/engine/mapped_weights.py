@@ -19,7 +19,6 @@ import numpy as np
 
 from edged.engine.graph import Graph
 from edged.engine.package import Package
-from edged.engine.session import ModelSession
 
 _REPACKING = "MatMulNBits"
 """The operator whose weights onnxruntime repacks as it loads. Every step runs it."""
@@ -34,7 +33,7 @@ class _Mapping:
     offset: int
     path: str
     read: bool = True
-    """Whether a page of it was read since that was last forgotten."""
+    """Whether a page of it was read since forget_reads()."""
 
     def holds(self, offset: int, length: int) -> bool:
         """Whether all pages of this part of the file are in it."""
@@ -42,15 +41,20 @@ class _Mapping:
         return self.offset <= first * mmap.PAGESIZE and last * mmap.PAGESIZE <= self.offset + self.end - self.begin
 
 
-def own_mapped(package: Package, session: ModelSession) -> None:
-    """Make the pages of the package's weights that this process maps its own. Nobody may unmap them meanwhile.
+def forget_reads() -> None:
+    """Let the kernel note anew which pages this process reads (proc_pid_clear_refs(5)).
 
-    Only weights that have been repacked, and that steps of one and two tokens on row 0 do not read, stay mapped.
+    A file's pages count as read where anybody reads the file: the load's check must have ended.
     """
     with contextlib.suppress(OSError):  # then all count as read
-        Path("/proc/self/clear_refs").write_text("1")  # proc_pid_clear_refs(5): of all pages of this process
-    for past, tokens in ((0, 2), (2, 1)):
-        session.step(0, np.zeros((1, tokens), np.int64), [past], past + tokens)
+        Path("/proc/self/clear_refs").write_text("1")
+
+
+def own_mapped(package: Package) -> None:
+    """Make the pages of the package's weights that this process maps its own. Nobody may unmap them meanwhile.
+
+    Only weights that have been repacked, and that no step has read since forget_reads(), stay mapped.
+    """
     folder, repacked = package.model_file.parent, _repacked(package.graph)
     tensors = [
         (str((folder / tensor.location).resolve()), tensor.offset, tensor.length or 0, tensor.name in repacked)
