@@ -176,6 +176,10 @@ class TestAnyTokens:
         ids = [*llama_ids("한글"), 2 + 0x80, made.token_to_id("▁the")]
         assert "".join(pieces_of(made, ids)[0]) == "한글\ufffd the"
 
+    @pytest.mark.parametrize("made", [llama(), rewriting(llama())], ids=["llama", "unknown"])
+    def test_byte_fallback_holds_three_bytes_of_a_character_of_four(self, made: HuggingFaceTokenizer) -> None:
+        assert pieces_of(made, llama_ids("🚀한"))[0] == ["", "", "", "🚀", "", "", "한", ""]
+
     @pytest.mark.parametrize(("kind", "end"), [("fixture", "\ufffd"), ("llama", "\ufffd\ufffd")])
     def test_an_answer_cut_in_the_middle_of_a_character_ends_with_replacement_characters(
         self, kind: str, end: str
@@ -296,6 +300,19 @@ class TestStopStrings:
         assert [text.push(ord(c)) for c in "aSTO"] == ["a", "", "", ""]
         assert text.finish() == "STO"
         assert not text.stopped
+
+    def test_a_token_that_ends_the_text_gives_what_was_held(self) -> None:
+        text = TextStream(Chars(), ["STOP"], silent=frozenset({3, 4}), ends=frozenset({4}))
+        assert [text.push(token) for token in (ord("a"), ord("S"), 3)] == ["a", "", ""]
+        assert not text.stopped
+        assert text.push(4) == "S"
+        assert text.stopped
+        assert text.finish() == ""
+
+    def test_bytes_that_begin_a_character_after_the_stop_string_have_no_text(self) -> None:
+        made = KINDS["straddling"]
+        pieces, text = pieces_of(made, [made.token_to_id("á"), made.token_to_id("ŀĢá")], ["ក"])
+        assert (pieces, text.stopped, text.finish()) == (["", ""], True, "")
 
     def test_the_earliest_of_several_in_one_token_counts(self) -> None:
         text = TextStream(Chars({1: "one two three"}), ["three", "two"])
