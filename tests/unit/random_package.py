@@ -24,7 +24,11 @@ _ELEMENTS = {"float32": 1, "float16": 10}
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a decoder. `dtype`: of activations, cache and logits."""
+    """The shape of a decoder.
+
+    `dtype`: of activations, cache and logits. `residual`: spread of what the layers add up; from some 10,000 on their
+    sums go beyond float16.
+    """
 
     hidden: int
     heads: int
@@ -32,6 +36,7 @@ class Shape:
     head_size: int
     layers: int
     dtype: str = "float32"
+    residual: float = 1.0
 
 
 def write_random_package(folder: Path, shape: Shape, seed: int = 0) -> Path:
@@ -68,7 +73,7 @@ class _Decoder:
         self._value(11, "attention_mask", _INT64, ["batch", "total"])
         self._lengths()
         self._rotary()
-        table = self.random.standard_normal((VOCABULARY, shape.hidden))
+        table = np.clip(shape.residual * self.random.standard_normal((VOCABULARY, shape.hidden)), -60_000, 60_000)
         hidden = self._node("Gather", [self._tensor("embedding", table), "input_ids"], "hidden")
         for layer in range(shape.layers):
             hidden = self._layer(layer, hidden)
@@ -115,12 +120,14 @@ class _Decoder:
         attributes = b"".join(attribute(name, number) for name, number in numbers.items())
         inputs = [*parts, *past, "last", "total", "cos", "sin"]
         attended = self._node("GroupQueryAttention", inputs, at + "attended", attributes, present)
-        hidden = self._node("Add", [hidden, self._product(attended, queries, shape.hidden, at + "o")], at + "middle")
+        added = self._product(attended, queries, shape.hidden, at + "o", gain=shape.residual)
+        hidden = self._node("Add", [hidden, added], at + "middle")
         normed = self._norm(at + "mlp", hidden)
         gate, up = (self._product(normed, shape.hidden, shape.hidden, at + name) for name in ("gate", "up"))
         self._node("Mul", [gate, self._node("Sigmoid", [gate], at + "sigmoid")], at + "swish")
         wide = self._node("Mul", [at + "swish", up], at + "wide")
-        return self._node("Add", [hidden, self._product(wide, shape.hidden, shape.hidden, at + "down")], at + "end")
+        added = self._product(wide, shape.hidden, shape.hidden, at + "down", gain=shape.residual)
+        return self._node("Add", [hidden, added], at + "end")
 
     def _norm(self, name: str, source: str) -> str:
         scale = self._tensor(name + ".scale", 1 + 0.1 * self.random.standard_normal(self.shape.hidden))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from engine_rig import MODELS, copy_package, ids, load, reference, request, running, serving
+from random_package import Shape, write_random_package
 from structlog.testing import capture_logs
 
 from edged.engine import lifecycle, manifest
@@ -186,6 +188,16 @@ class TestDamagedWeights:
                 nan = np.full(tensor.length // 4, np.nan, np.float32).tobytes()
                 spoil(package, tensor.offset, tensor.length, nan)
         assert refusal(package).startswith("the model gives NaN or infinity where numbers are due")
+
+    def test_a_float16_graph_whose_sums_overflow_is_told_as_that(self, tmp_path: Path) -> None:
+        """At 32 tokens, as at some tokens none does. The fault of onnxruntime's issue 32600, for Gemma on aarch64."""
+        fits = Shape(hidden=128, heads=2, kv_heads=1, head_size=64, layers=2, dtype="float16")
+        overflows = replace(fits, residual=15_000)
+        told = refusal(write_random_package(tmp_path / "overflows", overflows))
+        assert told.startswith("the model gives NaN or infinity where numbers are due: it computes in float16, which")
+        assert "build the package for the CPU" in told
+        for number, shape in enumerate((fits, replace(overflows, dtype="float32"))):
+            load(write_random_package(tmp_path / str(number), shape)).close()
 
     def test_the_cause_names_both_runtimes_where_they_are_not_the_same(self, tmp_path: Path) -> None:
         package = copy_package("phi3", tmp_path)
