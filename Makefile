@@ -191,17 +191,28 @@ test-schemas: $(VENV)/.dev ## real JSON schemas with judged values: make test-sc
 .PHONY: real-model test-real bench-real
 real-model: $(REAL_MODEL) ## build a package of SmolLM2-135M-Instruct in .real-model (minutes; gigabytes the first time)
 
-test-real: $(VENV)/.dev $(REAL_MODEL) | mosquitto ## a real model's ids beside onnxruntime-genai's: alone, in company, over MQTT, from disk (minutes)
-	@$(BIN)/pytest -q tests/real
+test-real: $(VENV)/.dev $(VENV)-genai/.done $(REAL_MODEL) | mosquitto ## a real model's ids beside onnxruntime-genai's: alone, in company, over MQTT, from disk (ten minutes)
+	@$(BIN)/pytest -q --durations=0 --durations-min=1 tests/real
 
 bench-real: $(REAL_MODEL) $(VENV)-peers/.done ## the real model beside llama.cpp with the same weights (minutes)
 	@$(VENV)-peers/bin/python tests/benchmarks/real.py
 
-$(REAL_MODEL): deploy/real-model/build.py | $(VENV)-demo-model/.done
+# What builds it has gigabytes, and is installed only where there is no model yet; to build it anew, delete .real-model.
+$(REAL_MODEL):
+	@$(MAKE) --no-print-directory $(VENV)-demo-model/.done
 	@$(VENV)-demo-model/bin/python deploy/real-model/build.py
 
-$(LARGE_VOCABULARY): tests/benchmarks/large_vocabulary.py | $(VENV)-demo-model/.done
+$(LARGE_VOCABULARY): tests/benchmarks/large_vocabulary.py
+	@$(MAKE) --no-print-directory $(VENV)-demo-model/.done
 	@$(VENV)-demo-model/bin/python tests/benchmarks/large_vocabulary.py $(dir $@)
+
+# With the onnxruntime of the tests, so that both compute the same.
+$(VENV)-genai/.done: $(VENV)/.dev
+	@[ -x $(VENV)-genai/bin/python ] || $(PYTHON) -m venv $(VENV)-genai
+	@echo "installing onnxruntime-genai (a minute) …"
+	@$(VENV)-genai/bin/python -m pip install --quiet --disable-pip-version-check 'onnxruntime-genai>=0.18' \
+		onnxruntime==$$($(BIN)/python -c 'import importlib.metadata as m; print(m.version("onnxruntime"))')
+	@touch $@
 
 $(VENV)-demo-model/.done: deploy/demo-model/requirements.txt
 	@[ -x $(VENV)-demo-model/bin/python ] || $(PYTHON) -m venv $(VENV)-demo-model

@@ -1,6 +1,6 @@
 """Prints onnxruntime-genai's greedy answers as JSON: genai_answers.py PACKAGE THREADS TOKENS, chats on standard input.
 
-Runs in the environment of `make real-model`, as edged's own has no onnxruntime-genai.
+Runs in an environment of its own (`make test-real`), as edged's has no onnxruntime-genai.
 """
 
 from __future__ import annotations

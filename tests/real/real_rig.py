@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from chats import Chat, chats
 
+from edged.engine import ort
 from edged.engine.known_answers import NEAR_TIE
 from edged.engine.kv_cache import KVCache
 from edged.engine.package import open_package
@@ -20,7 +21,7 @@ from edged.engine.session import ModelSession
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / ".real-model" / "SmolLM2-135M-Instruct"
-GENAI_PYTHON = ROOT / ".venv-demo-model" / "bin" / "python"
+GENAI_PYTHON = ROOT / ".venv-genai" / "bin" / "python"
 THREADS, ROWS = 2, 8
 TOKENS, CONTEXT = 128, 1024
 """Tokens of each answer, which an end token does not end; most tokens of prompt and answer."""
@@ -42,6 +43,7 @@ def genai_answers() -> tuple[Answer, ...]:
     command += [str(THREADS), str(TOKENS)]
     done = subprocess.run(command, input=json.dumps(asked), stdout=subprocess.PIPE, text=True, check=True)
     document: dict[str, Any] = json.loads(done.stdout)
+    assert document["onnxruntime"] == ort.__version__, "both must compute with the same onnxruntime"
     return tuple(
         Answer(messages, one["prompt"], one["output"]) for messages, one in zip(asked, document["answers"], strict=True)
     )
