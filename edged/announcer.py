@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from edged.discovery import Discovery
 from edged.jobs.outbox import Outbox
 from edged.machine.board import Board
 from edged.machine.sensors.readings import Readings
@@ -45,10 +46,12 @@ class Announcer:
         self._throttled: set[str] = set()
         self._published_status: tuple[object, ...] | None = None
         self._published_info: tuple[object, ...] | None = None
+        self._discovery = Discovery(outbox, link.topics, settings, board)
 
     def publish_again(self) -> None:
         """Publish the retained documents at the next turn, changed or not: the broker may not have them as they are."""
         self._published_status = self._published_info = None
+        self._discovery.publish_again()
 
     def publish_changes(self, status: Status) -> None:
         """Publish the documents that changed; while the broker is away, they are tried again at the next call."""
@@ -67,6 +70,7 @@ class Announcer:
             topics.status, status_document(self._device, status)
         ):
             self._published_status = news
+        self._discovery.publish()
 
     def publish_offline(self, status: Status, reason: str) -> bool:
         """Publish the status `offline`; False where the link does not take it now."""

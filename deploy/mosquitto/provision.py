@@ -10,6 +10,8 @@ command again.
     provision.py device pi-7 --groups hall-3     a device, with its groups; --http pi-7.lan: and keys for its metrics
     provision.py sender gateway                  who sends jobs and reads answers
     provision.py observer dashboard              who reads everything and writes nothing
+    provision.py home-assistant house            Home Assistant: reads everything, sends jobs; devices that shall show
+                                                 themselves there are made with --home-assistant
     provision.py revoke pi-7                     takes the rights away and ends what the broker keeps for it
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import hashlib
 import json
 import os
 import re
@@ -31,7 +34,9 @@ CERTIFICATES, PASSWORDS = 8883, 8884
 """The ports of edged.conf."""
 CONTROL = "$CONTROL/dynamic-security/v1"
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-KINDS = ("device", "sender", "observer")
+KINDS = ("device", "sender", "observer", "home-assistant")
+DISCOVERY = "homeassistant"
+"""Home Assistant's discovery prefix, as it is by default."""
 ADMIN = "admin"
 
 
@@ -42,8 +47,21 @@ class ProvisionError(Exception):
 # Rights: exactly the topics of docs/contract.md.
 
 
-def rights(kind: str, root: str, name: str = "", groups: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """Topic filters by what they allow: `send`, `receive`, `literal` and `pattern` (subscriptions)."""
+def discovery_topic(root: str, name: str) -> str:
+    """As the device makes it (mqtt.discovery_prefix)."""
+    plain = name.replace(".", "_")
+    if plain != name or root != "edged/v1":
+        plain += "-" + hashlib.sha256(f"{root}/{name}".encode()).hexdigest()[:8]
+    return f"{DISCOVERY}/device/edged-{plain}/config"
+
+
+def rights(
+    kind: str, root: str, name: str = "", groups: tuple[str, ...] = (), shown: bool = False
+) -> dict[str, list[str]]:
+    """Topic filters by what they allow: `send`, `receive`, `literal` and `pattern` (subscriptions).
+
+    `shown`: the device shows itself to Home Assistant.
+    """
     if kind == "device":
         own = f"{root}/device/{name}"
         heard = [f"{own}/{channel}" for channel in ("job", "cancel", "status", "health")]
@@ -59,7 +77,7 @@ def rights(kind: str, root: str, name: str = "", groups: tuple[str, ...] = ()) -
         )
         check = [f"{own}/check"] if groups else []  # on which the device tries whether shares are delivered
         return {
-            "send": [*said, *check, *words, f"{root}/reply/#"],
+            "send": [*said, *check, *words, f"{root}/reply/#", *([discovery_topic(root, name)] if shown else [])],
             "receive": [*heard, *jobs, *of_models, *cancels, *check, *words],
             "literal": [*heard, *shared, *cancels, *check, *words, *(f"$share/{name}/{topic}" for topic in check)],
             "pattern": shared_of_models,
@@ -70,6 +88,11 @@ def rights(kind: str, root: str, name: str = "", groups: tuple[str, ...] = ()) -
         channels = ("event/+", "result/+", "stream/+", "status", "info", "health")
         heard = [*(f"{root}/device/+/{channel}" for channel in channels), f"{root}/reply/#"]
         return {"send": targets, "receive": heard, "literal": [], "pattern": heard}
+    if kind == "home-assistant":
+        jobs = rights("sender", root)
+        seen = [*jobs["pattern"], f"{DISCOVERY}/#"]
+        birth = f"{DISCOVERY}/status"  # its birth message, and its last will
+        return {"send": [*jobs["send"], birth], "receive": seen, "literal": [], "pattern": seen}
     if kind == "observer":
         return {"send": [], "receive": [f"{root}/#"], "literal": [], "pattern": [f"{root}/#"]}
     control = ["$CONTROL/dynamic-security/#"]
@@ -104,7 +127,7 @@ def first_configuration(root: str) -> dict[str, object]:
         # Without a password it can only come by certificate.
         "clients": [{"username": ADMIN, "roles": [{"rolename": ADMIN}]}],
         "groups": [],
-        "roles": [role(kind, rights(kind, root)) for kind in ("sender", "observer", ADMIN)],
+        "roles": [role(kind, rights(kind, root)) for kind in (*KINDS[1:], ADMIN)],
     }
 
 
@@ -273,6 +296,7 @@ Then: {Path(sys.argv[0]).name} device NAME --groups GROUP""")
 def add(options: argparse.Namespace) -> None:
     fleet = Fleet(options.folder, options.broker)
     kind, name, groups = options.kind, options.name, tuple(getattr(options, "groups", ()))
+    shown = getattr(options, "home_assistant", False)
     there = fleet.kind_of(name)
     if name == ADMIN or there not in (None, kind):
         raise ProvisionError(f"{name} is the name of {'the administrator' if name == ADMIN else f'a {there}'} already")
@@ -286,10 +310,10 @@ def add(options: argparse.Namespace) -> None:
     served_at = getattr(options, "http", None)
     if served_at:
         make_certificate(fleet.folder, own / "http.pem", name, options.days or SERVER_DAYS, served_at)
-    register(fleet, kind, name, groups, password)
+    register(fleet, kind, name, rights(kind, fleet.root, name, groups, shown), password)
     if set(known_groups(own)) - set(groups):
         end_sessions(fleet, name)
-    (own / "edged.toml").write_text(settings(fleet, kind, name, groups, password is not None))
+    (own / "edged.toml").write_text(settings(fleet, kind, name, groups, shown, password is not None))
     print(instructions(fleet, kind, own, password is not None))
 
 
@@ -312,13 +336,11 @@ def end_sessions(fleet: Fleet, name: str) -> None:
             raise ProvisionError(f"the session of {client} could not be ended: {reason(done)}")
 
 
-def register(fleet: Fleet, kind: str, name: str, groups: tuple[str, ...], password: str | None) -> None:
+def register(fleet: Fleet, kind: str, name: str, allowed: dict[str, list[str]], password: str | None) -> None:
     """Let the broker know: role and user are made, or brought to what is asked for now."""
-    rolename = f"device-{name}" if kind == "device" else kind
-    user: dict[str, object] = {"username": name, "roles": [{"rolename": rolename}]}
-    own = role(rolename, rights(kind, fleet.root, name, groups))
-    commands: list[dict[str, object]] = [{"command": "createRole", "rolename": rolename}]
-    commands.append({"command": "modifyRole", **own})
+    own = role(f"device-{name}" if kind == "device" else kind, allowed)
+    user: dict[str, object] = {"username": name, "roles": [{"rolename": own["rolename"]}]}
+    commands: list[dict[str, object]] = [{"command": "createRole", **own}, {"command": "modifyRole", **own}]
     commands += [{"command": "createClient", "username": name}, {"command": "modifyClient", **user}]
     errors = [error for error in control(fleet, commands) if "already exists" not in error]
     if errors:
@@ -327,7 +349,7 @@ def register(fleet: Fleet, kind: str, name: str, groups: tuple[str, ...], passwo
         set_password(fleet, name, password)
 
 
-def settings(fleet: Fleet, kind: str, name: str, groups: tuple[str, ...], password: bool) -> str:
+def settings(fleet: Fleet, kind: str, name: str, groups: tuple[str, ...], shown: bool, password: bool) -> str:
     """edged.toml, for the daemon or for `edged submit --config`."""
     lines = []
     if kind == "device":
@@ -336,6 +358,8 @@ def settings(fleet: Fleet, kind: str, name: str, groups: tuple[str, ...], passwo
     lines += ["[mqtt]", f'host = "{fleet.host}"', f"port = {port}", "tls = true"]
     if fleet.root != "edged/v1":
         lines.append(f'root = "{fleet.root}"')
+    if shown:
+        lines.append(f'discovery_prefix = "{DISCOVERY}"')
     # What a device may read only through systemd lies in /run/credentials.
     public, secret = ("/etc/edged", "/run/credentials/edged.service") if kind == "device" else (".", ".")
     lines.append(f'ca_file = "{public}/ca.pem"')
@@ -353,13 +377,18 @@ def instructions(fleet: Fleet, kind: str, own: Path, password: bool) -> str:
     valid = "" if password else f"The certificate is valid until {valid_until(own / f'{kind}.pem')}.\n"
     if kind == "device":
         return valid + for_a_board(own, password)
+    more = ", with the password in a file mqtt-password" if password else ""
+    if kind == "home-assistant":
+        who = f"port {PASSWORDS}, user {own.name} and its password" if password else f"port {CERTIFICATES}"
+        keys = "CA certificate ca.pem"
+        keys += "" if password else f", client certificate {kind}.pem and its key {kind}.key"
+        return f"{valid}In Home Assistant (Settings, Devices & services, MQTT): broker {fleet.host}, {who}, {keys}."
     use = "edged submit --config edged.toml --device DEVICE 'hello'"
     if kind == "observer":
         who = f"-p {CERTIFICATES} --cert observer.pem --key observer.key"
         if password:  # an argument would be seen by everyone
             who = f"-p {PASSWORDS} -u {own.name}` and -P in ~/.config/mosquitto_sub: `"
         use = f"mosquitto_sub -V 5 -v -h {fleet.host} --cafile ca.pem {who} -t '{fleet.root}/#'"
-    more = ", with the password in a file mqtt-password" if password else ""
     return f"{valid}Give {own}/ to its owner{more}. There, in that folder: `{use}`"
 
 
@@ -448,6 +477,7 @@ def parse() -> argparse.Namespace:
         one.add_argument("--password", action="store_true", help="a password, which is asked for, in place of a key")
         if kind == "device":
             one.add_argument("--groups", type=identifier, nargs="*", default=[], help="all groups of the device")
+            one.add_argument("--home-assistant", action="store_true", help="let it show itself to Home Assistant")
             one.add_argument("--http", type=host, metavar="NAME", help="serve metrics to the network, at this name")
         one.set_defaults(do=add, kind=kind)
     for command in (start, *(commands.choices[kind] for kind in KINDS)):

@@ -161,11 +161,18 @@ class Outbox:
         """Publish once, at the next pump(); dropped if the connection is lost before."""
         self._notices.append(notice)
 
-    def announce(self, topic: str, document: Document) -> bool:
-        """Publish a retained document at the next pump(); False, and nothing done, while the broker is away."""
+    def announce(self, topic: str, document: Document, whole: bool = False) -> bool:
+        """Publish a retained document at the next pump(); False, and nothing done, while the broker is away.
+
+        An empty one removes what is retained there. `whole`: it must not be cut to what the broker takes.
+        """
         if self._up:
-            self._retained.put(topic, document)
+            self._retained.put(topic, document, whole)
         return self._up
+
+    def has_confirmed(self, topic: str) -> bool:
+        """Whether the broker has confirmed the newest document on this topic since it is connected."""
+        return self._retained.has_confirmed(topic)
 
     def announce_last(self, topic: str, document: Document) -> bool:
         """Hand over a retained document at once, though an older version may be under way: the connection ends next.
@@ -315,7 +322,9 @@ class Outbox:
         if sent is None or isinstance(sent.what, Probe):
             return
         self._deferred.accepted(sent.what)
-        if isinstance(sent.what, Delivery):
+        if isinstance(sent.what, str):
+            self._retained.confirmed(sent.what)
+        else:
             self._finish(sent.what)
             self._heard.add(sent.what.number)
             for other in self._too_large.pop(sent.what.number, ()):

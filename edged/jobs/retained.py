@@ -24,7 +24,9 @@ class RetainedDocuments:
 
     def __init__(self) -> None:
         self._newest: dict[str, Document] = {}
+        self._whole: set[str] = set()
         self._due: dict[str, None] = {}
+        self._confirmed: set[str] = set()
         self._rooms: dict[str, int] = {}
         self._cut: dict[str, Fault] = {}
         self.maximum_packet_size: int | None = None
@@ -40,10 +42,16 @@ class RetainedDocuments:
         """Documents that are published without some of their content, or not at all."""
         return tuple(self._cut.values())
 
-    def put(self, topic: str, document: Document) -> None:
-        """Publish this version of the document."""
+    def put(self, topic: str, document: Document, whole: bool = False) -> None:
+        """Publish this version of the document; an empty one removes what is retained there.
+
+        `whole`: it is of no use if cut.
+        """
         self._newest[topic] = document
+        if whole:
+            self._whole.add(topic)
         self._due[topic] = None
+        self._confirmed.discard(topic)
 
     def again(self, topic: str) -> None:
         """Publish the newest version once more."""
@@ -53,15 +61,28 @@ class RetainedDocuments:
     def clear(self) -> None:
         """The connection is lost: nothing is due until it is put again."""
         self._due.clear()
+        self._confirmed.clear()
 
     def published(self, topic: str) -> None:
         """The document was handed over."""
         self._due.pop(topic, None)
 
+    def confirmed(self, topic: str) -> None:
+        """The broker has the document."""
+        if topic not in self._due:
+            self._confirmed.add(topic)
+
+    def has_confirmed(self, topic: str) -> bool:
+        """Whether the broker has the newest version, by a PUBACK of this connection."""
+        return topic in self._confirmed
+
     def payload(self, topic: str) -> bytes | None:
         """The document as it is to be published; None where it cannot be made small enough."""
-        fitted = fit(self._newest[topic], self._room(topic))
-        if fitted is None:
+        document = self._newest[topic]
+        if not document:
+            return b""  # MQTT 5 §3.3.1.3
+        fitted = fit(document, self._room(topic))
+        if fitted is None or (fitted[1] and topic in self._whole):
             self._tell(topic, document_refused(topic, "it is too large for the broker"))
             return None
         payload, cut = fitted

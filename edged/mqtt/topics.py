@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from edged.settings.mqtt import DEFAULT_ROOT
 
 ID_PATTERN = r"[A-Za-z0-9._-]{1,64}"
 """Pattern of the ids of devices, groups and jobs."""
@@ -55,6 +58,18 @@ class Topics:
     @property
     def status(self) -> str:
         return self._own("status")
+
+    @property
+    def discovery_id(self) -> str:
+        """The device's name for Home Assistant, which allows no dots there; one for each root and device."""
+        name = self.device.replace(".", "_")
+        if name == self.device and self.root == DEFAULT_ROOT:
+            return f"edged-{name}"
+        return f"edged-{name}-{hashlib.sha256(f'{self.root}/{self.device}'.encode()).hexdigest()[:8]}"
+
+    def discovery(self, prefix: str) -> str:
+        """Topic of the document by which Home Assistant finds the device."""
+        return f"{prefix}/device/{self.discovery_id}/config"
 
     @property
     def info(self) -> str:

@@ -10,6 +10,10 @@ from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from edged.settings.errors import SettingsError, reason
 from edged.settings.fields import Broker, Host, Section, address, conflict, split_address, split_list
 
+DEFAULT_ROOT = "edged/v1"
+_TOPIC = r"^[^+#/$\x00-\x1f][^+#/\x00-\x1f]*(/[^+#/\x00-\x1f]+)*$"
+_TOPIC_ALLOWED = "1 to 128 characters without + # or a leading $, no empty level"
+
 
 class MqttSettings(Section):
     """The broker and how to reach it."""
@@ -82,11 +86,19 @@ class MqttSettings(Section):
         description="Keep-alive in seconds; a dead connection is noticed within twice this time.",
     )
     root: str = Field(
-        default="edged/v1",
+        default=DEFAULT_ROOT,
         max_length=128,
-        pattern=r"^[^+#/$\x00-\x1f][^+#/\x00-\x1f]*(/[^+#/\x00-\x1f]+)*$",
+        pattern=_TOPIC,
         description="Prefix of every topic.",
-        json_schema_extra={"allowed": "1 to 128 characters without + # or a leading $, no empty level"},
+        json_schema_extra={"allowed": _TOPIC_ALLOWED},
+    )
+    discovery_prefix: str | None = Field(
+        default=None,
+        max_length=128,
+        pattern=_TOPIC,
+        description="Prefix under which Home Assistant looks for devices; unset: edged does not show itself there.",
+        examples=["homeassistant"],
+        json_schema_extra={"allowed": _TOPIC_ALLOWED},
     )
 
     @model_validator(mode="after")

@@ -177,12 +177,14 @@ class Guest:
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    """Devices a and b in the group fleet, a sender, an observer."""
+    """Devices a and b in the group fleet, one that shows itself to Home Assistant, a sender, an observer."""
     folder = temporary_folder()
     with contextlib.closing(Fleet(folder)) as fleet:
         fleet.start()
         for device in ("a", "b"):
             fleet.must("device", device, "--groups", "fleet")
+        fleet.must("device", "c.1", "--home-assistant")
+        fleet.must("home-assistant", "house")
         fleet.must("sender", "gateway")
         fleet.must("observer", "dashboard")
         yield fleet

@@ -27,6 +27,7 @@ from edged.mqtt.events import (
     PublishRefused,
 )
 from edged.mqtt.groups import Membership
+from edged.mqtt.topics import Topics
 
 pytest_plugins = ["fleet_fixtures"]
 Make = Callable[..., Any]
@@ -265,6 +266,10 @@ SUBSCRIBE = [
     ("sender", "gateway", "edged/v1/device/a/job", False),
     ("sender", "gateway", "$share/fleet/edged/v1/group/fleet/job", False),
     ("sender", "gateway", "edged/v1/#", False),
+    ("home-assistant", "house", "homeassistant/+/+/config", True),
+    ("home-assistant", "house", "edged/v1/device/a/status", True),
+    ("home-assistant", "house", "edged/v1/device/a/job", False),
+    ("home-assistant", "house", "$CONTROL/#", False),
     ("observer", "dashboard", "edged/v1/#", True),
     ("observer", "dashboard", "$share/fleet/edged/v1/group/fleet/job", False),
     ("observer", "dashboard", "$CONTROL/#", False),
@@ -281,6 +286,9 @@ PUBLISH = [
     ("device", "a", "edged/v1/group/fleet/ping", True),
     ("device", "a", "edged/v1/group/other/pong", False),
     ("device", "a", "edged/v1/other/me", False),
+    ("device", "a", Topics("edged/v1", "a").discovery("homeassistant"), False),
+    ("device", "c.1", Topics("edged/v1", "c.1").discovery("homeassistant"), True),
+    ("device", "c.1", Topics("edged/v1", "a").discovery("homeassistant"), False),
     ("device", "a", "elsewhere", False),
     ("device", "a", "$CONTROL/dynamic-security/v1", False),
     ("sender", "gateway", "edged/v1/device/a/job", True),
@@ -291,6 +299,10 @@ PUBLISH = [
     ("sender", "gateway", "edged/v1/device/a/status", False),
     ("sender", "gateway", "edged/v1/reply/me", False),
     ("sender", "gateway", "$CONTROL/dynamic-security/v1", False),
+    ("home-assistant", "house", "homeassistant/status", True),
+    ("home-assistant", "house", "edged/v1/group/fleet/job", True),
+    ("home-assistant", "house", "edged/v1/device/a/status", False),
+    ("home-assistant", "house", Topics("edged/v1", "c.1").discovery("homeassistant"), False),
     ("observer", "dashboard", "edged/v1/device/a/job", False),
     ("observer", "dashboard", "edged/v1/reply/me", False),
     ("observer", "dashboard", "$CONTROL/dynamic-security/v1", False),

@@ -17,6 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edged.settings", "edged.tls"}),
     frozenset({"edged.engine", "edged.mqtt", "edged.report"}),
     frozenset({"edged.models", "edged.jobs", "edged.endpoints"}),
+    frozenset({"edged.discovery"}),
     frozenset({"edged.observer", "edged.announcer", "edged.startup", "edged.membership"}),
     frozenset({"edged.daemon"}),
     frozenset({"edged.app"}),

@@ -45,7 +45,7 @@ class FakeLink:
         alone: bool = False,
     ) -> bool:
         assert qos == 1
-        assert retain == topic.endswith(("/status", "/info"))
+        assert retain == topic.endswith(("/status", "/info", "/config"))
         if self.alone in self.under_way or len(self.under_way) >= (1 if alone else self.window):
             return False
         self.alone = token if alone else None
