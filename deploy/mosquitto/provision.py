@@ -12,6 +12,7 @@ command again.
     provision.py observer dashboard              who reads everything and writes nothing
     provision.py home-assistant house            Home Assistant: reads everything, sends jobs; devices that shall show
                                                  themselves there are made with --home-assistant
+    provision.py upgrade                         brings the rights that an older version made to those of this one
     provision.py revoke pi-7                     takes the rights away and ends what the broker keeps for it
 """
 
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 CA_DAYS, SERVER_DAYS, CLIENT_DAYS = 3650, 825, 1825
 CERTIFICATES, PASSWORDS = 8883, 8884
@@ -99,7 +101,7 @@ def rights(
     return {"send": control, "receive": [*control, "$SYS/#"], "literal": [], "pattern": [*control, "$SYS/#"]}
 
 
-def role(rolename: str, allowed: dict[str, list[str]]) -> dict[str, object]:
+def role(rolename: str, allowed: dict[str, list[str]]) -> dict[str, Any]:
     """The plugin's form of it."""
     types = {
         "send": "publishClientSend",
@@ -202,7 +204,12 @@ def write_new(path: Path, text: str) -> None:
 
 
 def control(fleet: Fleet, commands: list[dict[str, object]]) -> list[str]:
-    """Give commands to the plugin as the administrator; its errors. For all to see: they are arguments.
+    """Give commands to the plugin as the administrator; its errors."""
+    return [f"{answer['command']}: {answer['error']}" for answer in ask(fleet, commands) if "error" in answer]
+
+
+def ask(fleet: Fleet, commands: list[dict[str, object]]) -> list[dict[str, Any]]:
+    """The plugin's answers to the administrator's commands, which all may see: they are arguments.
 
     mosquitto_rr 2.0.11 sends nothing with -f or -s.
     """
@@ -210,10 +217,9 @@ def control(fleet: Fleet, commands: list[dict[str, object]]) -> list[str]:
     request = json.dumps({"commands": commands})
     done = run_client([*line, "-t", CONTROL, "-e", f"{CONTROL}/response", "-m", request])
     try:
-        responses = json.loads(done.stdout)["responses"]
+        return list(json.loads(done.stdout)["responses"])
     except (ValueError, KeyError):
         raise ProvisionError(f"the broker at {fleet.place} does not answer: {reason(done)}") from None
-    return [f"{answer['command']}: {answer['error']}" for answer in responses if "error" in answer]
 
 
 def set_password(fleet: Fleet, name: str, password: str) -> None:
@@ -311,19 +317,20 @@ def add(options: argparse.Namespace) -> None:
     if served_at:
         make_certificate(fleet.folder, own / "http.pem", name, options.days or SERVER_DAYS, served_at)
     register(fleet, kind, name, rights(kind, fleet.root, name, groups, shown), password)
-    if set(known_groups(own)) - set(groups):
+    if set(known_settings(own)[0]) - set(groups):
         end_sessions(fleet, name)
     (own / "edged.toml").write_text(settings(fleet, kind, name, groups, shown, password is not None))
     print(instructions(fleet, kind, own, password is not None))
 
 
-def known_groups(own: Path) -> list[str]:
-    """The groups that the device was made with last time."""
+def known_settings(own: Path) -> tuple[tuple[str, ...], bool]:
+    """The groups that the device was made with last time, and whether it shows itself to Home Assistant."""
     try:
-        found = re.search(r"^groups = (.*)$", (own / "edged.toml").read_text(), re.M)
+        text = (own / "edged.toml").read_text()
     except FileNotFoundError:
-        return []
-    return list(json.loads(found[1])) if found else []
+        return (), False
+    groups = re.search(r"^groups = (.*)$", text, re.M)
+    return tuple(json.loads(groups[1])) if groups else (), "\ndiscovery_prefix = " in text
 
 
 def end_sessions(fleet: Fleet, name: str) -> None:
@@ -410,6 +417,42 @@ def for_a_board(own: Path, password: bool) -> str:
     return "\n".join([f"On the board, as root, in a copy of {own}/:", *(f"  {line}".rstrip() for line in lines)])
 
 
+def upgrade(options: argparse.Namespace) -> None:
+    """Change the roles that are not as this version makes them, and leave the others alone."""
+    fleet = Fleet(options.folder, options.broker)
+    wanted = {kind: role(kind, rights(kind, fleet.root)) for kind in KINDS[1:]}
+    for own in sorted((fleet.folder / "device").glob("*")):
+        rolename = f"device-{own.name}"
+        wanted[rolename] = role(rolename, rights("device", fleet.root, own.name, *known_settings(own)))
+    names, done = list(wanted), []
+    for start in range(0, len(names), 50):
+        some = names[start : start + 50]
+        answers = ask(fleet, [{"command": "getRole", "rolename": rolename} for rolename in some])
+        for rolename, answer in zip(some, answers, strict=True):
+            done += bring_up_to_date(fleet, wanted[rolename], answer)
+    print("\n".join(done or ["All roles are as this version makes them."]))
+
+
+def bring_up_to_date(fleet: Fleet, own: dict[str, Any], answer: dict[str, Any]) -> list[str]:
+    """Change one role where it is another one; what was done."""
+    name = own["rolename"]
+    if "error" in answer:
+        if "not found" not in answer["error"]:
+            raise ProvisionError(f"the broker at {fleet.place} refuses: {answer['error']}")
+        if name.startswith("device-"):
+            return [f"{name}: the broker has no such role; `device {name[7:]}` makes it, if it was not revoked"]
+        command, said = "createRole", f"{name}: new"
+    else:
+        now = {(acl["acltype"], acl["topic"], acl["allow"]) for acl in answer["data"]["role"].get("acls", [])}
+        then = {(acl["acltype"], acl["topic"], acl["allow"]) for acl in own["acls"]}
+        if now == then:
+            return []
+        command, said = "modifyRole", f"{name}: {len(then - now)} rights added, {len(now - then)} taken away"
+    if errors := control(fleet, [{"command": command, **own}]):
+        raise ProvisionError(f"the broker at {fleet.place} refuses: {'; '.join(errors)}")
+    return [said]
+
+
 def revoke(options: argparse.Namespace) -> None:
     fleet = Fleet(options.folder, options.broker)
     name = options.name
@@ -483,6 +526,8 @@ def parse() -> argparse.Namespace:
     for command in (start, *(commands.choices[kind] for kind in KINDS)):
         usual = f"{SERVER_DAYS} (broker), {CLIENT_DAYS} (others)"
         command.add_argument("--days", type=days, help=f"validity of new certificates; else {usual}")
+    newer = commands.add_parser("upgrade", help="rights as this version makes them")
+    newer.set_defaults(do=upgrade)
     end = commands.add_parser("revoke", help="takes all rights away")
     end.add_argument("name", type=identifier)
     end.set_defaults(do=revoke)

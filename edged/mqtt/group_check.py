@@ -86,7 +86,7 @@ class GroupCheck:
         if found is False and not self._trial(topic, mqtt, protocol, stopping):
             found = None
         if found is None and not stopping.is_set():
-            hint = "allow the device to subscribe, read and write the topic; with provision.py's roles, run it again"
+            hint = "allow the device to subscribe, read and write the topic; provision.py upgrade gives its roles that"
             _log.info("mqtt_group_check_inconclusive", topic=topic, hint=hint)
         return found
 

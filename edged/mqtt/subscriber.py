@@ -152,5 +152,5 @@ def refusal(wanted: Subscription, reason: str) -> Fault:
     return Fault(
         SUBSCRIPTION_REFUSED,
         f"the broker refuses to subscribe {wanted.topic}: {reason}; {wanted.purpose} do not arrive",
-        "the broker's access control list must let this device read the topic; provision.py makes such roles",
+        "let the broker's access control list allow it; provision.py upgrade gives older roles that",
     )
