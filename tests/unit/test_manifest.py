@@ -198,6 +198,16 @@ class TestLoad:
         flip(package / FILE, 2000)
         assert f"{FILE} is damaged" in refusal(package).fault.message
 
+    @pytest.mark.parametrize("number", [errno.EIO, errno.EBADMSG, errno.EUCLEAN])
+    def test_a_manifest_that_the_medium_does_not_give_has_decayed(
+        self, package: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        def no_manifest(path: Path) -> Manifest:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(load_check, "read_manifest", no_manifest)
+        assert f"{FILE}: it cannot be read: {os.strerror(number).lower()}" in refusal(package).fault.message
+
     def test_what_the_scrub_has_found_is_read_from_the_disk_first(self, package: Path) -> None:
         found = load(package).manifest
         assert found is not None
