@@ -155,6 +155,9 @@ test-templates: $(VENV)-templates/.done ## published chat templates, rendered as
 	@PYTHONPATH=. $(VENV)-templates/bin/python tests/templates/compare.py $(VENV)-templates/published
 	@PYTHONPATH=. $(VENV)-templates/bin/python tests/templates/guard.py $(VENV)-templates/published
 
+fields: $(VENV)/.dev ## each field of a job that changes what is chosen or asked, beside its reference on random cases
+	@$(BIN)/python tests/benchmarks/fields.py
+
 bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overhead, jobs/s, memory, bytes written
 	@$(BIN)/python tests/benchmarks/jobs.py
 
