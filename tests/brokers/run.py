@@ -117,6 +117,11 @@ def group(rig: Rig) -> None:
     assert rig.sender.result("shared")["state"] == "succeeded"
 
 
+def group_of_a_model(rig: Rig) -> None:
+    rig.sender.send(job("named", model="phi3"), to=f"{ROOT}/group/crew/model/phi3/job")
+    assert rig.sender.result("named")["state"] == "succeeded"
+
+
 def response_topic(rig: Rig) -> None:
     rig.sender.send(job("replied"), ResponseTopic=REPLY, CorrelationData=b"\x00\xff")
     assert rig.sender.wait(REPLY).properties.CorrelationData == b"\x00\xff"  # type: ignore[union-attr]
@@ -193,6 +198,7 @@ PROMISES: dict[str, tuple[Callable[[Rig], None], set[str]]] = {
     "repeat": (repeat, UNHEARD),
     "cancel": (cancel, UNHEARD),
     "group": (group, {"mqtt_group_not_delivered", "mqtt_subscription_refused"}),
+    "group, model": (group_of_a_model, {"mqtt_group_not_delivered", "mqtt_subscription_refused"}),
     "reply": (response_topic, UNHEARD),
     "large": (large_job, UNHEARD),
     "retained": (retained_status, UNRETAINED),
