@@ -104,6 +104,8 @@ class Observer:
                 same_ids_in_any_company=loaded.same_ids_in_any_company,
                 logits=loaded.session.logits_computed,
                 logits_reason=loaded.logits_reason,
+                response_formats=loaded.grammars.formats,
+                response_formats_reason=loaded.grammars.unavailable,
                 split_tokens=loaded.splits.grain,
                 chat=loaded.tokenizer.chat,
                 load_seconds=loaded.load_seconds,

@@ -45,6 +45,10 @@ class ModelFacts:
     """Positions of a step whose logits are computed: wanted, last or all."""
     logits_reason: str | None
     """Why the graph is served as published and computes all."""
+    response_formats: tuple[str, ...]
+    """Structures that answers may have."""
+    response_formats_reason: str | None
+    """Why that is text alone; None: it is not."""
     split_tokens: int
     """Prompts are split at multiples of this many tokens only."""
     chat: dict[str, str] | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,10 @@ _ENDS = ("NoExtension", "EndOfSentence")
 """llguidance's reasons to stop where the grammar is satisfied."""
 
 
+_MASKS = ThreadPoolExecutor(1, "masks")
+"""Its thread starts with the first mask. llguidance releases the GIL, so that masks are computed beside a step."""
+
+
 class ConstraintError(RuntimeError):
     """No token may come next, or following the grammar takes more than llguidance's limits; the message is one line."""
 
@@ -28,11 +32,9 @@ class Grammar:
     matcher: LLMatcher
     silent: Denied
     eos: NDArray[np.int64]
-    executor: Executor
-    """Computes masks. llguidance releases the GIL meanwhile."""
 
     def begin(self) -> Constraint:
-        """The constraint of one answer. It is the only one of this grammar that may run: they share what they learn."""
+        """The constraint of the one answer that this grammar is for: several would share llguidance's lexer."""
         return Constraint(self)
 
     def denied(self, matcher: LLMatcher) -> Denied:
@@ -55,7 +57,7 @@ class Constraint:
     def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
         self._matcher = grammar.matcher.deep_copy()
-        self._next: Future[Denied] = self._computed()
+        self._next = self._computed()
         self.complete = False
         """Whether the tokens taken are a whole answer that cannot be longer."""
 
@@ -75,7 +77,7 @@ class Constraint:
             self._next = self._computed()
 
     def _computed(self) -> Future[Denied]:
-        return self._grammar.executor.submit(self._grammar.denied, self._matcher)
+        return _MASKS.submit(self._grammar.denied, self._matcher)
 
 
 def first_line(reason: str) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edged.engine import lifecycle
 from edged.engine.backlog import Backlog
+from edged.engine.constraint import ConstraintError
 from edged.engine.events import Ended, EngineEvent, Finished, ModelChanged, Piece, Started
 from edged.engine.lifecycle import ModelLifecycle
 from edged.engine.loaded_model import LoadedModel
@@ -301,6 +302,9 @@ class Engine:
                 self._generated_tokens += len(row.advance(row_logits))
             except NotFiniteError as error:
                 self._fail(active, [row], f"{error} at token {row.made + 1}")
+                continue
+            except ConstraintError as error:
+                self._fail(active, [row], f"the grammar fails at token {row.made + 1}: {error}")
                 continue
             self._tell(active, row)
 

@@ -9,9 +9,8 @@ import importlib.util
 import json
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import structlog
@@ -38,7 +37,7 @@ _LIMITS: dict[str, Any] = {
 """Of llguidance: work and size while it compiles, states of the lexer (1 to 2 kB each), errors that quote nothing."""
 _SLICES = [r'[^"\\\x00-\x1F\x7F]+']
 """Tokens that a text within JSON may have wherever it has any: such a mask needs no look at each of them."""
-_WHITESPACE = r"[ \t]{1,64}|\r?\n[ \t]{0,64}"
+_WHITESPACE = r" {1,2}|\r?\n[ \t]{0,32}"
 """What may stand between two parts of JSON. Without a bound, small models lose themselves in it."""
 Kind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
 
@@ -67,6 +66,11 @@ class Grammars:
         self.unavailable = _unavailable(tokenizer)
         """Why answers of this model cannot be structured, None where they can."""
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What answers of this model may be."""
+        return ("text",) if self.unavailable is not None else ("text", *get_args(Kind))
+
     def compile(self, source: GrammarSource, continued: bool) -> Grammar:
         """The grammar of one answer. `continued`: the answer continues a text of the prompt.
 
@@ -82,11 +86,6 @@ class Grammars:
             return self._compile(source, '" " @answer', answer)
         return self._compile(source, '" "? @answer', answer)
 
-    def close(self) -> None:
-        """End the thread that computes masks."""
-        if self._vocabulary is not None:
-            self._vocabulary.executor.shutdown(wait=False, cancel_futures=True)
-
     def _compile(self, source: GrammarSource, start: str, answer: Mapping[str, Any]) -> Grammar:
         from llguidance import LLMatcher, LLParserLimits
 
@@ -98,7 +97,7 @@ class Grammars:
         matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=LLParserLimits(**_LIMITS))
         if matcher.is_error():
             raise _refusal(source, first_line(matcher.get_error()))
-        grammar = Grammar(matcher, vocabulary.silent, vocabulary.eos, vocabulary.executor)
+        grammar = Grammar(matcher, vocabulary.silent, vocabulary.eos)
         try:
             grammar.denied(matcher.deep_copy())
         except ConstraintError as error:
@@ -129,7 +128,6 @@ class _Vocabulary:
     eos: NDArray[np.int64]
     spaces: NDArray[np.int64]
     """Tokens that begin with a space."""
-    executor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "masks"))
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> _Vocabulary:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-COMPILE_BYTES, COMPILE_SECONDS = 384 << 20, 5
+COMPILE_BYTES, COMPILE_SECONDS = 192 << 20, 5
 """Most memory and processor time that a grammar may take to compile: other work on the board changes neither."""
 _WALL_SECONDS = 60.0
 """The same by the clock. A slow board with a cold SD card takes many seconds to start Python."""
@@ -27,7 +27,9 @@ class BombError(ValueError):
 class Trial:
     """Tries grammars, each once. For one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int = COMPILE_BYTES, seconds: int = COMPILE_SECONDS) -> None:
+        """`memory` in bytes, `seconds` of processor time."""
+        self._memory, self._seconds = memory, seconds
         self._passed: dict[bytes, None] = {}
         """Digests, the oldest first."""
 
@@ -39,8 +41,8 @@ class Trial:
         question = {
             "grammar": grammar,
             "limits": dict(limits),
-            "bytes": COMPILE_BYTES,
-            "seconds": COMPILE_SECONDS,
+            "bytes": self._memory,
+            "seconds": self._seconds,
             "stack": _STACK,
         }
         try:
@@ -55,9 +57,8 @@ class Trial:
         except subprocess.TimeoutExpired:
             raise BombError(f"it does not compile within {_WALL_SECONDS:.0f} s") from None
         if done.returncode != 0:
-            raise BombError(
-                f"it takes more than {COMPILE_SECONDS} s of processor time or {COMPILE_BYTES >> 20} MiB to compile"
-            )
+            most = f"{self._seconds} s of processor time or {self._memory >> 20} MiB"
+            raise BombError(f"it takes more than {most} to compile")
         reason = str(json.loads(done.stdout))
         if not reason:
             self._passed[digest] = None

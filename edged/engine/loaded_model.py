@@ -14,6 +14,8 @@ import structlog
 
 from edged.engine import ort, runtime
 from edged.engine.bit_classes import BitClasses
+from edged.engine.grammar import Grammars
+from edged.engine.grammar_trial import Trial
 from edged.engine.integrity import Damage
 from edged.engine.kept_bits import KeptBits
 from edged.engine.kept_manifests import KeptManifests
@@ -66,6 +68,7 @@ class LoadedModel:
     package: Package
     session: ModelSession
     tokenizer: Tokenizer
+    grammars: Grammars
     cache: KVCache
     prefixes: PrefixSharing
     rows: int
@@ -206,6 +209,7 @@ def _load(
         package=package,
         session=session,
         tokenizer=tokenizer,
+        grammars=Grammars(tokenizer, Trial()),
         cache=cache,
         prefixes=_prefixes(settings, board, package, session, cache, planned.prefixes, prefix_folder, splits),
         rows=planned.rows,

@@ -60,13 +60,16 @@ class Sampler:
         self._processor = LogitsProcessor(sampling, prompt)
         self._generator = np.random.default_rng(sampling.seed)
 
-    def sample(self, logits: NDArray[np.floating]) -> int:
+    def sample(self, logits: NDArray[np.floating], denied: NDArray[np.bool_] | None = None) -> int:
         """The next token; from then on it counts as one of the answer.
 
-        `logits`: [vocabulary], float32 or float16; they may be changed. Raises NotFiniteError.
+        `logits`: [vocabulary], float32 or float16; they may be changed. `denied`: tokens that are not to be chosen,
+        whatever bias and penalties say. Raises NotFiniteError.
         """
         wide = logits.astype(np.float32, copy=False)
         self._processor.apply(wide)
+        if denied is not None:
+            np.copyto(wide, -np.inf, where=denied)
         token = sample(wide, self._sampling, self._generator)
         self._processor.note(token)
         return token

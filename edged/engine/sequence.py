@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edged.engine.constraint import Constraint, Grammar
 from edged.engine.detokenizer import TextStream
 from edged.engine.sampler import Sampler, Sampling
 
@@ -37,6 +38,8 @@ class Request:
     """False: nothing of the prompt may be written to disk."""
     pin: bool = False
     """Write the prompt's prefix to disk at once and keep it there."""
+    grammar: Grammar | None = None
+    """What the answer must be. It belongs to this request alone."""
     signature: str | None = None
     """LoadedModel.signature of the model that the prompt was prepared for. Another model does not run it; None: any."""
 
@@ -89,12 +92,14 @@ class Sequence:
     unheld: list[int] = field(default_factory=list)
     """Its blocks that came from disk and are not in the cache in RAM yet, by number."""
     sampler: Sampler = field(init=False)
+    constraint: Constraint | None = field(init=False)
     _pieces: list[str] = field(default_factory=list)
     _taken: int = 0
 
     def __post_init__(self) -> None:
         """Raises ValueError for sampling that cannot be used."""
         self.sampler = Sampler(self.request.sampling, self.request.prompt)
+        self.constraint = None if self.request.grammar is None else self.request.grammar.begin()
         self.tokens = self.tokens or list(self.request.prompt)
 
     @property
@@ -147,22 +152,26 @@ class Sequence:
     def advance(self, logits: NDArray[np.floating]) -> list[int]:
         """Choose the next token by `logits`, [vocabulary], those after the last computed token; they may be changed.
 
-        Returns the tokens made: none while known tokens are still pending. Raises NotFiniteError.
+        Returns the tokens made: none while known tokens are still pending. Raises NotFiniteError, ConstraintError.
         """
         self.alone = False
         if self.pending:
             return []
-        token = self.sampler.sample(logits)
+        constraint = self.constraint
+        token = self.sampler.sample(logits, None if constraint is None else constraint.denied())
         self.token_times.append(time.monotonic())
         self.tokens.append(token)
+        if constraint is not None:
+            constraint.take(token)
         stop = token in self.request.stop_tokens or (token in self.eos and not self.request.ignore_eos)
+        complete = constraint is not None and constraint.complete
         full = self.made >= self.request.max_tokens
         piece = "" if stop else self.text.push(token)
-        if stop or full:
+        if stop or (full and constraint is None):  # a grammar has no broken characters: what is cut off is left out
             piece += self.text.finish()
         if piece:
             self._pieces.append(piece)
-        if stop or self.text.stopped:
+        if stop or complete or self.text.stopped:
             self.finish_reason = "stop"
         elif full:
             self.finish_reason = "length"

@@ -7,7 +7,7 @@ import re
 import uuid
 from datetime import datetime
 from enum import Enum
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from pydantic import (
     AliasChoices,
@@ -20,6 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from edged.jobs import response_format
+from edged.jobs.response_format import ResponseFormat
 from edged.mqtt.topics import ID_ALLOWED, is_id
 from edged.settings import template_kwargs
 
@@ -125,14 +127,6 @@ class Message(BaseModel):
         return next((part["type"] for part in parts if part["type"] != "text"), None)
 
 
-class ResponseFormat(BaseModel):
-    """A structured answer; read so that its absence from this version can be told apart from a mistake."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-
-    type: Literal["text", "json_schema", "json_object", "regex", "choice"]
-
-
 class Cache(BaseModel):
     """What the job wants of the prefix cache."""
 
@@ -229,8 +223,8 @@ class Job(BaseModel):
     )
     response_format: ResponseFormat | None = Field(
         default=None,
-        description="structured answers; this version serves {'type': 'text'} only",
-        json_schema_extra={"allowed": 'an object, {"type": "text"}'},
+        description="the structure that the answer must have",
+        json_schema_extra={"allowed": response_format.ALLOWED},
     )
     logprobs: Annotated[int, Field(ge=0, le=20), _WHOLE] | None = Field(
         default=None, description="not served by this version"
@@ -289,10 +283,18 @@ class Job(BaseModel):
             _refuse("stop", f"must be {_STOP_ALLOWED}")
         if self.logit_bias is not None and not _is_bias(self.logit_bias):
             _refuse("logit_bias", f"must be {_BIAS_ALLOWED}")
+        self._check_structure()
         self._check_chat()
         if self.deadline is not None:
             parse_time(self.deadline)
         return self
+
+    def _check_structure(self) -> None:
+        """Refuse what would end a structured answer where its structure does not."""
+        if self.response_format is not None and self.response_format.type != "text":
+            for field in ("stop", "stop_token_ids", "ignore_eos"):
+                if getattr(self, field):
+                    _refuse(field, f"does not go with a response_format of type {self.response_format.type!r}")
 
     def _check_chat(self) -> None:
         """Refuse what a chat template cannot be given."""

@@ -66,6 +66,8 @@ class Endings:
         if not judged:
             log.warning("deadline_not_judged", job=queued.id, reason="the clock is not synchronised")
         self._measure(waited, event)
+        if job.response_format is not None and job.response_format.type != "text":
+            self._metrics.structured_answers.labels(job.response_format.type, event.reason).inc()
         log.info(
             "job_succeeded",
             job=queued.id,

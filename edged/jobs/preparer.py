@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import structlog
 
 import edged
+from edged.engine.constraint import Grammar
 from edged.engine.loaded_model import LoadedModel
 from edged.engine.sampler import Sampling
+from edged.engine.schema_form import GrammarError, UnservedGrammarError
 from edged.engine.sequence import Request
 from edged.engine.template import TemplateFaultError, TemplateRefusalError
 from edged.engine.tokenizer import PromptError
@@ -142,6 +144,7 @@ def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float
             id,
         )
     defaults = loaded.package.search
+    continued = job.prompt is not None or job.continue_final_message
     return Request(
         key=number,
         prompt=tuple(prompt),
@@ -165,7 +168,8 @@ def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float
         received=received,
         stream=job.stream,
         ignore_eos=job.ignore_eos,
-        continued=job.prompt is not None or job.continue_final_message,
+        continued=continued,
+        grammar=_grammar(job, id, loaded, prompt if continued else []),
         store=job.store,
         pin=job.cache is not None and job.cache.pin,
         signature=loaded.signature,
@@ -230,6 +234,23 @@ def _stop_tokens(job: Job, id: str, loaded: LoadedModel) -> frozenset[int]:
         reason = f"stop_token_ids: {min(above)} is not in the model's vocabulary of {loaded.package.vocabulary}"
         raise JobError(Code.INVALID_JOB, reason, id)
     return tokens
+
+
+def _grammar(job: Job, id: str, loaded: LoadedModel, continued: list[int]) -> Grammar | None:
+    """The grammar of the job's answer. `continued`: the tokens that the answer continues, none where it begins anew."""
+    source = None if job.response_format is None else job.response_format.source
+    if source is None:
+        return None
+    if loaded.tokenizer.stream(continued=continued).finish():
+        reason = "the prompt ends within a character, which no structured answer can complete"
+        raise JobError(Code.INVALID_JOB, reason, id)
+    try:
+        return loaded.grammars.compile(source, continued=bool(continued))
+    except GrammarError as error:
+        raise JobError(Code.INVALID_JOB, f"response_format of type {source.kind!r}: {error}", id) from None
+    except UnservedGrammarError as error:
+        reason = f"response_format of type {source.kind!r} with this content is not served: {error}"
+        raise JobError(Code.UNSUPPORTED, reason, id) from None
 
 
 def _encode(job: Job, id: str, loaded: LoadedModel) -> list[int]:

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from edged.jobs.document import EXAMPLE, Cache, Code, Job, JobError, Message, ResponseFormat
+from edged.jobs.document import EXAMPLE, Cache, Code, Job, JobError, Message
+from edged.jobs.response_format import JsonSchema, ResponseFormat
 from edged.mqtt.topics import is_id
 from edged.settings.keys import allowed
 
@@ -89,12 +90,6 @@ def read_job(document: dict[str, Any], id: str | None) -> Job:
 
 def check_served(job: Job, id: str) -> None:
     """Raise JobError for a field that is valid but not served by this version."""
-    if job.response_format is not None and job.response_format.type != "text":
-        raise JobError(
-            Code.UNSUPPORTED,
-            f"response_format {job.response_format.type!r} is not served by this version: leave it out",
-            id,
-        )
     if job.logprobs is not None:
         raise JobError(Code.UNSUPPORTED, "logprobs are not served by this version: leave them out", id)
     for place, message in enumerate(job.messages or ()):
@@ -107,8 +102,21 @@ def check_served(job: Job, id: str) -> None:
 
 
 def canonical_json(document: object) -> bytes:
-    """JSON with sorted keys and no spaces, in UTF-8. Raises UnicodeEncodeError for a lone surrogate."""
-    return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    """JSON with sorted keys and no spaces, in UTF-8. Raises UnicodeEncodeError for a lone surrogate.
+
+    The keys of a job's response_format stay in their order: an answer has its properties in the schema's.
+    """
+    if isinstance(document, dict) and _ORDERED in document:
+        parts = [f"{_compact(name)}:{_compact(document[name], name != _ORDERED)}" for name in sorted(document)]
+        return f"{{{','.join(parts)}}}".encode()
+    return _compact(document).encode()
+
+
+def _compact(value: object, sort_keys: bool = True) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=sort_keys, separators=(",", ":"), allow_nan=False)
+
+
+_ORDERED = "response_format"
 
 
 def explain(error: ValidationError) -> str:
@@ -147,7 +155,7 @@ def _meant(name: str, owner: str) -> str | None:
     """The field that an unknown one stands for: its name elsewhere, its beginning, or a slip of the finger."""
     if not owner and name in _ELSEWHERE:
         return _ELSEWHERE[name]
-    fields = [field for field in _FIELDS[owner] if field not in ("logprobs", "response_format")]
+    fields = [field for field in _FIELDS[owner] if field != "logprobs"]
     begun = [field for field in fields if len(name) >= 3 and field.startswith(name)]
     if len(begun) == 1:
         return begun[0]
@@ -168,7 +176,12 @@ def _is_union_tag(part: str) -> bool:
     return part == "str" or part.startswith("list[")
 
 
-_FIELDS = {"": Job.model_fields, "messages": Message.model_fields, "cache": Cache.model_fields}
+_FIELDS = {
+    "": Job.model_fields,
+    "messages": Message.model_fields,
+    "cache": Cache.model_fields,
+    "response_format": ResponseFormat.model_fields,
+}
 """The fields that may stand in the document, and in a field of it."""
 _ELSEWHERE: dict[str, str | None] = {
     **dict.fromkeys(
@@ -179,6 +192,10 @@ _ELSEWHERE: dict[str, str | None] = {
     **dict.fromkeys("enable_thinking template_kwargs".split(), "chat_template_kwargs"),
     **dict.fromkeys("input inputs".split(), "prompt"),
     **dict.fromkeys("request_id job_id".split(), "id"),
+    **dict.fromkeys(
+        "format json_schema guided_json guided_regex guided_choice guided_grammar structured_outputs".split(),
+        "response_format",
+    ),
     "random_seed": "seed",
     # What edged has not, though a field of another meaning is called almost so.
     **dict.fromkeys("min_tokens top_a top_n min_k return_tokens stream_options".split()),
@@ -186,7 +203,7 @@ _ELSEWHERE: dict[str, str | None] = {
 """The fields by their names in other servers; None: edged has no such field."""
 _ALLOWED = {
     name: allowed(schema)
-    for model in (Job, Message, ResponseFormat, Cache)
+    for model in (JsonSchema, ResponseFormat, Cache, Message, Job)
     for name, schema in model.model_json_schema()["properties"].items()
 }
 _ALLOWED["max_completion_tokens"] = _ALLOWED["max_tokens"]

@@ -117,6 +117,8 @@ def _model_facts(status: Status) -> dict[str, Any]:
         "same_ids_in_any_company": facts.same_ids_in_any_company,
         "logits": facts.logits,
         "logits_reason": facts.logits_reason,
+        "response_formats": facts.response_formats,
+        "response_formats_reason": facts.response_formats_reason,
         "split_tokens": facts.split_tokens,
         "max_stall_kept": status.max_stall_kept,
         "chat": facts.chat,

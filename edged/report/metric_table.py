@@ -209,6 +209,12 @@ TABLE: tuple[Row, ...] = (
         lambda s: _one(s.status.outbox),
     ),
     Row(
+        "edged_structured_answers_total",
+        "counter",
+        "Answers with a structure, by the type of response_format; `length`: cut off within it",
+        ("type", "finish_reason"),
+    ),
+    Row(
         "edged_results_too_large_total",
         "counter",
         "Results that the broker does not take, each replaced by `result_too_large`",

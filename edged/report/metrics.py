@@ -37,6 +37,7 @@ class Metrics:
         self.prompt_tokens = self._counter("edged_prompt_tokens_total")
         self.generated_tokens = self._counter("edged_generated_tokens_total")
         self.cached_tokens = self._counter("edged_prefix_cache_hit_tokens_total")
+        self.structured_answers = self._counter("edged_structured_answers_total")
         self.results_too_large = self._counter("edged_results_too_large_total")
         self.reconnects = self._counter("edged_mqtt_reconnects_total", "jobs", "control")
         ProcessCollector(registry=self.registry)

@@ -13,6 +13,8 @@ from patience import PATIENCE
 
 pytest_plugins = ["daemon_fixtures"]
 
+REGEX = {"type": "regex", "regex": "(a"}
+SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"contains": {"type": "null"}}}}
 DEEP = b'{"id": "deep", "metadata": {"a": ' + b"[" * 900 + b"]" * 900 + b'}, "prompt": "x"}'
 
 
@@ -84,7 +86,9 @@ def test_a_broken_number_under_the_id_of_another_job_is_a_conflict(client: Clien
         ({"deadline": "tomorrow"}, "RFC 3339"),
         ({"model": "gpt"}, "serves 'phi3'"),
         ({"logprobs": 3}, "logprobs are not served"),
-        ({"response_format": {"type": "json_object"}}, "response_format 'json_object'"),
+        ({"response_format": {"type": "json_object"}, "stop": "x"}, "stop does not go with a response_format"),
+        ({"response_format": REGEX, "ignore_eos": False}, "response_format of type 'regex': "),
+        ({"response_format": SCHEMA, "ignore_eos": False}, "with this content is not served: Unimplemented keys"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

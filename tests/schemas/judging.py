@@ -64,7 +64,6 @@ class Judge:
         self._grammars = Grammars(self._tokenizer)
 
     def close(self) -> None:
-        self._grammars.close()
         self._tokenizer.close()
 
     def judge(self, case: Case, verdict: Verdict) -> None:

@@ -71,30 +71,29 @@ def filled(opening: str, each: str, closing: str, size: int = MEBIBYTE - 200) ->
 @pytest.mark.parametrize(
     ("bomb", "code"),
     [
-        ('{"$ref": "#"}', Code.UNSUPPORTED),
-        ('{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}}}', Code.UNSUPPORTED),
-        ('{"$ref": "file:///etc/passwd", "$schema": "http://127.0.0.1:1/"}', Code.UNSUPPORTED),
-        ('{"type": "string", "pattern": "^(a+)+$", "maxLength": ' + "9" * 290 + "}", Code.UNSUPPORTED),
+        ('{"$ref": "#"}', None),
+        ('{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}}}', None),
+        ('{"$ref": "file:///etc/passwd", "$schema": "http://127.0.0.1:1/"}', None),
+        ('{"type": "string", "pattern": "^(a+)+$", "maxLength": ' + "9" * 290 + "}", None),
         ('{"items": ' * 70 + "{}" + "}" * 70, Code.INVALID_JOB),
         ('{"items": ' * 80_000 + "{}" + "}" * 80_000, Code.INVALID_JOB),
         ("[" * 500_000 + "]" * 500_000, Code.INVALID_JOB),
-        (filled('{"anyOf": [', '{"$ref": "#"}', "]}"), Code.UNSUPPORTED),
-        (filled('{"enum": [', "[]", "]}"), Code.UNSUPPORTED),
-        (filled('{"enum": [', "{}", "]}"), Code.UNSUPPORTED),
+        (filled('{"anyOf": [', '{"$ref": "#"}', "]}"), None),
+        (filled('{"enum": [', "[]", "]}"), None),
+        (filled('{"enum": [', "{}", "]}"), None),
         (filled('{"properties": {', '"a": {}', "}}"), Code.INVALID_JOB),
-        ('{"properties": {' + ", ".join(f'"{n:x}": 0' for n in range(90_000)) + "}}", Code.UNSUPPORTED),
-        ('{"const": "' + "x" * (MEBIBYTE - 300) + '"}', Code.UNSUPPORTED),
+        ('{"properties": {' + ", ".join(f'"{n:x}": 0' for n in range(90_000)) + "}}", None),
+        ('{"const": "' + "x" * (MEBIBYTE - 300) + '"}', None),
         (filled('{"enum": [', "[]", "]}", 2 * MEBIBYTE), Code.TOO_LARGE),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else None,
 )
-def test_schema_bombs_are_refused_in_bounded_time_and_memory(bomb: str, code: Code) -> None:
+def test_schema_bombs_are_read_or_refused_in_bounded_time_and_memory(bomb: str, code: Code | None) -> None:
     payload = schema(bomb)
     began = time.process_time()
     refused = attempt(payload, MEBIBYTE)
     assert time.process_time() - began < PATIENCE
-    assert isinstance(refused, JobError)
-    assert refused.code is code
+    assert (refused.code if isinstance(refused, JobError) else None) is code
     tracemalloc.start()
     attempt(payload, MEBIBYTE)
     left, most = tracemalloc.get_traced_memory()
@@ -224,9 +223,34 @@ def test_what_was_accepted_can_be_read_again_from_its_canonical_form(document: d
         ({"max_token": 1}, "unknown field 'max_token'; did you mean 'max_tokens'?"),
         ({"content": "x"}, "unknown field 'content': leave it out"),
         ({"a\nb": 1}, "unknown field 'a\\nb'"),
-        ({"response_format": "json"}, 'response_format must be an object, {"type": "text"}, is text'),
+        ({"response_format": "json"}, 'response_format must be an object such as {"type": "json_schema", '),
         ({"response_format": {"type": "xml"}}, 'response_format.type must be "text", '),
         ({"response_format": {"type": "xml"}}, "is 'xml'"),
+        ({"response_format": {"type": "regex"}}, "response_format of type 'regex' needs the field regex"),
+        (
+            {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+            "response_format of type 'json_object' has no field json_schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema is missing: it must be a JSON schema",
+        ),
+        ({"response_format": {"type": "json_schema", "schema": {}}}, "unknown field 'schema' in response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strict": "yes"}}},
+            "response_format.json_schema.strict must be true or false, is text",
+        ),
+        ({"response_format": {"type": "choice", "choice": []}}, "response_format.choice must be a list of 1 to 1000"),
+        ({"response_format": {"type": "choice", "choice": ["a", "a"]}}, "different labels"),
+        ({"response_format": {"type": "choice", "choice": [""]}}, "each of 1 to 256 characters"),
+        ({"response_format": {"type": "choice", "choice": "ab"}}, "response_format.choice must be a list"),
+        ({"response_format": {"type": "regex", "regex": ""}}, "response_format.regex must be text of 1 to 16384"),
+        (
+            {"response_format": {"type": "regex", "regex": "a"}, "stop": "a"},
+            "stop does not go with a response_format of type 'regex'",
+        ),
+        ({"response_format": {"type": "json_object"}, "stop_token_ids": [1]}, "stop_token_ids does not go with"),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos does not go with"),
         ({"metadata": {"x": float("inf")}}, "Infinity is not a number"),
         ({"metadata": {"\udc80": 1}}, "lone surrogate"),
     ],
@@ -281,6 +305,7 @@ def test_a_refusal_of_a_million_faults_is_short_and_soon_there() -> None:
         *[("freq_penalty", "frequency_penalty"), ("presence", "presence_penalty"), ("stop_sequences", "stop")],
         *[("message", "messages"), ("promt", "prompt"), ("inputs", "prompt"), ("random_seed", "seed")],
         *[("streaming", "stream"), ("meta", "metadata"), ("logits_bias", "logit_bias"), ("request_id", "id")],
+        *[(name, "response_format") for name in ("guided_json", "structured_outputs", "json_schema", "format")],
     ],
 )
 def test_an_unknown_field_that_is_another_servers_or_a_slip_is_led_to_ours(name: str, meant: str) -> None:
@@ -290,10 +315,10 @@ def test_an_unknown_field_that_is_another_servers_or_a_slip_is_led_to_ours(name:
 @pytest.mark.parametrize(
     "name",
     "n best_of tools tool_choice functions function_call user suffix echo top_logprobs stream_options "
-    "min_tokens bad_words allowed_token_ids guided_json guided_regex structured_outputs typical_p tfs_z top_a mirostat "
+    "min_tokens bad_words allowed_token_ids typical_p tfs_z top_a mirostat "
     "mirostat_tau xtc_probability dry_multiplier num_ctx keep_alive num_beams do_sample length_penalty early_stopping "
     "use_beam_search add_generation_prompt documents truncate_prompt_tokens skip_special_tokens cache_salt modalities "
-    "audio service_tier reasoning_effort verbosity logits_processors prompt_logprobs grammar json_schema".split(),
+    "audio service_tier reasoning_effort verbosity logits_processors prompt_logprobs grammar".split(),
 )
 def test_a_field_that_edged_does_not_have_gets_no_misleading_advice(name: str) -> None:
     assert str(refusal(job(**{name: 1}))) == f"unknown field '{name}': leave it out"
@@ -376,7 +401,7 @@ def test_a_part_that_is_no_text_is_unsupported_and_named(type: str) -> None:
     assert f"messages.0.content has a part of type {type!a}: this version serves text" in str(error)
 
 
-@pytest.mark.parametrize("fields", [{"logprobs": 2}, {"response_format": {"type": "regex", "regex": "a"}}])
+@pytest.mark.parametrize("fields", [{"logprobs": 2}])
 def test_what_this_version_lacks_is_unsupported(fields: dict[str, Any]) -> None:
     assert refusal(job(**fields)).code is Code.UNSUPPORTED
 

@@ -665,7 +665,7 @@ def test_a_spool_that_cannot_be_read_loses_no_job(world: World, monkeypatch: pyt
     assert world.kinds("a")[-1] == "result"
 
 
-NEWER = [{"grammar": "root ::= x"}, {"response_format": {"type": "json_schema", "json_schema": {}}}, {"logprobs": 3}]
+NEWER = [{"grammar": "root ::= x"}, {"response_format": {"type": "structural_tag", "format": {}}}, {"logprobs": 3}]
 """Fields that a newer edged may accept and this one does not serve."""
 
 

@@ -1,0 +1,185 @@
+"""Structured answers in the engine: each is what its grammar says, or was cut off, whatever the model wants."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_rig import MODELS, copy_package, ids, load, request, running, serving
+from schema_oracle import allows
+
+from edged.engine.events import Ended, Finished
+from edged.engine.grammar import GrammarSource
+from edged.engine.loaded_model import LoadedModel
+from edged.engine.sampler import Sampling
+from edged.engine.sequence import Request
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2},
+        "mood": {"type": ["string", "null"], "enum": ["good", None]},
+    },
+    "required": ["name", "age", "tags", "mood"],
+    "additionalProperties": False,
+}
+SAMPLINGS = {
+    "greedy": Sampling(),
+    "sampled": Sampling(temperature=1.0, seed=1),
+    "hot": Sampling(temperature=2.0, top_p=0.9, top_k=50, seed=2),
+    "penalties": Sampling(temperature=1.5, seed=3, repetition_penalty=1.3, frequency_penalty=1.0, min_p=0.01),
+    "bias": Sampling(presence_penalty=2.0, logit_bias=((300, 100.0), (301, -100.0))),
+}
+GREEK = "[α-ω]{5}"
+"""Two bytes each: with few tokens, a character has two of them."""
+
+
+def wanted(loaded: LoadedModel, key: int, kind: Any, definition: Any, max_tokens: int = 300, **more: Any) -> Request:
+    """A request for a structured answer."""
+    grammar = loaded.grammars.compile(GrammarSource(kind, definition), continued=True)
+    prompt = loaded.tokenizer.encode_text("Say something:")
+    given = {"ignore_eos": False, "continued": True, "grammar": grammar, **more}
+    return request(key, prompt, max_tokens, **given)
+
+
+def finished(end: Finished | Ended) -> Finished:
+    assert isinstance(end, Finished), end
+    return end
+
+
+def answer(end: Finished | Ended) -> str:
+    assert finished(end).reason == "stop"
+    return finished(end).text
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("name", ["phi3", "llama3"])
+def test_an_answer_is_valid_however_its_tokens_are_chosen(name: str, sampling: str) -> None:
+    loaded = serving(name)
+    with running(loaded) as rig:
+        end = rig.run(wanted(loaded, 1, "json_schema", PERSON, sampling=SAMPLINGS[sampling]))[1]
+    value = json.loads(answer(end))
+    assert allows(PERSON, value)
+    assert list(value) == ["name", "age", "tags", "mood"]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 3, 5, 8, 13])
+def test_an_answer_that_is_cut_off_says_so_and_has_whole_characters(max_tokens: int) -> None:
+    loaded = serving("phi3")
+    with running(loaded) as rig:
+        end = finished(rig.run(wanted(loaded, 1, "regex", GREEK, max_tokens))[1])
+    complete = re.fullmatch(GREEK, end.text) is not None
+    assert end.reason == ("stop" if complete else "length")
+    assert re.fullmatch("[α-ω]{0,5}", end.text)
+    assert complete or len(end.tokens) == max_tokens
+
+
+def test_pieces_join_to_the_answer_and_are_whole_characters() -> None:
+    loaded = serving("phi3")
+    with running(loaded) as rig:
+        end = rig.run(wanted(loaded, 1, "regex", GREEK, stream=True))[1]
+        pieces = rig.pieces(1)
+    assert len(pieces) == 5
+    assert "".join(pieces) == answer(end)
+
+
+def test_rows_of_several_grammars_and_of_none_keep_to_their_own() -> None:
+    loaded = serving("phi3", rows=4)
+    jobs = [
+        wanted(loaded, 1, "choice", ["on", "only", "off"]),
+        wanted(loaded, 2, "regex", "[0-9]{3}-[0-9]{4}", sampling=Sampling(temperature=1.0, seed=5)),
+        wanted(loaded, 3, "json_object", None, 40),
+        wanted(loaded, 4, "grammar", 'start: "a" b+\nb: "bb" | "c"', sampling=Sampling(temperature=3.0, seed=1)),
+        wanted(loaded, 5, "json_schema", PERSON, sampling=Sampling(temperature=1.0, seed=6)),
+        request(6, loaded.tokenizer.encode_text("free"), 40, ignore_eos=False),
+    ]
+    with running(loaded) as rig:
+        together = rig.run(*jobs)
+        again = [wanted(loaded, 5, "json_schema", PERSON, sampling=Sampling(temperature=1.0, seed=6)), jobs[5]]
+        alone = [rig.run(job)[job.key] for job in again]
+    assert answer(together[1]) in ("on", "only", "off")
+    assert re.fullmatch("[0-9]{3}-[0-9]{4}", answer(together[2]))
+    assert finished(together[3]).text.startswith("{")
+    assert re.fullmatch("a(bb|c)+", finished(together[4]).text)
+    assert allows(PERSON, json.loads(answer(together[5])))
+    assert [ids(end) for end in alone] == [ids(together[5]), ids(together[6])]
+
+
+def test_an_answer_ends_with_its_last_token_where_nothing_can_follow() -> None:
+    loaded = serving("phi3")
+    with running(loaded) as rig:
+        closed = finished(rig.run(wanted(loaded, 1, "choice", ["yes", "no"]))[1])
+        open_end = finished(rig.run(wanted(loaded, 2, "regex", "a{1,30}"))[2])
+    assert closed.tokens[-1] not in loaded.tokenizer.eos
+    assert closed.reason == open_end.reason == "stop"
+    assert re.fullmatch("a{1,30}", open_end.text)
+    assert open_end.tokens[-1] in loaded.tokenizer.eos or len(open_end.text) == 30
+
+
+def test_a_space_that_the_decoder_drops_at_the_beginning_is_no_part_of_the_answer(tmp_path: Path) -> None:
+    package = copy_package("phi3", tmp_path)
+    tokenizer = json.loads((package / "tokenizer.json").read_text())
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}  # as SentencePiece's decoders do
+    tokenizer["decoder"] = {"type": "Sequence", "decoders": [tokenizer["decoder"], strip]}
+    (package / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (package / "known_answers.json").unlink()  # of the other decoder
+    loaded = load(package)
+    assert loaded.tokenizer.strips_space
+    for kind, definition, right in (
+        ("json_schema", {"const": {"a": 1}}, r'\{\s*"a"\s*:\s*1\s*\}'),
+        ("regex", " ?x{3}", " ?xxx"),
+        ("regex", "  xxx", "  xxx"),
+        ("choice", [" a", "b"], " a|b"),
+    ):
+        grammar = loaded.grammars.compile(GrammarSource(kind, definition), continued=False)  # type: ignore[arg-type]
+        with running(loaded) as rig:
+            prompt = loaded.tokenizer.encode_text("Say something:")
+            end = rig.run(request(1, prompt, 60, ignore_eos=False, grammar=grammar))[1]
+        assert re.fullmatch(right, answer(end)), (definition, answer(end))
+
+
+def test_a_row_goes_on_under_its_grammar_after_the_session_is_lost() -> None:
+    job: dict[str, Any] = {"sampling": Sampling(temperature=1.0, seed=9), "stream": True}
+    with running(lambda: load(MODELS / "phi3", rows=2)) as rig:
+        rig.wait_for_state("serving")
+        alone = rig.run(wanted(rig.loaded, 1, "json_schema", PERSON, **job))[1]
+        lost: list[int] = []
+
+        def lose(event: Any) -> None:
+            if getattr(event, "key", None) == 2 and not lost:
+                lost.append(1)
+                rig.engine.check_again()
+
+        rig.hook = lose
+        again = rig.run(wanted(rig.loaded, 2, "json_schema", PERSON, **job))[2]
+    assert lost
+    assert allows(PERSON, json.loads(answer(again)))
+    assert ids(again) == ids(alone)
+
+
+def test_a_grammar_that_leads_nowhere_costs_its_own_job_alone() -> None:
+    loaded = serving("phi3", rows=2)
+    # After "a" nothing can follow: what is wanted there matches no text.
+    nowhere = wanted(loaded, 1, "grammar", 'start: "a" X\nX: /b+/ & /c+/')
+    with running(loaded) as rig:
+        ends = rig.run(nowhere, wanted(loaded, 2, "choice", ["yes", "no"]))
+    end = ends[1]
+    assert isinstance(end, Ended)
+    assert end.failure is not None
+    assert end.failure.startswith("the grammar fails at token ")
+    assert answer(ends[2]) in ("yes", "no")
+
+
+def test_tokens_without_text_are_never_part_of_an_answer() -> None:
+    loaded = serving("phi3")
+    special = loaded.tokenizer.answer_bytes()
+    assert special is not None
+    silent = next(token for token, text in enumerate(special) if not text and token not in loaded.tokenizer.eos)
+    job = wanted(loaded, 1, "grammar", f'start: "a" (<[{silent}]> | "b")')
+    with running(loaded) as rig:
+        assert answer(rig.run(job)[1]) == "ab"
