@@ -171,6 +171,10 @@ bench-sampling: $(VENV)/.dev $(if $(MODEL),,$(LARGE_VOCABULARY)) ## what the cho
 bench-prefill: $(VENV)/.dev $(if $(MODEL),,$(REAL_MODEL) $(LARGE_VOCABULARY)) ## prompts through the served graph and as published: two models, or MODEL=FOLDER (minutes)
 	@$(BIN)/python tests/benchmarks/prefill.py $(or $(MODEL),$(dir $(REAL_MODEL)) $(dir $(LARGE_VOCABULARY)))
 
+.PHONY: bench-int8
+bench-int8: $(VENV)/.dev $(REAL_MODEL) ## an int8 KV cache beside the published one: memory, perplexity, speed [MODEL=FOLDER] (minutes)
+	@$(BIN)/python tests/benchmarks/int8.py $(MODEL)
+
 bench-card: $(VENV)/.dev | mosquitto ## what a job writes to the card, counted at the block device (root; four minutes)
 	@$(BIN)/python tests/benchmarks/card.py
 

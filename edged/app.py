@@ -18,6 +18,7 @@ from edged.engine import runtime
 from edged.engine.engine import Engine
 from edged.engine.kept_bits import BITS
 from edged.engine.kept_manifests import MANIFESTS, KeptManifests
+from edged.engine.kv_scales import SCALES, KeptScales
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import signature
 from edged.engine.prefix_files import PREFIXES
@@ -208,11 +209,12 @@ def _loader(
     settings: Settings, board: Board, supervisor: Supervisor, path: Path, name: str | None, scrubber: Scrubber
 ) -> Callable[[], LoadedModel]:
     manifests = KeptManifests(settings.state_dir / MANIFESTS, may_add=True)
+    scales = KeptScales(settings.state_dir / SCALES, may_add=True)
 
     def load() -> LoadedModel:
         """Load the package; called on the engine's thread."""
         # onnxruntime 1.23 holds the GIL during a load: no thread can send a sign of life.
-        supervisor.long_work(load_limit(path))
+        supervisor.long_work(load_limit(path, settings.model.kv_cache == "int8"))
         try:
             return load_model(
                 settings,
@@ -224,6 +226,7 @@ def _loader(
                 manifests=manifests,
                 suspects=scrubber.damaged,
                 bits_file=settings.state_dir / BITS,
+                scales=scales,
             )
         finally:
             supervisor.long_work_done()

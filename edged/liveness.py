@@ -14,6 +14,8 @@ STUCK_SECONDS = 120.0
 """Longest time that one task of a thread may take. The engine keeps its steps far below this."""
 LOAD_SECONDS = 120.0
 """The same for a load of the model, besides the time that reading the files takes."""
+SCALES_SECONDS = 300.0
+"""What a load may take longer where it measures the scales of an int8 KV cache: two tokens per second."""
 SLOWEST_CARD = 20e6
 """Bytes per second that a slow SD card still reads."""
 
@@ -63,11 +65,12 @@ def find_failure(tasks: Iterable[Task], ended: Iterable[EndedThread], now: float
     return None
 
 
-def load_limit(folder: Path) -> float:
-    """Seconds that a load of the package in `folder` may take.
+def load_limit(folder: Path, int8: bool = False) -> float:
+    """Seconds that a load of the package in `folder` may take. `int8`: with an int8 KV cache.
 
     Counted are all files below it, since weights may lie deeper: no less than what a load reads. They may be read
-    twice, for their checksums and for onnxruntime, where memory is too small for the page cache to keep them.
+    twice, for their checksums and for onnxruntime, where memory is too small for the page cache to keep them; a load
+    that measures scales loads the model twice.
     """
     size = 0
     for place, folders, names in os.walk(folder):
@@ -75,4 +78,4 @@ def load_limit(folder: Path) -> float:
         for name in names:
             with suppress(OSError):  # the load fails and says why
                 size += (Path(place) / name).stat().st_size
-    return LOAD_SECONDS + 2 * size / SLOWEST_CARD
+    return LOAD_SECONDS + int8 * SCALES_SECONDS + (2 + int8) * size / SLOWEST_CARD

@@ -70,7 +70,7 @@ class Observer:
         self._started = clock.wall()
         self._changed = ModelChanged("loading")
         self._model = ModelStatus(name=self._name())
-        self._load_limit = load_limit(model_path)
+        self._load_limit = load_limit(model_path, settings.model.kv_cache == "int8")
         self._last_load = 0.0
         self._onnxruntime: str | None = None
         self._device_id_taken = False
@@ -87,7 +87,7 @@ class Observer:
         self._changed = event
         loaded, facts = event.loaded, None
         if event.state == "loading":
-            self._load_limit = load_limit(self._model_path)
+            self._load_limit = load_limit(self._model_path, self._settings.model.kv_cache == "int8")
         elif self._onnxruntime is None:  # only now: the import of onnxruntime is a matter of the engine's thread
             self._onnxruntime = ort.version()
         if loaded is not None:
@@ -106,6 +106,8 @@ class Observer:
                 logits_reason=loaded.logits_reason,
                 response_formats=loaded.grammars.formats,
                 response_formats_reason=loaded.grammars.unavailable,
+                kv_cache=loaded.cache.layout.dtype,
+                kv_cache_reason=loaded.kv_reason,
                 split_tokens=loaded.splits.grain,
                 chat=loaded.tokenizer.chat,
                 load_seconds=loaded.load_seconds,

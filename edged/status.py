@@ -49,6 +49,10 @@ class ModelFacts:
     """Structures that answers may have."""
     response_formats_reason: str | None
     """Why that is text alone; None: it is not."""
+    kv_cache: str
+    """The dtype of keys and values."""
+    kv_cache_reason: str | None
+    """Why that is the published one though an int8 cache is asked for."""
     split_tokens: int
     """Prompts are split at multiples of this many tokens only."""
     chat: dict[str, str] | None

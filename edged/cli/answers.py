@@ -37,7 +37,7 @@ from edged.jobs.reading import read_submission
 from edged.jobs.results import success
 from edged.machine.board import detect
 from edged.machine.memory import available
-from edged.models.store import kept_manifests, served
+from edged.models.store import kept_manifests, kept_scales, served
 from edged.status import sentence
 
 _JOB_BYTES = 1 << 20
@@ -63,7 +63,8 @@ def generate(
     try:
         submission = read_submission(json.dumps(document).encode(), _JOB_BYTES)
         path, name = served(settings)
-        loaded = load_model(settings, detect(), available, path=path, name=name, manifests=kept_manifests(settings))
+        manifests, scales = kept_manifests(settings), kept_scales(settings)
+        loaded = load_model(settings, detect(), available, path, name, manifests=manifests, scales=scales)
         request = prepare(submission.job, 0, submission.id, loaded)
     except JobError as error:
         end(BAD_USE, f"{error.code.value}: {error}")

@@ -27,13 +27,15 @@ from edged.cli.common import (
 )
 from edged.engine import ort
 from edged.engine.bench import JOINING, BenchError, Figures, forget_peak, measure
-from edged.engine.loaded_model import LoadedModel, TooLargeError, load_model, thread_count
+from edged.engine.loaded_model import LoadedModel, load_model
+from edged.engine.opening import thread_count
 from edged.engine.package import PackageError, open_package
+from edged.engine.package_memory import TooLargeError
 from edged.machine.bandwidth import read_bandwidth
 from edged.machine.board import Board, detect
 from edged.machine.memory import available, size
 from edged.machine.sensors import power_meter
-from edged.models.store import served
+from edged.models.store import kept_scales, served
 
 _MOST_ROWS = 64
 
@@ -66,7 +68,7 @@ def bench(
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"context": context})})
         bandwidth = read_bandwidth(thread_count(settings, board))
         forget_peak()
-        loaded = load_model(settings, board, available, path, name)
+        loaded = load_model(settings, board, available, path, name, scales=kept_scales(settings))
         figures = measure(loaded, power_meter(board), counts, prompt, tokens)
     except TooLargeError as error:
         end(BAD_USE, str(error))
@@ -109,7 +111,7 @@ def _document(
         "memory": {
             "package_bytes": package.weight_bytes,
             "planned_bytes": plan.peak,
-            "kv_bytes_per_token": package.kv_bytes_per_token,
+            "kv_bytes_per_token": loaded.cache.layout.token_bytes,
             "resident_bytes": figures.resident_bytes,
             "peak_bytes": figures.peak_bytes,
             # A GPU has its own memory.

@@ -235,14 +235,15 @@ def _model(settings: Settings, board: Board) -> Iterator[Finding]:
     from edged.engine.integrity import CorruptPackageError
     from edged.engine.loaded_model import load_model
     from edged.engine.package import PackageError
-    from edged.models.store import kept_manifests, served
+    from edged.models.store import kept_manifests, kept_scales, served
 
     if is_running(settings):
         yield _ask_daemon(settings)
         return
     path, name = served(settings)
     try:
-        loaded = load_model(settings, board, available, path, name, manifests=kept_manifests(settings))
+        manifests, scales = kept_manifests(settings), kept_scales(settings)
+        loaded = load_model(settings, board, available, path, name, manifests=manifests, scales=scales)
     except CorruptPackageError as error:
         yield Finding("model", "fail", error.fault.message, error.fault.hint)
         return

@@ -12,7 +12,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.engine.kv_cache import KVCache
 from edged.engine.session import ModelSession
 
 _PROMPT = 8
@@ -43,7 +42,7 @@ def find_bit_classes(session: ModelSession, rows: int) -> BitClasses:
     package = session.package
     most = max(_FULL_BATCH, rows)
     compare_rows = session.device == "cpu" and package.batches_ragged_rows
-    cache = KVCache(package, most if compare_rows else 1, _PROMPT + 2, session.device)
+    cache = session.make_cache(most if compare_rows else 1, _PROMPT + 2)
     session.use(cache)
     tokens = np.random.default_rng(0).integers(0, package.vocabulary, _PROMPT + most)
     prompt, others = tokens[:_PROMPT], tokens[_PROMPT:]

@@ -29,6 +29,9 @@ DTYPE_NAMES = {
     16: "bfloat16",
 }
 _INT32, _INT64 = 6, 7
+_TABLES = {"GroupQueryAttention": 7, "RotaryEmbedding": 2}
+"""Operators that rotate queries and keys, and the place of a table of cosines or sines among their inputs: [tokens,
+half of the rotated channels]."""
 
 
 class GraphError(ValueError):
@@ -74,6 +77,10 @@ class Graph:
     """Inputs of all other operators."""
     attentions: list[dict[str, float]] = field(default_factory=list)
     """The numbers among the attributes of each kind of GroupQueryAttention."""
+    widths: dict[str, int] = field(default_factory=dict)
+    """Columns of each constant matrix, in subgraphs too; a name that an `If` gives has those of its first branch."""
+    rotations: set[tuple[str, bool]] = field(default_factory=set)
+    """Tables that rotate queries and keys, and whether neighbours are pairs, not channels half the width apart."""
     rope_switch: int | None = None
     """Total length beyond which a LongRoPE graph uses its long table (its `If` compares with this), else None."""
 
@@ -125,7 +132,9 @@ def _read_graph(
     comparisons: dict[str, str],
     conditions: list[str],
     depth: int,
-) -> None:
+) -> list[str]:
+    """Returns the names of the graph's outputs."""
+    given = []
     if depth > _MAX_DEPTH:
         raise GraphError("graphs nested too deeply")
     for number, value in read_fields(view):
@@ -137,9 +146,13 @@ def _read_graph(
             name = _read_tensor(value, graph, scalars)
             if depth == 0:
                 graph.initializers.add(name)
-        elif number in (11, 12) and depth == 0:
+        elif number in (11, 12):
             name, dtype = _read_value_info(value)
-            (graph.inputs if number == 11 else graph.outputs)[name] = dtype
+            if depth == 0:
+                (graph.inputs if number == 11 else graph.outputs)[name] = dtype
+            elif number == 12:
+                given.append(name)
+    return given
 
 
 def _read_node(
@@ -172,16 +185,22 @@ def _read_node(
         comparisons[outputs[0]] = inputs[1]
     elif operator == "If" and inputs:
         conditions.append(inputs[0])
-    elif operator == "GroupQueryAttention":
+    elif operator in _TABLES:
         numbers = dict(filter(None, map(_read_number, attributes)))
-        if numbers not in graph.attentions:
+        if operator == "GroupQueryAttention" and numbers not in graph.attentions:
             graph.attentions.append(numbers)
+        table = inputs[_TABLES[operator] : _TABLES[operator] + 1]
+        if any(table):
+            graph.rotations.add((table[0], bool(numbers.get("rotary_interleaved") or numbers.get("interleaved"))))
     for attribute in attributes:
         for number, value in read_fields(attribute):
             if not isinstance(value, memoryview):
                 continue
             if number in (6, 11):  # g, graphs
-                _read_graph(value, graph, scalars, comparisons, conditions, depth + 1)
+                given = _read_graph(value, graph, scalars, comparisons, conditions, depth + 1)
+                for outer, within in zip(outputs, given, strict=False):
+                    if within in graph.widths:
+                        graph.widths.setdefault(outer, graph.widths[within])
             elif number == 5:  # t: the value of a Constant node
                 _read_tensor(value, graph, scalars, name=outputs[0] if outputs else "")
 
@@ -204,8 +223,11 @@ def _read_tensor(view: memoryview, graph: Graph, scalars: dict[str, int], name: 
     dtype, external, entries = 0, False, {}
     scalar: int | None = None
     raw: memoryview | None = None
+    sizes: list[int] = []
     for number, value in read_fields(view):
-        if number == 2 and isinstance(value, int):
+        if number == 1:
+            sizes += [value] if isinstance(value, int) else _read_varints(value)
+        elif number == 2 and isinstance(value, int):
             dtype = value
         elif number == 8 and isinstance(value, memoryview) and not name:
             name = read_text(value)
@@ -233,7 +255,18 @@ def _read_tensor(view: memoryview, graph: Graph, scalars: dict[str, int], name: 
         scalar = struct.unpack("<i", raw)[0]
     if scalar is not None:
         scalars[name] = scalar
+    if len(sizes) == 2:
+        graph.widths[name] = sizes[1]
     return name
+
+
+def _read_varints(view: memoryview) -> list[int]:
+    """The numbers of a packed field."""
+    found, at = [], 0
+    while at < len(view):
+        number, at = read_varint(view, at)
+        found.append(number)
+    return found
 
 
 def _read_value_info(view: memoryview) -> tuple[str, str]:

@@ -66,19 +66,21 @@ class KeptBits:
         self._kept = _Document() if file is None else _read(file)
         self._measured = False
 
-    def splits(self, providers: Sequence[str]) -> SplitRule:
+    def splits(self, providers: Sequence[str], int8: bool = False) -> SplitRule:
         """As find_split_rule()."""
-        key = self._key(providers)
+        key = self._key(providers, int8)
         rule = self._kept.splits.get(key)
         if rule is None:
-            rule = find_split_rule(self._package, providers, self._threads)
+            rule = find_split_rule(self._package, providers, self._threads, int8)
             if rule.holds and providers[0] == CPU:
                 self._keep(self._kept.splits, key, rule)
         return rule
 
     def classes(self, session: ModelSession, rows: int) -> BitClasses:
         """As find_bit_classes(). Writes what was measured since this object was made."""
-        key = self._key(session.providers, self._package.fingerprint(), rows, session.logits_computed)
+        key = self._key(
+            session.providers, self._package.fingerprint(), rows, session.logits_computed, session.layout.dtype
+        )
         classes = self._kept.classes.get(key)
         if classes is None:
             classes = find_bit_classes(session, rows)

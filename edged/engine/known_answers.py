@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edged.durable import write_durably
 from edged.engine import ort
-from edged.engine.kv_cache import KVCache
 from edged.engine.package import Package, PackageError, read_json
 from edged.engine.session import ModelSession, one_line
 from edged.engine.tokenizer import PromptError, Tokenizer
@@ -225,6 +224,30 @@ def answer_logits(
     return itertools.islice(_logits(session, [*prompt, *answer[:-1]], chunk), len(prompt) - 1, None)
 
 
+def lead(logits: NDArray[np.floating], token: int) -> float:
+    """By how much `token` leads the others, in standard deviations of `logits`, [vocabulary]; below 0: one leads it."""
+    row = logits.astype(np.float32)
+    spread = float(row.std())
+    return float(row[token] - np.delete(row, token).max()) / spread if spread else 0.0
+
+
+def with_margins_of(known: KnownAnswers, session: ModelSession, chunk: int) -> tuple[KnownAnswers | None, float]:
+    """The same questions and answers with the margins that `session` gives, None where it is sure of no token.
+
+    Also the share of the compared tokens that are first here too. The session needs a new cache afterwards. Raises
+    PackageError.
+    """
+    questions, first = [], []
+    for question in known.questions:
+        logits = answer_logits(session, question.prompt, question.answer, chunk)
+        leads = [lead(row, token) for row, token in zip(logits, question.answer, strict=True)]
+        first += [leads[at] > 0 for at in question.sure]
+        margins = [round(max(0.0, one), 3) for one in leads]
+        questions.append(question.model_copy(update={"margins": margins}))
+    sure = any(question.sure for question in questions)
+    return known.model_copy(update={"questions": questions}) if sure else None, sum(first) / len(first)
+
+
 def suspect_runtime(package: Package, version: str | None = None) -> str | None:
     """Why onnxruntime `version` (default: this one) may compute this graph wrongly, None if nothing is known.
 
@@ -242,7 +265,7 @@ def _logits(session: ModelSession, tokens: Sequence[int], chunk: int) -> Iterato
 
     The last token has its own step, since decoding uses other kernels than prefill.
     """
-    session.use(KVCache(session.package, 1, len(tokens), session.device))
+    session.use(session.make_cache(1, len(tokens)))
     done, last = 0, len(tokens) - 1
     while done <= last:
         count = 1 if session.logits_computed == "last" else min(chunk, last - done) or 1

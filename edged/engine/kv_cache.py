@@ -91,6 +91,10 @@ class KVCache:
         for _, array in self._arrays():
             array[target, :, :tokens] = array[source, :, :tokens]
 
+    def peaks(self, row: int, tokens: int) -> list[NDArray[np.float32]]:
+        """For each plane the largest magnitude of each channel in the first `tokens` tokens of a row, [heads, size]."""
+        return [np.abs(array[row, :, :tokens]).max(axis=1).astype(np.float32) for _, array in self._arrays()]
+
     def _parts(
         self, block: NDArray[np.generic], tokens: int
     ) -> Iterator[tuple[NDArray[np.generic], NDArray[np.generic]]]:

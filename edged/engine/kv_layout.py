@@ -50,17 +50,26 @@ class KVLayout:
     planes: tuple[Plane, ...]
 
     @classmethod
-    def of(cls, package: Package) -> KVLayout:
-        """The layout of a package. Raises ValueError for a dtype that is not supported."""
-        if package.kv_dtype not in NUMPY_DTYPES:
-            raise ValueError(f"a KV cache of {package.kv_dtype} is not supported")
+    def of(cls, package: Package, dtype: str | None = None) -> KVLayout:
+        """The layout of a package. `dtype`: in place of the published one.
+
+        Raises ValueError for a dtype that is not supported.
+        """
+        dtype = dtype or package.kv_dtype
+        if dtype not in NUMPY_DTYPES:
+            raise ValueError(f"a KV cache of {dtype} is not supported")
         return cls(
             tuple(
-                Plane(past % layer, present % layer, package.kv_dtype, package.kv_heads, package.head_size)
+                Plane(past % layer, present % layer, dtype, package.kv_heads, package.head_size)
                 for layer in range(package.layers)
                 for past, present in zip(package.past_names, package.present_names, strict=True)
             )
         )
+
+    @property
+    def dtype(self) -> str:
+        """That of all planes."""
+        return self.planes[0].dtype
 
     @property
     def token_bytes(self) -> int:

@@ -9,8 +9,9 @@ import structlog
 
 from edged.engine.events import ModelChanged
 from edged.engine.integrity import CorruptPackageError, UnreadableError
-from edged.engine.loaded_model import LoadedModel, TooLargeError
+from edged.engine.loaded_model import LoadedModel
 from edged.engine.package import PackageError
+from edged.engine.package_memory import TooLargeError
 from edged.engine.session import one_line
 
 log = structlog.get_logger(__name__)

@@ -13,16 +13,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edged.engine.graph import Graph, GraphError, Node, map_file
+from edged.engine.onnx_fields import (
+    ELEMENTS,
+    Bytes,
+    copied,
+    message,
+    name_of,
+    named,
+    sized,
+    tensor_type,
+    value_info,
+)
 from edged.engine.package import Package, PackageError
 from edged.engine.package_files import short
-from edged.engine.protobuf import ProtobufError, field_head, read_fields, read_text, write_field
+from edged.engine.protobuf import ProtobufError, read_fields, read_text, write_field
 
 POSITIONS = "edged.positions"
 """Input of a rewritten graph: [wanted, 1, 2] int64, row and token of each wanted position. Its logits are
 [wanted, 1, vocabulary]."""
 LogitsComputed = Literal["wanted", "last", "all"]
 _HIDDEN = "edged.hidden"
-_MOST_BYTES = 64 << 20
+MOST_BYTES = 64 << 20
 """Largest ONNX file that is rewritten: a larger one has its weights inside, and they would be in memory once more."""
 _PRODUCTS = frozenset({"MatMul", "MatMulNBits"})
 """Operators that multiply each token's hidden state by the same weights."""
@@ -30,8 +41,6 @@ _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Tanh", "Clip", "Cast", "I
 """Operators that may follow: a bias, a scale, a softcap, another dtype."""
 _WITH_SUBGRAPHS = frozenset({"If", "Loop", "Scan"})
 _GATHER_ND_OPSET = 11
-_INT64 = 7
-_Bytes = bytes | memoryview
 
 
 class NotRewrittenError(ValueError):
@@ -61,8 +70,8 @@ def serving_graph(package: Package) -> ServingGraph:
             return ServingGraph(None, "last")
         if len(dimensions) != 3:
             raise NotRewrittenError(f"its logits have {len(dimensions)} dimensions, not 3")
-        if len(view) > _MOST_BYTES:
-            raise NotRewrittenError(f"{file.name} is larger than {_MOST_BYTES >> 20} MiB")
+        if len(view) > MOST_BYTES:
+            raise NotRewrittenError(f"{file.name} is larger than {MOST_BYTES >> 20} MiB")
         return ServingGraph(_rewrite(view, package.graph, logits), "wanted")
     except NotRewrittenError as error:
         return ServingGraph(None, "all", str(error))
@@ -73,15 +82,14 @@ def serving_graph(package: Package) -> ServingGraph:
 def _rewrite(view: memoryview, graph: Graph, logits: str) -> bytes:
     """The ONNX model in `view` with the GatherND in it. Raises NotRewrittenError."""
     product, follow = _find_product(graph, logits)
-    parts: list[_Bytes] = []
+    parts: list[Bytes] = []
     for number, value in read_fields(view):
         if number == 7 and isinstance(value, memoryview):
-            inner = list(_rewrite_graph(value, product, graph.nodes[product], follow, logits))
-            parts += [field_head(7, sum(map(len, inner))), *inner]
+            parts += message(7, list(_rewrite_graph(value, product, graph.nodes[product], follow, logits)))
         else:
             if number == 8 and isinstance(value, memoryview):
                 _check_opset(value)
-            parts += _copied(number, value)
+            parts += copied(number, value)
     return b"".join(parts)
 
 
@@ -121,23 +129,23 @@ def _constants(graph: Graph) -> set[str]:
     return constants
 
 
-def _rewrite_graph(view: memoryview, product: int, node: Node, follow: frozenset[str], logits: str) -> Iterator[_Bytes]:
+def _rewrite_graph(view: memoryview, product: int, node: Node, follow: frozenset[str], logits: str) -> Iterator[Bytes]:
     """onnx.proto: GraphProto, in pieces. `product`: the place of `node` among its nodes."""
     count = 0
-    yield write_field(11, _value_info(POSITIONS, _INT64, [_named("edged.wanted"), _sized(1), _sized(2)]))
+    yield write_field(11, value_info(POSITIONS, ELEMENTS["int64"], [named("edged.wanted"), sized(1), sized(2)]))
     for number, value in read_fields(view):
         if number == 1 and isinstance(value, memoryview):
             if count == product:
                 yield write_field(1, _gather(node.inputs[0]))
                 value = memoryview(_with_input(value, node.inputs[0]))
             count += 1
-        elif number == 12 and isinstance(value, memoryview) and _name(value) == logits:
-            dtype, dimensions = _tensor_type(value)
-            shape = [_named("edged.wanted"), _sized(1), bytes(dimensions[2])]
-            value = memoryview(_value_info(logits, dtype, shape))
-        elif number == 13 and isinstance(value, memoryview) and _name(value) in follow:
+        elif number == 12 and isinstance(value, memoryview) and name_of(value) == logits:
+            dtype, dimensions = tensor_type(value)
+            shape = [named("edged.wanted"), sized(1), bytes(dimensions[2])]
+            value = memoryview(value_info(logits, dtype, shape))
+        elif number == 13 and isinstance(value, memoryview) and name_of(value) in follow:
             continue  # its shape is another one now
-        yield from _copied(number, value)
+        yield from copied(number, value)
 
 
 def _gather(hidden: str) -> bytes:
@@ -153,22 +161,15 @@ def _gather(hidden: str) -> bytes:
 
 def _with_input(view: memoryview, replaced: str) -> bytes:
     """The NodeProto with its first input taken from the GatherND."""
-    parts: list[_Bytes] = []
+    parts: list[Bytes] = []
     first = True
     for number, value in read_fields(view):
         if number == 1 and first and isinstance(value, memoryview):
             if read_text(value) != replaced:
                 raise NotRewrittenError("its file was replaced while it was read")
             value, first = memoryview(_HIDDEN.encode()), False
-        parts += _copied(number, value)
+        parts += copied(number, value)
     return b"".join(parts)
-
-
-def _copied(number: int, value: int | memoryview) -> list[_Bytes]:
-    """A field as it was."""
-    if isinstance(value, int):
-        return [write_field(number, value)]
-    return [field_head(number, len(value)), value]
 
 
 def _check_opset(view: memoryview) -> None:
@@ -185,44 +186,10 @@ def _dimensions(view: memoryview, output: str) -> list[memoryview]:
     for number, graph in read_fields(view):
         if number == 7 and isinstance(graph, memoryview):
             for key, value in read_fields(graph):
-                if key == 12 and isinstance(value, memoryview) and _name(value) == output:
-                    return _tensor_type(value)[1]
+                if key == 12 and isinstance(value, memoryview) and name_of(value) == output:
+                    return tensor_type(value)[1]
     return []
-
-
-def _tensor_type(view: memoryview) -> tuple[int, list[memoryview]]:
-    """The dtype (TensorProto.DataType) and the dimensions of a ValueInfoProto."""
-    tensor = _inner(_inner(view, 2), 1)
-    dtype = dict(read_fields(tensor)).get(1)
-    dimensions = [one for number, one in read_fields(_inner(tensor, 2)) if number == 1 and isinstance(one, memoryview)]
-    return dtype if isinstance(dtype, int) else 0, dimensions
-
-
-def _inner(view: memoryview, number: int) -> memoryview:
-    """The message in one field, empty without it."""
-    value = dict(read_fields(view)).get(number)
-    return value if isinstance(value, memoryview) else memoryview(b"")
-
-
-def _name(view: memoryview) -> str:
-    """The name of a ValueInfoProto."""
-    return read_text(_inner(view, 1))
 
 
 def _is_one(dimension: memoryview) -> bool:
     return dict(read_fields(dimension)).get(1) == 1
-
-
-def _value_info(name: str, dtype: int, dimensions: list[bytes]) -> bytes:
-    """onnx.proto: ValueInfoProto of a tensor. `dimensions`: each a TensorShapeProto.Dimension."""
-    shape = b"".join(write_field(1, dimension) for dimension in dimensions)
-    tensor = write_field(1, dtype) + write_field(2, shape)
-    return write_field(1, name.encode()) + write_field(2, write_field(1, tensor))
-
-
-def _sized(size: int) -> bytes:
-    return write_field(1, size)
-
-
-def _named(name: str) -> bytes:
-    return write_field(2, name.encode())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edged.engine import ort
 from edged.engine.kv_cache import KVCache
-from edged.engine.kv_layout import NUMPY_DTYPES
+from edged.engine.kv_layout import NUMPY_DTYPES, KVLayout
 from edged.engine.package import Package, PackageError
 from edged.engine.serving_graph import POSITIONS, LogitsComputed, ServingGraph
 
@@ -71,6 +71,10 @@ class ModelSession:
             self.logits_computed = "wanted"
         elif len(logits.shape) == 3 and logits.shape[1] == 1:
             self.logits_computed = "last"
+        past = package.past_names[0] % 0
+        quantized = any(one.name == past and one.type == "tensor(int8)" for one in self._session.get_inputs())
+        self.layout = KVLayout.of(package, "int8" if quantized else None)
+        """Of the KV cache that the graph takes."""
         self._logits_dtype = NUMPY_DTYPES[dtype]
         self._logits = np.empty(0, self._logits_dtype)
         self._bindings: dict[tuple[int, int], Any] = {}
@@ -81,6 +85,10 @@ class ModelSession:
         del self._session
         self._bindings, self._cache = {}, None
         self._logits = np.empty(0, self._logits_dtype)
+
+    def make_cache(self, rows: int, context: int) -> KVCache:
+        """A cache of `rows` rows of up to `context` tokens, as the graph takes it. Raises MemoryError."""
+        return KVCache(self.package, rows, context, self.device, self.layout)
 
     def use(self, cache: KVCache) -> None:
         """Take `cache` for the steps that follow."""

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from edged.engine.integrity import find_damage
 from edged.engine.known_answers import Verified
-from edged.engine.loaded_model import LOADED_RATIO, RUNTIME_BYTES, TooLargeError, load_model, plan_package
+from edged.engine.loaded_model import load_model
 from edged.engine.manifest import FILE, manifest_of, read_manifest, write_manifest
+from edged.engine.opening import int8_fault
 from edged.engine.package import PackageError
+from edged.engine.package_memory import LOADED_RATIO, RUNTIME_BYTES, TooLargeError, plan_package
 from edged.machine.board import Board
 from edged.machine.memory import Available, available, size
 from edged.machine.storage import SPARE_BYTES
@@ -128,7 +130,7 @@ def check_package(settings: Settings, board: Board, folder: Path, name: str) -> 
     """
     small = settings.model_copy(
         update={
-            "model": settings.model.model_copy(update={"rows": 1, "context": _LEAST_CONTEXT}),
+            "model": settings.model.model_copy(update={"rows": 1, "context": _LEAST_CONTEXT, "kv_cache": "published"}),
             "cache": settings.cache.model_copy(update={"ram_bytes": 0}),
         }
     )
@@ -137,8 +139,10 @@ def check_package(settings: Settings, board: Board, folder: Path, name: str) -> 
     loaded.close()
     memory = loaded.plan.available if loaded.plan.available.on_gpu else host
     remark = None
+    package, choice = loaded.package, loaded.choice
+    int8 = settings.model.kv_cache == "int8" and int8_fault(package, choice, loaded.threads) is None
     try:
-        plan_package(settings, loaded.package, loaded.choice, memory, loaded.splits, loaded.session.logits_computed)
+        plan_package(settings, package, choice, memory, loaded.splits, loaded.session.logits_computed, int8)
     except PackageError as error:
         remark = str(error)
     return loaded.verified, remark

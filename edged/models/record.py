@@ -22,6 +22,7 @@ from edged.engine.known_answers import (
     RecordedWith,
     Sample,
     answer_logits,
+    lead,
     longest_allowed,
     suspect_runtime,
     write_known_answers,
@@ -137,11 +138,9 @@ def _question(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> Ques
     """A question with the margin of each answer token, computed in the same way as the check does."""
     margins = []
     for token, logits in zip(answer, answer_logits(loaded.session, prompt, answer, loaded.chunk), strict=True):
-        row = logits.astype(np.float32)
-        spread = float(row.std())
-        lead = float(row[token] - np.delete(row, token).max())
-        margins.append(round(max(0.0, lead / spread), 3) if spread else 0.0)
-        if spread and lead / spread < -NEAR_TIE:
+        leads = lead(logits, token)
+        margins.append(round(max(0.0, leads), 3))
+        if leads < -NEAR_TIE:
             raise PackageError(
                 f"the model answers otherwise when it reads its own answer (token {len(margins)} of it): its graph or "
                 f"this onnxruntime {ort.__version__} is wrong, nothing is recorded"

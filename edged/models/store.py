@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edged.durable import sync_folder, write_durably
 from edged.engine.kept_manifests import MANIFESTS, KeptManifests
+from edged.engine.kv_scales import SCALES, KeptScales
 from edged.engine.package import PackageError, read_json
 from edged.models.listing import NAME
 from edged.settings import Settings
@@ -75,6 +76,11 @@ def store_of(settings: Settings) -> Store:
 def kept_manifests(settings: Settings) -> KeptManifests:
     """The manifests that the daemon keeps, to be read."""
     return KeptManifests(settings.state_dir / MANIFESTS, may_add=False)
+
+
+def kept_scales(settings: Settings) -> KeptScales:
+    """The scales of int8 KV caches that the daemon keeps, to be read."""
+    return KeptScales(settings.state_dir / SCALES, may_add=False)
 
 
 def served(settings: Settings) -> tuple[Path, str | None]:

@@ -119,6 +119,8 @@ def _model_facts(status: Status) -> dict[str, Any]:
         "logits_reason": facts.logits_reason,
         "response_formats": facts.response_formats,
         "response_formats_reason": facts.response_formats_reason,
+        "kv_cache": facts.kv_cache,
+        "kv_cache_reason": facts.kv_cache_reason,
         "split_tokens": facts.split_tokens,
         "max_stall_kept": status.max_stall_kept,
         "chat": facts.chat,

@@ -91,6 +91,15 @@ class ModelSettings(Section):
         description="Most tokens of prompt and answer together, per row; unset: as in the package.",
         examples=[4096],
     )
+    kv_cache: Literal["published", "int8"] = Field(
+        default="published",
+        description="Numbers of the KV cache: as the package was published, or int8, about a quarter of the memory.",
+    )
+    calibration: Path | None = Field(
+        default=None,
+        description="A text to measure the scales of an int8 KV cache with; unset: a built-in one.",
+        examples=["/etc/edged/calibration.txt"],
+    )
     prefill_chunk: int = Field(
         default=256, ge=2, le=4096, description="Most prompt tokens that are computed in one step."
     )

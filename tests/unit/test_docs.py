@@ -12,7 +12,7 @@ import pytest
 from edged.cli.app import command_line
 from edged.engine.events import ModelChanged
 from edged.engine.known_answers import BUDGET, NEAR_TIE, KnownAnswers, Question, RecordedWith, Sample
-from edged.engine.loaded_model import LOADED_RATIO, RUNTIME_BYTES
+from edged.engine.package_memory import LOADED_RATIO, RUNTIME_BYTES
 from edged.engine.session import LOGITS_BYTES
 from edged.jobs.document import Code, Job, State
 from edged.jobs.recent import KEPT

@@ -29,7 +29,8 @@ from edged.engine import lifecycle
 from edged.engine.detokenizer import TextStream, WindowDetokenizer
 from edged.engine.events import Ended, EngineEvent, Finished, ModelChanged, Piece, Started
 from edged.engine.kv_cache import KVCache
-from edged.engine.loaded_model import LoadedModel, TooLargeError
+from edged.engine.loaded_model import LoadedModel
+from edged.engine.package_memory import TooLargeError
 from edged.engine.sampler import Sampling
 from edged.engine.scheduler import ChunkBudget, StepPlan
 from edged.engine.sequence import Sequence

@@ -13,7 +13,7 @@ import pytest
 from engine_rig import MODELS, copy_package, load
 from structlog.testing import capture_logs
 
-from edged.engine.loaded_model import available_for
+from edged.engine.package_memory import available_for
 from edged.engine.providers import CPU, CUDA, ProviderChoice
 from edged.machine.board import detect
 from edged.machine.gpu import GpuError, gpu_memory

@@ -257,7 +257,7 @@ class TestForeignTokenizer:
     def test_it_is_found_before_the_weights_are_loaded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         package = copy_package("phi3", tmp_path)
         rewrite(package, lambda document: document["model"]["merges"].reverse(), "tokenizer.json")
-        monkeypatch.setattr("edged.engine.loaded_model.ModelSession", lambda *_: pytest.fail("loaded"))
+        monkeypatch.setattr("edged.engine.opening.ModelSession", lambda *_: pytest.fail("loaded"))
         assert "tokenizer" in refusal(package)
 
 

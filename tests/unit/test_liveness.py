@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edged.liveness import LOAD_SECONDS, SLOWEST_CARD, EndedThread, Task, find_failure, load_limit
+from edged.liveness import LOAD_SECONDS, SCALES_SECONDS, SLOWEST_CARD, EndedThread, Task, find_failure, load_limit
 
 NOW = 1000.0
 
@@ -50,3 +50,6 @@ def test_a_load_may_take_longer_the_more_bytes_it_reads(tmp_path: Path) -> None:
     (tmp_path / "gone.json").symlink_to("nowhere")
     # Once for the checksums and once for onnxruntime.
     assert load_limit(tmp_path) == pytest.approx(LOAD_SECONDS + 2 * 20_000_000 / SLOWEST_CARD)
+    # Once more for the published graph, which reads a text.
+    whole = LOAD_SECONDS + SCALES_SECONDS + 3 * 20_000_000 / SLOWEST_CARD
+    assert load_limit(tmp_path, int8=True) == pytest.approx(whole)

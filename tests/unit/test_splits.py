@@ -126,7 +126,7 @@ class TestProbe:
 
     def test_where_no_split_gives_the_same_bits_that_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An attention whose bits depend on every chunk's first token."""
-        monkeypatch.setattr("edged.engine.split_probe.ort.InferenceSession", Restless)
+        monkeypatch.setattr("edged.engine.attention_probe.ort.InferenceSession", Restless)
         rule = find_split_rule(open_package(MODELS / WIDE), CPU, 1)
         assert not rule.holds
         monkeypatch.undo()
@@ -138,7 +138,7 @@ class TestProbe:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(Restless, "run_with_iobinding", fail)
-        monkeypatch.setattr("edged.engine.split_probe.ort.InferenceSession", Restless)
+        monkeypatch.setattr("edged.engine.attention_probe.ort.InferenceSession", Restless)
         with capture_logs() as logs:
             assert not find_split_rule(open_package(MODELS / WIDE), CPU, 1).holds
         assert [(line["event"], line["reason"]) for line in logs] == [("splits_not_probed", "no such kernel")]
