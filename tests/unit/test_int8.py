@@ -275,8 +275,9 @@ class TestKept:
 
     def test_a_file_that_was_cut_or_edited_or_is_no_text_is_refused(self, made: Made, state: Path) -> None:
         right = made.file.read_text()
-        for wrong in (right[:-200], right.replace('"format": 1', '"format": 2'), "", "[]", "7", "[" * 100_000):
-            assert wrong != right
+        document = json.loads(right)
+        edited = json.dumps({**document, "scales": numbers(document, 1.01)})
+        for wrong in (right[:-200], edited, "", "[]", "7", "[" * 100_000):
             self.refused(wrong, "", made, state)
         self.refused(right + " " * (2 << 20), "it is too large", made, state)
 
@@ -291,8 +292,15 @@ class TestKept:
 
     def test_what_was_made_is_found(self, made: Made) -> None:
         with capture_logs() as logs:
-            assert KeptScales(made.file.parent, may_add=False).find(made.package, made.source) is not None
+            found = KeptScales(made.file.parent, may_add=False).find(made.package, made.source)
         assert not logs
+        assert found is not None
+        package_own = read_known_answers(made.package)
+        assert found.known is not None
+        assert package_own is not None
+        for mine, theirs in zip(found.known.questions, package_own.questions, strict=True):
+            assert (mine.prompt, mine.answer) == (theirs.prompt, theirs.answer)
+            assert mine.margins != theirs.margins
 
     @pytest.mark.parametrize("cut", [True, False])
     def test_scales_that_are_refused_are_made_anew(self, cut: bool, made: Made, state: Path) -> None:
@@ -343,13 +351,13 @@ class TestKept:
                 load(MODELS / NAME, state, **model).close()
         assert len(events(logs, "kv_scales_measured")) == 1
 
-    def test_prefixes_of_another_cache_are_not_used(self, tmp_path: Path, state: Path) -> None:
+    def test_prefixes_of_another_cache_are_not_used(self, state: Path) -> None:
         """Published, int8, and int8 by another text."""
-        text = tmp_path / "text"
-        text.write_text("Other words.\n\n" * 200)
+        text = Path(__file__)
         prompt = random_prompt(1, 100)
         for model in ({"kv_cache": "published"}, {}, {"calibration": text}):
             with closing(load(MODELS / NAME, state, 64 << 20, **model)) as one, running(one) as rig:
+                assert one.kv_reason is None
                 end = rig.run(request(0, prompt, 1, pin=True))[0]
                 assert isinstance(end, Finished)
                 assert end.cached_tokens == 0
@@ -425,7 +433,7 @@ class TestServedAsPublished:
         measured = calibration.calibrate
 
         def coarse(*args: Any) -> dict[str, Any]:
-            return {name: 300 * scale for name, scale in measured(*args).items()}
+            return {name: 30 * scale for name, scale in measured(*args).items()}
 
         monkeypatch.setattr("edged.engine.opening.calibrate", coarse)
         assert published(MODELS / NAME, state=state).endswith("% of the known answers' tokens are others")
