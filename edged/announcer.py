@@ -61,7 +61,8 @@ class Announcer:
             document = info_document(self._device, self._settings, self._board, status)
             if self._outbox.announce(topics.info, document):
                 self._published_info = info
-        self._supervisor.status(sentence(status.faults) or f"serving {status.model.name}")
+        held = f", held back for {', '.join(status.governor.reasons)}" if status.governor.reasons else ""
+        self._supervisor.status((sentence(status.faults) or f"serving {status.model.name}") + held)
         if status.model.state != "loading" and not self._ready_sent:
             self._ready_sent = True
             self._supervisor.ready()

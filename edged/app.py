@@ -23,6 +23,8 @@ from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.package import signature
 from edged.engine.prefix_files import PREFIXES
 from edged.engine.scrubber import Scrubber
+from edged.engine.steps import EngineLimit
+from edged.governor import Governor
 from edged.jobs.crash import CrashLedger
 from edged.jobs.document import State
 from edged.jobs.energy import EnergyLedger, FixedPower
@@ -36,6 +38,7 @@ from edged.machine.board import Board, detect
 from edged.machine.clock import Clock
 from edged.machine.memory import available
 from edged.machine.sensors import facts, find_sensors, power_meter
+from edged.machine.sensors.limits import thermal_limits
 from edged.machine.sensors.sampler import Sampler
 from edged.membership import Groups
 from edged.models.store import DEMO_FOLDER, served
@@ -108,6 +111,7 @@ def build(
         note_running=ledger.write_running,
         observer=energy,
     )
+    governor = _governor(settings, board, sampler, engine)
     preparer = Preparer(inbox.put)
     jobs = JobManager(
         device=device,
@@ -128,7 +132,7 @@ def build(
         energy=energy,
     )
     observer = Observer(
-        Observed(engine, scrubber, preparer, jobs, link, http, energy),
+        Observed(engine, scrubber, preparer, jobs, link, http, energy, governor),
         settings,
         clock,
         device=device,
@@ -143,6 +147,7 @@ def build(
             device=device,
             board=board,
             sampler=sampler,
+            governor=governor,
             lock=lock,
             inbox=inbox,
             latest=latest,
@@ -177,6 +182,18 @@ def _open_state(settings: Settings, clock: Clock, supervisor: Supervisor) -> tup
         raise StartError(str(error)) from None
     except OSError as error:
         raise state_dir_refused(settings, error) from None
+
+
+def _governor(settings: Settings, board: Board, sampler: Sampler, engine: Engine) -> Governor:
+    idle, busy, budget = settings.power.idle_watts, settings.power.busy_watts, settings.power.budget_watts
+
+    def apply(limit: EngineLimit) -> None:
+        engine.limit = limit
+
+    def configured(duty: float) -> float | None:
+        return idle + duty * (busy - idle) if idle is not None and busy is not None else None
+
+    return Governor(lambda: sampler.readings, thermal_limits(board), apply, configured, budget=budget)
 
 
 def _energy(settings: Settings, wake: Callable[[], None], loading: Callable[[], bool]) -> EnergyLedger:

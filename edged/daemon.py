@@ -21,6 +21,7 @@ from edged.engine.engine import Engine
 from edged.engine.events import EngineEvent, ModelChanged
 from edged.engine.scrubber import Scrubber
 from edged.faults import Fault
+from edged.governor import Governor
 from edged.jobs.crash import CrashLedger
 from edged.jobs.manager import JobManager
 from edged.jobs.preparer import Prepared, Preparer
@@ -91,6 +92,7 @@ class Parts:
     device: str
     board: Board
     sampler: Sampler
+    governor: Governor
     lock: int
     """File descriptor of the lock on state_dir."""
     inbox: Inbox
@@ -205,6 +207,7 @@ class Daemon:
             self._jobs.flush()
             if time.monotonic() - self._ticked_at >= TICK_SECONDS:
                 self._ticked_at = time.monotonic()
+                self._govern()
                 self._take_snapshot()
                 self._parts.groups.update(self.status)
                 self._announcer.publish_changes(self.status)
@@ -220,6 +223,10 @@ class Daemon:
             self._abort(failure)
         if not status.stalled:
             self._supervisor.alive()
+
+    def _govern(self) -> None:
+        facts = self.status.model.facts
+        self._parts.governor.update(self._ticked_at, facts.rows if facts else 1, running=self.status.running > 0)
 
     # Events
 

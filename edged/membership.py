@@ -15,6 +15,7 @@ from typing import Protocol
 import structlog
 
 from edged.durable import write_durably
+from edged.governor import limited
 from edged.mqtt.events import GroupPing, GroupPong
 from edged.mqtt.groups import Membership
 from edged.mqtt.topics import is_id
@@ -36,12 +37,16 @@ log = structlog.get_logger(__name__)
 
 def serves(status: Status) -> bool:
     """Whether a job that is taken now is answered, though perhaps late: a full device serves too."""
-    return status.state is DaemonState.ONLINE and status.model.state == "serving" and not _lacks_spool(status)
+    online = status.state is DaemonState.ONLINE and not status.governor.sheds_groups
+    return online and status.model.state == "serving" and not _lacks_spool(status)
 
 
 def cannot_serve(status: Status) -> bool:
-    """Whether jobs are refused or left at the broker; while a model loads, they wait, and neither holds."""
-    return status.model.state == "unavailable" or _lacks_spool(status)
+    """Whether jobs are refused, left at the broker, or held back by the board's limits.
+
+    While a model loads, jobs wait, and neither holds.
+    """
+    return status.model.state == "unavailable" or _lacks_spool(status) or status.governor.sheds_groups
 
 
 def takes_group_jobs(status: Status, unserved_seconds: float, another_serves: bool, takes_now: bool) -> bool:
@@ -130,7 +135,7 @@ class Groups:
             for group in self._groups
             if not takes_group_jobs(status, unserved, group in known, takes_now=group not in self._left)
         )
-        why = sentence(status.unready)
+        why = sentence(status.unready) or sentence(limited(status.governor))
         for group in sorted(left - self._left):
             log.warning("group_left", group=group, reason=why, hint="it comes back by itself once it serves")
         for group in sorted(self._left - left):

@@ -18,6 +18,7 @@ from edged.engine.events import ModelChanged
 from edged.engine.scrubber import Scrubber
 from edged.engine.status import EngineStatus
 from edged.faults import Fault
+from edged.governor import Governor, limited
 from edged.jobs.energy import EnergyLedger
 from edged.jobs.manager import JobManager, JobsStatus
 from edged.jobs.preparer import Preparer, PreparerStatus
@@ -43,6 +44,7 @@ class Observed:
     link: Link
     http: HttpServer
     energy: EnergyLedger
+    governor: Governor
 
 
 class Observer:
@@ -136,7 +138,7 @@ class Observer:
         """The status now. `stopping`: the fault of a daemon that drains."""
         parts, now = self._parts, time.monotonic()
         engine, jobs, preparer = parts.engine.status, parts.jobs.status(), parts.preparer.status
-        link = parts.link.status()
+        link, governor = parts.link.status(), parts.governor.status
         self.failure = find_failure(self._tasks(engine, preparer), self._ended_threads(engine, preparer), now)
         stalled = [self.failure.fault] if self.failure is not None else []
         still = max(liveness.STUCK_SECONDS, self._settings.mqtt.keep_alive)
@@ -156,6 +158,7 @@ class Observer:
                 *self._note_delivery_warning(link.delivery_warning),
                 *jobs.warnings,
                 *_left_groups(link),
+                *limited(governor),
             ),
             model=self._model,
             onnxruntime=self._onnxruntime,
@@ -181,6 +184,7 @@ class Observer:
             jobs=jobs.recent,
             tokens_per_second=jobs.speed,
             energy=parts.energy.status(),
+            governor=governor,
         )
 
     def _unready(self, jobs: JobsStatus, link: LinkStatus) -> tuple[Fault, ...]:

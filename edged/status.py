@@ -85,6 +85,18 @@ class PrefixStatus:
 
 
 @dataclass(frozen=True)
+class GovernorStatus:
+    """How the engine is held back because of the board: `duty` of its time, at most `rows` (None: all)."""
+
+    duty: float = 1.0
+    rows: int | None = None
+    reasons: tuple[str, ...] = ()
+    """Of `heat`, `power_budget`, `power_supply`, `memory`."""
+    sheds_groups: bool = False
+    """Whether jobs of groups are better taken by other devices."""
+
+
+@dataclass(frozen=True)
 class EnergyStatus:
     """Joules that the board took since the start, by phase (prefill, decode, idle, other); 0 without a source."""
 
@@ -167,6 +179,7 @@ class Status:
     tokens_per_second: Mapping[str, float] = field(default_factory=dict)
     """Of the last answer: prefill and decode."""
     energy: EnergyStatus = EnergyStatus()
+    governor: GovernorStatus = GovernorStatus()
 
     def alive_faults(self, now: float) -> tuple[Fault, ...]:
         """Why the daemon makes no progress at `now` (CLOCK_MONOTONIC seconds); an old snapshot is a fault too."""

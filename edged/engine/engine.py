@@ -29,9 +29,12 @@ from edged.engine.sequence import Request, Sequence
 from edged.engine.session import one_line
 from edged.engine.slots import Slots
 from edged.engine.status import EngineStatus
-from edged.engine.steps import StepObserver, StepRecord, StepRow
+from edged.engine.steps import EngineLimit, StepObserver, StepRecord, StepRow
 
 log = structlog.get_logger(__name__)
+
+MOST_REST = 10.0
+"""The longest pause after a step, in seconds: the next token of a job comes, however long its step was."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class Engine:
         self._deliver = deliver
         self._note_running = note_running
         self._observer = observer or StepObserver()
+        self.limit = EngineLimit()
+        """Any thread may replace it; rows that are there go on."""
+        self._step_seconds = 0.0
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._active: _ActiveModel | None = None
@@ -139,6 +145,7 @@ class Engine:
         self._take_commands(active)
         if self._stopping or self._active is None:  # a command gave it up
             return
+        self._step_seconds = 0.0
         try:
             self._admit(active)
             self._step(active)
@@ -146,6 +153,13 @@ class Engine:
             log.exception("engine_step_failed")
             self._fail(active, list(active.slots.rows), f"the engine failed: {one_line(error)}")
         self._publish_use(active)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Pause after a step, so that the engine computes for its share of the time, and follow commands meanwhile."""
+        until = time.monotonic() + min(MOST_REST, self._step_seconds * (1 / self.limit.duty - 1))
+        while self.limit.duty < 1 and not self._stopping and (left := until - time.monotonic()) > 0:
+            self._wait(left)
 
     def _bring_up(self) -> None:
         self._publish(loading_since=time.monotonic(), rows=0, batch_rows=0, kv_used_ratio=0.0)
@@ -224,6 +238,7 @@ class Engine:
     def _admit(self, active: _ActiveModel) -> None:
         """Give free rows to sequences that had one before the session was lost, then to requests of the lowest rank."""
         model, slots = active.model, active.slots
+        slots.most = self.limit.rows or model.rows
         while slots.free and (parked := self._backlog.take_parked(model)) is not None:
             if isinstance(parked, Sequence):
                 slots.place(parked)
@@ -271,18 +286,22 @@ class Engine:
         try:
             logits = active.model.session.step(plan.first, ids, past, plan.width)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            self._observer.ended(StepRecord(began, time.monotonic(), told))
+            self._note_step(StepRecord(began, time.monotonic(), told))
             self._publish(busy_since=None)
             self._step_failed(active, rows, one_line(error))
             return None
         self._publish(busy_since=None, batch_rows=self.status.batch_rows if plan.chunk else plan.rows)
         ended = time.monotonic()
-        self._observer.ended(StepRecord(began, ended, told))
+        self._note_step(StepRecord(began, ended, told))
         kept = active.budget.kept
         active.budget.note(plan, ended - began)
         if kept > active.budget.kept:
             log.warning("max_stall_exceeded", max_stall=active.model.max_stall, tokens=active.model.splits.least)
         return logits
+
+    def _note_step(self, step: StepRecord) -> None:
+        self._step_seconds = step.ended - step.began
+        self._observer.ended(step)
 
     def _advance(self, active: _ActiveModel, plan: StepPlan, logits: NDArray[np.floating]) -> None:
         slots, prefixes = active.slots, active.model.prefixes

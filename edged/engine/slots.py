@@ -16,13 +16,15 @@ class Slots:
         self._cache = cache
         self._count = count
         self._move_seconds = 0.0
+        self.most = count
+        """Sequences that are given one, fewer than there are where memory is short."""
         self.rows: list[Sequence] = []
         """The sequences by slot."""
 
     @property
     def free(self) -> bool:
         """Whether one more sequence can be placed."""
-        return len(self.rows) < self._count
+        return len(self.rows) < min(self.most, self._count)
 
     def place(self, row: Sequence) -> None:
         """Give a sequence the next slot. Nothing of it may be computed."""

@@ -23,6 +23,14 @@ class StepRecord:
     rows: tuple[StepRow, ...]
 
 
+@dataclass(frozen=True)
+class EngineLimit:
+    """How the engine is held back: it computes for `duty` of the time, and has at most `rows`; None: all."""
+
+    duty: float = 1.0
+    rows: int | None = None
+
+
 class StepObserver:
     """Hears of each step on the engine's thread, which must not wait; this one does nothing with it."""
 

@@ -79,6 +79,7 @@ def health_document(device: str, readings: Readings, status: Status) -> Document
         "temperature_celsius": readings.by_name(TEMPERATURE, now) or None,
         "throttled": readings.throttled(now),
         "power_watts": readings.by_name(POWER, now) or None,
+        "limited": list(status.governor.reasons),
         "tokens_per_second": status.tokens_per_second or None,
     }
 

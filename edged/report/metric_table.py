@@ -15,6 +15,9 @@ from edged.machine.sensors.quantities import QUANTITIES, Labels, Quantity
 from edged.machine.sensors.readings import Readings
 from edged.status import Status
 
+REASONS = ("heat", "memory", "power_budget", "power_supply")
+"""Why the governor holds jobs back."""
+
 Values = Mapping[Labels, float]
 
 
@@ -243,6 +246,20 @@ TABLE: tuple[Row, ...] = (
         _energy_tokens,
     ),
     Row("edged_energy_idle_watts", "gauge", "Power of the board while no job runs", (), _idle_watts),
+    Row(
+        "edged_governor_duty_ratio",
+        "gauge",
+        "Share of time in which the engine may compute, less than 1 where the board is near a limit",
+        (),
+        lambda s: _one(s.status.governor.duty),
+    ),
+    Row(
+        "edged_governor_limited",
+        "gauge",
+        "1 while the board's `heat`, `memory`, `power_supply` or `power_budget` holds jobs back",
+        ("reason",),
+        lambda s: {(reason,): float(reason in s.status.governor.reasons) for reason in REASONS},
+    ),
     Row(
         "edged_board_info",
         "info",

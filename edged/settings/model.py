@@ -233,6 +233,14 @@ class PowerSettings(Section):
         examples=[6.4],
     )
 
+    budget_watts: float | None = Field(
+        default=None,
+        ge=0.1,
+        le=10_000,
+        description="Most that the board may draw, averaged over ten seconds: jobs pause for it; unset: no limit.",
+        examples=[5.0],
+    )
+
     @model_validator(mode="after")
     def _fit_together(self) -> PowerSettings:
         if (self.idle_watts is None) != (self.busy_watts is None):

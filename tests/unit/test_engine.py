@@ -30,10 +30,12 @@ from family_rig import check_near_tie
 from patience import PATIENCE, eventually
 
 from edged.engine import lifecycle
+from edged.engine.engine import MOST_REST
 from edged.engine.events import Ended, EngineEvent, Finished, ModelChanged, Piece, Started
 from edged.engine.package import PackageError, signature
 from edged.engine.sampler import Sampler, Sampling
 from edged.engine.sequence import Request
+from edged.engine.steps import EngineLimit
 
 PROMPT = tuple(reference("phi3")[0]["prompt_ids"])
 ANSWER = list(reference("phi3")[0]["output_ids"])
@@ -246,6 +248,40 @@ class TestCancel:
         with running(serving("phi3")) as rig:
             rig.engine.cancel(99)
             assert ids(rig.run(request(0, PROMPT))[0]) == ANSWER
+
+
+class TestLimit:
+    """The board holds the engine back."""
+
+    def test_it_pauses_between_steps_for_its_share_of_the_time(self) -> None:
+        with running(serving("phi3")) as rig:
+            rig.run(request(0, PROMPT))
+            rig.engine.limit = EngineLimit(duty=0.2)
+            end = rig.run(request(1, PROMPT))[1]
+            steps = [step for step in rig.steps.records if step.rows[0].key == 1]
+        for step, following in itertools.pairwise(steps):
+            assert following.began - step.ended >= 3.9 * (step.ended - step.began)
+        assert ids(end) == ANSWER
+
+    def test_a_cancel_does_not_wait_for_the_end_of_a_pause(self) -> None:
+        with running(serving("phi3")) as rig:
+            rig.engine.limit = EngineLimit(duty=1e-6)  # ten seconds
+            rig.engine.submit(request(0, PROMPT, stream=True))
+            rig.wait_for(lambda event: isinstance(event, Piece))
+            asked = time.monotonic()
+            rig.engine.cancel(0)
+            rig.ends(1)
+            assert time.monotonic() - asked < MOST_REST / 2
+
+    def test_fewer_rows_are_given_where_memory_is_short(self) -> None:
+        with running(serving("phi3", rows=4)) as rig:
+            rig.engine.limit = EngineLimit(rows=2)
+            ends = rig.run(*[request(key, PROMPT) for key in range(6)])
+            assert max(len(step.rows) for step in rig.steps.records) == 2
+            rig.engine.limit = EngineLimit()
+            rig.run(*[request(key, PROMPT) for key in range(6, 12)])
+        assert all(ids(ends[key]) == ANSWER for key in range(6))
+        assert max(len(step.rows) for step in rig.steps.records) == 4
 
 
 class TestFaults:

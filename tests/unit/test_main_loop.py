@@ -131,6 +131,32 @@ def test_a_sign_of_life_is_given_only_while_the_connection_moves(parts: Parts, m
     assert [fault.code for fault in daemon.status.stalled] == ["link_stalled"]
 
 
+def test_a_board_near_a_limit_is_told_to_all(parts: Parts) -> None:
+    told: list[str] = []
+
+    class Told(Supervisor):
+        def status(self, text: str) -> None:
+            told.append(text)
+
+    supervisor = Told()
+    announcing = Announcer(
+        parts.link, parts.jobs.outbox, supervisor, parts.settings, parts.board, lambda: parts.sampler.readings, "board"
+    )
+    daemon = Daemon(replace(parts, announcer=announcing))
+    daemon.turn(0.0)
+    assert [warning.code for warning in daemon.status.warnings] == []
+    weak = Reading(1.0, time.monotonic())
+    parts.sampler.readings = Readings({THROTTLED: {("under_voltage",): weak}})
+    daemon = Daemon(replace(parts, announcer=announcing))  # whose next turn ticks at once
+    daemon.turn(0.0)
+    (warning,) = daemon.status.warnings
+    assert (warning.code, "stronger power supply" in warning.hint) == ("board_limited", True)
+    assert told[-1].endswith(", held back for power_supply")
+    lines = parts.metrics.text().decode().splitlines()
+    assert 'edged_governor_limited{reason="power_supply"} 1.0' in lines
+    assert "edged_governor_duty_ratio 1.0" in lines
+
+
 def test_a_throttled_board_is_logged_when_it_begins(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[str] = []
     monkeypatch.setattr(announcer.log, "warning", lambda event, **_: logged.append(event))

@@ -23,13 +23,14 @@ from edged.membership import (
 )
 from edged.mqtt.events import GroupPing, GroupPong
 from edged.mqtt.groups import Membership
-from edged.status import DaemonState, ModelStatus, Status
+from edged.status import DaemonState, GovernorStatus, ModelStatus, Status
 
 UP = {"jobs": True, "control": True}
 SERVING = Status(unready=(), model=ModelStatus("serving", "phi3"), groups={"hall": True}, connected=UP)
 BROKEN = replace(SERVING, model=ModelStatus("unavailable", "phi3", "model.onnx is cut"))
 LOADING = replace(SERVING, model=ModelStatus("loading", "phi3"))
 NO_DISK = replace(SERVING, unready=(Fault("spool_fault", "disk full"),))
+STRAINED = replace(SERVING, governor=GovernorStatus(reasons=("power_supply",), sheds_groups=True))
 FULL = replace(SERVING, unready=(Fault("spool_full", "1000 jobs wait"),))
 DRAINING = replace(BROKEN, state=DaemonState.DRAINING)
 
@@ -78,8 +79,10 @@ def left_by(line: Line) -> frozenset[str]:
     return line.membership.left
 
 
-@pytest.mark.parametrize(("status", "leaves"), [(BROKEN, True), (NO_DISK, True), (LOADING, False), (FULL, False)])
-def test_a_broken_package_or_disk_is_left_for_and_a_load_or_a_full_queue_is_not(
+@pytest.mark.parametrize(
+    ("status", "leaves"), [(BROKEN, True), (NO_DISK, True), (STRAINED, True), (LOADING, False), (FULL, False)]
+)
+def test_a_broken_package_or_disk_and_a_board_at_its_limit_are_left_for_and_a_load_or_a_full_queue_is_not(
     tmp_path: Path, status: Status, leaves: bool
 ) -> None:
     line = Line()
