@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from test_outbox import FakeLink, Stub
 from edged.discovery import FILE, Discovery
 from edged.faults import Fault
 from edged.jobs.outbox import Outbox
-from edged.machine.board import Board, detect
+from edged.machine.board import detect
 from edged.machine.clock import Clock
+from edged.machine.sensors.quantities import TEMPERATURE
+from edged.machine.sensors.readings import Reading, Readings
 from edged.mqtt.events import LinkDown, LinkUp
 from edged.mqtt.topics import Topics
 from edged.report.discovery import discovery_document
@@ -67,10 +70,9 @@ def test_each_device_has_a_name_of_its_own_that_home_assistant_takes(root: str) 
     assert (Topics(root, "a-b").discovery_id == "edged-a-b") == (root == "edged/v1")
 
 
-def board(**sensors: float) -> Board:
-    made = Board("generic", "board", None, None, (0,), Path("/nowhere"))
-    made.temperatures = lambda: dict(sensors)  # type: ignore[method-assign]
-    return made
+def readings(**celsius: float) -> Readings:
+    now = time.monotonic()
+    return Readings({TEMPERATURE: {(zone,): Reading(value, now) for zone, value in celsius.items()}})
 
 
 def seen(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -86,17 +88,17 @@ def seen(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return shown | {"availability": template.render(value_json=documents[DOCUMENT["availability_topic"]])}
 
 
-def documents(status: Status, board: Board) -> dict[str, Mapping[str, Any]]:
+def documents(status: Status, readings: Readings) -> dict[str, Mapping[str, Any]]:
     return {
         TOPICS.status: status_document("hall-3", status),
-        TOPICS.health: health_document("hall-3", board, status),
-        TOPICS.info: info_document("hall-3", Settings(), board, status),
+        TOPICS.health: health_document("hall-3", readings, status),
+        TOPICS.info: info_document("hall-3", Settings(), detect(), status),
     }
 
 
 def test_a_device_that_serves_is_shown() -> None:
     serving = Status(unready=(), queued=7, model=ModelStatus("serving", "phi3"))
-    found = documents(serving, board(soc=61.5, nvme=48.0))
+    found = documents(serving, readings(soc=61.5, nvme=48.0))
     found[TOPICS.info] = {**found[TOPICS.info], "model": {"state": "serving", "reason": None, "name": "phi3"}}
     assert seen(found) == {
         "ready": "ON",
@@ -109,7 +111,7 @@ def test_a_device_that_serves_is_shown() -> None:
 
 def test_what_is_null_is_unknown_and_nothing_is_undefined() -> None:
     loading = Status(unready=(Fault("model_loading", "model loading"),))
-    found = documents(loading, board())
+    found = documents(loading, readings())
     assert seen(found) == {
         "ready": "OFF",
         "temperature": "None",
@@ -125,7 +127,7 @@ def test_what_is_null_is_unknown_and_nothing_is_undefined() -> None:
 @pytest.mark.parametrize(("state", "available"), [("online", "online"), ("draining", "online"), ("offline", "offline")])
 def test_availability_follows_the_status_and_its_last_will(state: str, available: str) -> None:
     status = Status(state=DaemonState(state), unready=())
-    found = documents(status, board())
+    found = documents(status, readings())
     if state == "offline":
         found[TOPICS.status] = offline_document("hall-3", status, "the connection was lost")
     assert seen(found)["availability"] == available
