@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from edged.engine import kept_bits
 from edged.engine.bit_classes import BitClasses
 from edged.engine.kept_bits import KeptBits
+from edged.engine.kv_layout import KVLayout
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.manifest import checksum_of
 from edged.engine.package import open_package
@@ -38,6 +39,7 @@ class Session:
     providers: list[str]
     device: str = "cpu"
     logits_computed: str = "wanted"
+    layout: KVLayout = field(default_factory=lambda: KVLayout.of(open_package(MODELS / "phi3")))
 
 
 @pytest.fixture
