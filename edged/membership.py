@@ -143,7 +143,7 @@ class Groups:
         self._left = left
         if unserved >= LEAVE_SECONDS + ASK_SECONDS and left != set(self._groups) and not self._kept_logged:
             self._kept_logged = True
-            hint = "no other device there says that it serves: mend this one; with provision.py's roles, run it again"
+            hint = "no other device there says that it serves: mend this one; older roles need provision.py upgrade"
             log.warning("group_kept", groups=sorted(set(self._groups) - left), reason=why, hint=hint)
 
     def _note_model(self, status: Status) -> None:

@@ -243,10 +243,10 @@ class Connection:
         """Record how the session ended; returns the seconds to wait before the next attempt."""
         with self._condition:
             self._session = None
+            broker.note_end(ending)  # want() reads what it changes
             wanted = self._open and not self._stopped
         was_up, self._is_up = self._is_up, False
         fault = ending.fault
-        broker.note_end(ending)
         at_once = another = False
         if ending.accepted_seconds is not None:
             self._after_accepted(broker, fault, ending.accepted_seconds, ending.alone_seconds)
