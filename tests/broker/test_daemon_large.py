@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,6 +80,33 @@ def test_one_of_a_queue_that_the_broker_hangs_up_on_is_answered_and_the_others_t
     client.send(large)
     assert bytes(client.wait(f"result/{large['id']}", count=2).payload) == small
     assert client.ask(job("healthy"))["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_restart_during_the_search_loses_nothing_and_sets_aside_only_that_one(
+    place: Place, limiting: LimitingProxy, end: int
+) -> None:
+    daemon, client = start(place, limiting.port, "5", paced=True), place.client()
+    daemon.pace("hold")
+    large, ids = job("large", **LARGE), [f"job-{n}" for n in range(4)]
+    for sent in (large, *map(job, ids)):
+        client.send(sent)
+        client.event(sent["id"], "accepted")
+    limiting.accepting, limiting.limit = False, LIMIT
+    limiting.cut()
+    daemon.pace("")
+    eventually(lambda: daemon.metric("edged_outbox_results") == 5)
+    limiting.accepting = True
+    eventually(lambda: len(limiting.hung_up) >= 2)  # once in company, and once alone: not convicted yet
+    daemon.end(end)
+    assert not daemon.logged("result_too_large")
+    before = len(limiting.hung_up)
+    daemon.start()
+    check_replaced(client, daemon, "large")
+    assert len(limiting.hung_up) - before >= 3  # what an earlier run saw convicts none
+    for id in ids:
+        assert client.result(id)["state"] == "succeeded"
+    eventually(lambda: daemon.query("SELECT count(*) FROM delivered") == [(5,)])
 
 
 def test_a_result_above_the_announced_limit_is_answered_at_once(place: Place) -> None:
