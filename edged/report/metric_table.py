@@ -278,7 +278,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         "edged_board_sensors_broken",
         "gauge",
-        "Sensors without a true value at their last reading",
+        "Sensors that are neither off nor closed to edged, and had no true value at their last reading",
         (),
         lambda s: _one(s.readings.broken),
     ),

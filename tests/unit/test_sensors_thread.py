@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import threading
 import time
@@ -102,6 +103,16 @@ def test_a_broken_sensor_costs_its_own_value_and_comes_back(world: World, fault:
     broken = False
     world.run(sampler, 6)
     assert (zones(sampler.readings, world.now), sampler.readings.broken) == ({"a": 41.0, "b": 40.0}, 0)
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENODATA, errno.ENOENT, errno.EACCES])
+def test_a_sensor_that_is_off_or_closed_has_no_value_and_is_not_broken(world: World, code: int) -> None:
+    def read() -> Values:
+        raise OSError(code, "")
+
+    sampler = world.sampler(world.sensor("a", read), world.sensor("b"))
+    world.run(sampler, 6)
+    assert (zones(sampler.readings, world.now), sampler.readings.broken) == ({"b": 40.0}, 0)
 
 
 @pytest.mark.parametrize("lie", [float("nan"), float("inf"), -273.0, 1e9])

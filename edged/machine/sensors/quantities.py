@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edged.machine.board.generic import read
-
 Labels = tuple[str, ...]
 Values = Mapping[Labels, float]
 BROKEN = (OSError, ValueError, LookupError)
 """What reading a sensor raises that is gone, off or broken; it costs the values of this sensor only."""
+_OFF = {errno.EAGAIN, errno.ENODATA, errno.ENOENT, errno.EACCES, errno.EPERM}
+"""What drivers answer while the sensor's part of the chip is off, and the kernel where a sensor is closed to edged."""
 EACH = 5.0
 """Seconds between two readings of most sensors."""
 SELDOM = 60.0
@@ -122,13 +123,15 @@ QUANTITIES = (
 
 def number(path: Path, scale: float = 1.0, base: int = 10) -> float:
     """A file's whole number times `scale`. Raises OSError, or ValueError for text and for -1, drivers' error value."""
-    text = read(path)
-    if text is None:
-        raise OSError(f"{path} cannot be read")
-    value = int(text, base)
+    value = int(path.read_bytes().decode("ascii", "replace").strip(), base)
     if value == -1:
         raise ValueError(f"{path} is -1")
     return value * scale
+
+
+def is_off(error: Exception) -> bool:
+    """Whether a sensor that raised this is switched off or closed to edged, and not broken."""
+    return isinstance(error, OSError) and error.errno in _OFF
 
 
 def of_file(quantity: Quantity, path: Path, *labels: str, scale: float = 1.0) -> Sensor:

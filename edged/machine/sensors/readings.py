@@ -31,7 +31,7 @@ class Readings:
     """Watts of what `source` names, from which energy is counted; None where the board does not measure it."""
     source: str = ""
     broken: int = 0
-    """Sensors that are there and gave no true value at their last reading."""
+    """Sensors that are there, are not switched off, and gave no true value at their last reading."""
 
     def of(self, quantity: Quantity, now: float) -> dict[Labels, float]:
         """Values by labels that are not stale at `now`."""

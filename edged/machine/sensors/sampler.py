@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 import structlog
 
 from edged.machine.sensors.power import Power, PowerMeter
-from edged.machine.sensors.quantities import BROKEN, EACH, POWER, SELDOM, Labels, Quantity, Sensor
+from edged.machine.sensors.quantities import BROKEN, EACH, POWER, SELDOM, Labels, Quantity, Sensor, is_off
 from edged.machine.sensors.readings import Reading, Readings, read_sensor
 
 log = structlog.get_logger(__name__)
@@ -133,9 +132,12 @@ class Sampler:
 
     def _read(self, one: _Watched) -> None:
         one.values, one.broken = {}, True
-        with suppress(*BROKEN):
+        try:
             values, at = read_sensor(one.sensor), self._now()
-            one.values, one.broken = {labels: Reading(value, at) for labels, value in values.items()}, False
+            one.values = {labels: Reading(value, at) for labels, value in values.items()}
+            one.broken = False
+        except BROKEN as error:
+            one.broken = not is_off(error)
 
     def _read_power(self) -> None:
         before, began = self._power, self._power_at
