@@ -182,6 +182,7 @@ class Observer:
             prefixes=engine.prefixes if self._model.state == "serving" else PrefixStatus(),
             max_stall_kept=engine.max_stall_kept,
             jobs=jobs.recent,
+            ended=jobs.ended,
             tokens_per_second=jobs.speed,
             energy=parts.energy.status(),
             governor=governor,

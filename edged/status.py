@@ -176,6 +176,8 @@ class Status:
     max_stall_kept: bool = True
     jobs: tuple[JobSummary, ...] = ()
     """Those that run, then those that ended last, the latest first."""
+    ended: Mapping[str, int] = field(default_factory=dict)
+    """How many jobs ended since the start, by state."""
     tokens_per_second: Mapping[str, float] = field(default_factory=dict)
     """Of the last answer: prefill and decode."""
     energy: EnergyStatus = EnergyStatus()

@@ -35,8 +35,10 @@ def fleet() -> Any:
 def fleet_now() -> list[Panel]:
     """How many boards are well."""
     return [
-        number("Boards that answer", "none", 'sum(up{job="edged"})'),
-        number("Boards that do not", "none", 'count(up{job="edged"} == 0) or vector(0)', GOOD_BAD),
+        number("Boards that answer", "none", "count(edged_ready)"),
+        number(
+            "Boards that do not", "none", 'count(up{job="edged"} == 0 or edged_fleet_up == 0) or vector(0)', GOOD_BAD
+        ),
         number("Not ready", "none", "count(edged_ready == 0) or vector(0)", GOOD_BAD),
         number(
             "Alerts",

@@ -10,6 +10,7 @@ command again.
     provision.py device pi-7 --groups hall-3     a device, with its groups; --http pi-7.lan: and keys for its metrics
     provision.py sender gateway                  who sends jobs and reads answers
     provision.py observer dashboard              who reads everything and writes nothing
+    provision.py exporter prometheus             `edged export`: who reads how devices are, and no job and no answer
     provision.py home-assistant house            Home Assistant: reads everything, sends jobs; devices that shall show
                                                  themselves there are made with --home-assistant
     provision.py upgrade                         brings the rights that an older version made to those of this one
@@ -36,7 +37,7 @@ CERTIFICATES, PASSWORDS = 8883, 8884
 """The ports of edged.conf."""
 CONTROL = "$CONTROL/dynamic-security/v1"
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-KINDS = ("device", "sender", "observer", "home-assistant")
+KINDS = ("device", "sender", "observer", "home-assistant", "exporter")
 DISCOVERY = "homeassistant"
 """Home Assistant's discovery prefix, as it is by default."""
 ADMIN = "admin"
@@ -97,6 +98,9 @@ def rights(
         return {"send": [*jobs["send"], birth], "receive": seen, "literal": [], "pattern": seen}
     if kind == "observer":
         return {"send": [], "receive": [f"{root}/#"], "literal": [], "pattern": [f"{root}/#"]}
+    if kind == "exporter":
+        heard = [f"{root}/device/+/{channel}" for channel in ("status", "info", "health")]
+        return {"send": [], "receive": heard, "literal": [], "pattern": heard}
     control = ["$CONTROL/dynamic-security/#"]
     return {"send": control, "receive": [*control, "$SYS/#"], "literal": [], "pattern": [*control, "$SYS/#"]}
 
@@ -396,6 +400,8 @@ def instructions(fleet: Fleet, kind: str, own: Path, password: bool) -> str:
         if password:  # an argument would be seen by everyone
             who = f"-p {PASSWORDS} -u {own.name}` and -P in ~/.config/mosquitto_sub: `"
         use = f"mosquitto_sub -V 5 -v -h {fleet.host} --cafile ca.pem {who} -t '{fleet.root}/#'"
+    if kind == "exporter":
+        use = "edged export --config edged.toml"
     return f"{valid}Give {own}/ to its owner{more}. There, in that folder: `{use}`"
 
 

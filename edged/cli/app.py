@@ -25,6 +25,7 @@ COMMANDS = {
     "bench": "bench",
     "doctor": "doctor",
     "top": "top",
+    "export": "export",
     "forget": "forget",
     "config": "config",
     "model": "model",

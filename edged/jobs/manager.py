@@ -76,6 +76,8 @@ class JobsStatus:
     """Tokens per second of the last answer: prefill and decode, as far as known."""
     recent: tuple[JobSummary, ...]
     """Those that run, then those that ended last."""
+    ended: Mapping[str, int]
+    """How many ended since the start, by state."""
     spool_bytes: int
     damaged_spools: int
     """Damaged spools that were set aside and are still there."""
@@ -167,6 +169,7 @@ class JobManager:
             fault=self._committer.fault,
             speed=dict(self._endings.speed),
             recent=self._dispatch.summaries() + self._recent.all,
+            ended=self._recent.counts,
             spool_bytes=self._maintenance.spool_bytes,
             damaged_spools=self._maintenance.damaged_spools,
         )

@@ -1,8 +1,9 @@
-"""The jobs that ended last, for people who look at the board: ids, states and times, no text."""
+"""The jobs that ended: how many in each state, and the last ones with ids, states and times, no text."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping
 
 from edged.status import JobSummary
 
@@ -10,14 +11,17 @@ KEPT = 20
 
 
 class RecentJobs:
-    """The last KEPT jobs that ended. Main thread only; `all` may be handed to other threads."""
+    """Main thread only; `all` and `counts` may be handed to other threads."""
 
     def __init__(self) -> None:
         self._ended: deque[JobSummary] = deque(maxlen=KEPT)
         self.all: tuple[JobSummary, ...] = ()
-        """The latest first."""
+        """The last KEPT ones, the latest first."""
+        self.counts: Mapping[str, int] = {}
+        """How many ended since the start, by state."""
 
     def add(self, job: JobSummary) -> None:
         """A job has ended."""
         self._ended.appendleft(job)
         self.all = tuple(self._ended)
+        self.counts = Counter(self.counts) + Counter([job.state])

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import edged
+from edged import logs
 from edged.machine.board import Board
 from edged.machine.clock import format_time
 from edged.machine.memory import available
 from edged.machine.sensors.quantities import POWER, TEMPERATURE
 from edged.machine.sensors.readings import Readings
 from edged.settings import Settings
+from edged.settings.model import HttpSettings
 from edged.status import DaemonState, Status, sentence
 
 Document = dict[str, Any]
@@ -60,6 +62,7 @@ def info_document(device: str, settings: Settings, board: Board, status: Status)
             "retention_seconds": settings.jobs.retention,
         },
         "tokens_per_second": status.tokens_per_second or None,
+        "http": _http(settings.http),
     }
 
 
@@ -81,7 +84,21 @@ def health_document(device: str, readings: Readings, status: Status) -> Document
         "power_watts": readings.by_name(POWER, now) or None,
         "limited": list(status.governor.reasons),
         "tokens_per_second": status.tokens_per_second or None,
+        "counters": {
+            "jobs": dict(status.ended),
+            "prompt_tokens": status.prompt_tokens,
+            "generated_tokens": status.generated_tokens,
+            "faults": [{"event": one.event, "level": one.level, "count": one.count} for one in logs.noted()],
+        },
     }
+
+
+def _http(http: HttpSettings) -> Document | None:
+    """Where other machines reach the HTTP endpoint; None on a loopback address, or at a port that changes."""
+    if http.is_loopback or http.port == 0:
+        return None
+    anywhere = http.host in ("0.0.0.0", "::")
+    return {"host": platform.node() if anywhere else http.host, "port": http.port, "tls": http.cert_file is not None}
 
 
 def _status(device: str, status: Status, state: DaemonState, reason: str, codes: list[str]) -> Document:

@@ -177,7 +177,7 @@ class Guest:
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    """Devices a and b in the group fleet, one that shows itself to Home Assistant, a sender, an observer."""
+    """Devices a and b in the group fleet, one that shows itself to Home Assistant, a sender, an observer, an exporter."""
     folder = temporary_folder()
     with contextlib.closing(Fleet(folder)) as fleet:
         fleet.start()
@@ -187,6 +187,7 @@ def fleet() -> Iterator[Fleet]:
         fleet.must("home-assistant", "house")
         fleet.must("sender", "gateway")
         fleet.must("observer", "dashboard")
+        fleet.must("exporter", "prometheus")
         yield fleet
     shutil.rmtree(folder, ignore_errors=True)
 

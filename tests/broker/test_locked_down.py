@@ -274,6 +274,10 @@ SUBSCRIBE = [
     ("observer", "dashboard", "$share/fleet/edged/v1/group/fleet/job", False),
     ("observer", "dashboard", "$CONTROL/#", False),
     ("observer", "dashboard", "#", False),
+    ("exporter", "prometheus", "edged/v1/device/+/health", True),
+    ("exporter", "prometheus", "edged/v1/device/a/result/+", False),
+    ("exporter", "prometheus", "edged/v1/device/+/job", False),
+    ("exporter", "prometheus", "edged/v1/#", False),
 ]
 PUBLISH = [
     ("device", "a", "edged/v1/device/a/result/1", True),
@@ -306,6 +310,8 @@ PUBLISH = [
     ("observer", "dashboard", "edged/v1/device/a/job", False),
     ("observer", "dashboard", "edged/v1/reply/me", False),
     ("observer", "dashboard", "$CONTROL/dynamic-security/v1", False),
+    ("exporter", "prometheus", "edged/v1/device/a/status", False),
+    ("exporter", "prometheus", "edged/v1/device/a/job", False),
 ]
 
 

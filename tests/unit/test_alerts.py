@@ -41,7 +41,9 @@ OTHERS = ("up", "process_start_time_seconds", "process_resident_memory_bytes")
 def labels() -> dict[str, set[str]]:
     """Every metric of the contract with its labels, and Prometheus's and its client's own that are used."""
     found: dict[str, set[str]] = {name: set() for name in OTHERS}
-    for name, inner in re.findall(r"`(edged_\w+)(?:\{([\w,]+)\})?`", section("Metrics")):
+    for name, inner in re.findall(
+        r"^\| `(edged_\w+)(?:\{([\w,]+)\})?`", section("Metrics") + section("Fleet"), flags=re.M
+    ):
         found[name] = set(inner.split(",")) if inner else set()
     return found
 

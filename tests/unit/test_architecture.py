@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edged.machine", "edged.status", "edged.liveness"}),
     frozenset({"edged.settings", "edged.tls"}),
     frozenset({"edged.engine", "edged.mqtt", "edged.report"}),
-    frozenset({"edged.models", "edged.jobs", "edged.endpoints", "edged.governor"}),
+    frozenset({"edged.models", "edged.jobs", "edged.endpoints", "edged.governor", "edged.fleet"}),
     frozenset({"edged.discovery"}),
     frozenset({"edged.observer", "edged.announcer", "edged.startup", "edged.membership"}),
     frozenset({"edged.daemon"}),

@@ -10,10 +10,13 @@ from typing import get_args, get_type_hints
 import pytest
 
 from edged.cli.app import command_line
+from edged.cli.export import PORT
 from edged.engine.events import ModelChanged
 from edged.engine.known_answers import BUDGET, NEAR_TIE, KnownAnswers, Question, RecordedWith, Sample
 from edged.engine.package_memory import LOADED_RATIO, RUNTIME_BYTES
 from edged.engine.session import LOGITS_BYTES
+from edged.fleet.boards import FORGET_SECONDS, STALE_SECONDS
+from edged.fleet.exposition import EXPORTED, OWN
 from edged.jobs.document import Code, Job, State
 from edged.jobs.recent import KEPT
 from edged.logs import Noted
@@ -103,6 +106,18 @@ def registered() -> set[str]:
 def test_the_docs_have_the_codes_table_of_metrics_and_each_of_them_is_served() -> None:
     assert section("Metrics").lstrip("\n").startswith(documentation() + "\n"), "run deploy/prometheus/make.py"
     assert sorted(name for name in registered() if name.startswith("edged_")) == sorted(row.name for row in TABLE)
+
+
+def test_metrics_of_a_fleet_are_those_of_the_exporter() -> None:
+    text = section("Fleet")
+    rows = dict(re.findall(r"^\| `(\w+)(?:\{instance\})?` \| (.+) \|$", text, flags=re.M))
+    assert rows == {name: about for name, (_, about) in OWN.items()}
+    assert set(re.findall(r"`(edged_\w+|process_\w+)`", text.split("in all: ")[1].split(". A device")[0])) == set(
+        EXPORTED
+    )
+    assert f"{STALE_SECONDS:.0f} s (`--stale`)" in text
+    assert f"after {FORGET_SECONDS // 86400:.0f} days" in text
+    assert f"port {PORT}" in text
 
 
 def test_settings_are_those_of_the_model() -> None:

@@ -323,6 +323,7 @@ def test_the_last_jobs_are_told_with_their_states_and_times(world: World) -> Non
     assert done.finished is not None
     assert done.queued_seconds is not None
     assert time.time() - PATIENCE < done.received <= done.finished <= time.time()
+    assert world.jobs.status().ended == {"succeeded": 1, "cancelled": 1, "rejected": 2}
 
 
 def test_of_many_jobs_the_last_are_told(world: World) -> None:

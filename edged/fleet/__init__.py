@@ -1,0 +1,1 @@
+"""Many devices, as they show themselves over MQTT."""
