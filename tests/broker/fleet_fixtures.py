@@ -177,7 +177,7 @@ class Guest:
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    """Devices a and b in the group fleet, one that shows itself to Home Assistant, a sender, an observer, an exporter."""
+    """Devices a and b in the group fleet, one that Home Assistant sees, a sender, an observer, an exporter."""
     folder = temporary_folder()
     with contextlib.closing(Fleet(folder)) as fleet:
         fleet.start()
