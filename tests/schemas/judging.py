@@ -21,6 +21,7 @@ from edged.engine.schema_form import GrammarError, UnservedGrammarError
 from edged.engine.schema_logic import Logic
 from edged.engine.tokenizer import Tokenizer
 
+_MOST_PERMUTED = 4
 _ORDERS = 4
 """Of its properties, in which a value is tried."""
 
@@ -103,11 +104,18 @@ def forms(value: Any, schema: Any) -> Iterator[Any]:
     In JSON, these are the same value.
     """
     logic, seen = Logic(schema), set[str]()
-    for one in itertools.chain([value], (_ordered(value, [schema], logic, turn) for turn in range(_ORDERS))):
+    orders = (_ordered(value, [schema], logic, turn) for turn in range(_ORDERS))
+    for one in itertools.chain([value], orders, _permutations(value)):
         for form in (one, _whole(one)):
             if (text := json.dumps(form)) not in seen:
                 seen.add(text)
                 yield form
+
+
+def _permutations(value: Any) -> Iterator[Any]:
+    """A small object with its properties in every order: alternatives may ask for one that no single schema lists."""
+    if isinstance(value, dict) and len(value) <= _MOST_PERMUTED:
+        yield from ({name: value[name] for name in names} for names in itertools.permutations(value))
 
 
 def _whole(value: Any) -> Any:
