@@ -91,10 +91,10 @@ def _watch_stages() -> None:
             if what in written:
                 _reached(stage)
 
-    def watched_step(self: Engine) -> None:
+    def watched_step(self: Engine, active: Any) -> None:
         if self.rows:
             _reached("running")
-        step(self)
+        step(self, active)
 
     def watched_send(self: Session, client: Any, publication: Publication) -> None:
         send(self, client, publication)
