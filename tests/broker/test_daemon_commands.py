@@ -99,7 +99,7 @@ def test_submit_says_whom_it_waits_for_and_what_is_known(place: Place) -> None:
     assert "is the name right?" in err
     assert "no device has accepted it, but one that comes back may: the same --id fetches" in err
     _out, err = group.communicate(timeout=PATIENCE)
-    assert "no device of group nowhere at 127.0.0.1" in err
+    assert "no device takes jobs of the group nowhere, says the broker at 127.0.0.1" in err
     _out, err = unplugged.communicate(timeout=PATIENCE)
     assert "no broker listens there" in err
     assert "has not accepted" not in err  # nobody was asked
