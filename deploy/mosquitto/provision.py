@@ -78,6 +78,7 @@ def rights(
             [f"$share/{group}/{topic}" for group, topic in zip(groups, topics, strict=True)]
             for topics in (jobs, of_models)
         )
+        said.append(f"{own}/bridge")  # by a bridge beside it (bridge.conf), which has the device's role
         check = [f"{own}/check"] if groups else []  # on which the device tries whether shares are delivered
         return {
             "send": [*said, *check, *words, f"{root}/reply/#", *([discovery_topic(root, name)] if shown else [])],
@@ -88,7 +89,7 @@ def rights(
     if kind == "sender":
         targets = [f"{root}/{whom}/+/{channel}" for whom in ("device", "group") for channel in ("job", "cancel")]
         targets.append(f"{root}/group/+/model/+/job")
-        channels = ("event/+", "result/+", "stream/+", "status", "info", "health")
+        channels = ("event/+", "result/+", "stream/+", "status", "info", "health", "bridge")
         heard = [*(f"{root}/device/+/{channel}" for channel in channels), f"{root}/reply/#"]
         return {"send": targets, "receive": heard, "literal": [], "pattern": heard}
     if kind == "home-assistant":

@@ -137,11 +137,14 @@ class Guest:
         self.client.subscribe(topic, qos=1)
         return int(self.codes.get(timeout=PATIENCE)) < 0x80
 
-    def publish(self, topic: str, payload: str = "x", retain: bool = False) -> bool:
+    def publish(self, topic: str, payload: str = "x", retain: bool = False, **properties: Any) -> bool:
         """Whether the broker took it. mosquitto 2.0.11 hangs up after a refusal; paho comes back by itself."""
         self.connected.wait(PATIENCE)
         self.connected.clear()
-        self.client.publish(topic, payload, qos=1, retain=retain)
+        packed: Any = Properties(PacketTypes.PUBLISH)
+        for name, value in properties.items():
+            setattr(packed, name, value)
+        self.client.publish(topic, payload, qos=1, retain=retain, properties=packed)
         taken = int(self.codes.get(timeout=PATIENCE)) < 0x80
         if taken:
             self.connected.set()

@@ -114,7 +114,7 @@ def test_devices_with_certificates_and_passwords_do_all_that_the_contract_says(
     assert [up.refused for device in (a, p) for up in device.seen if isinstance(up, LinkUp)] == [()] * 4
     hears = guest("sender", "gateway")
     assert hears.subscribe("edged/v1/reply/me")
-    for channel in ("event/+", "result/+", "stream/+", "status", "info", "health"):
+    for channel in ("event/+", "result/+", "stream/+", "status", "info", "health", "bridge"):
         assert hears.subscribe(f"edged/v1/device/+/{channel}")
     for device in (a, p):
         topics = device.topics
@@ -387,7 +387,7 @@ def test_the_rights_of_a_device_are_the_topics_of_its_link(fleet: Fleet) -> None
     words = {"edged/v1/group/fleet/ping", "edged/v1/group/fleet/pong"}
     assert topics == {
         "publishClientSend": {
-            f"{own}/{said}" for said in ("event/+", "result/+", "stream/+", "status", "info", "health")
+            f"{own}/{said}" for said in ("event/+", "result/+", "stream/+", "status", "info", "health", "bridge")
         }
         | words
         | {f"{own}/check", "edged/v1/reply/#"},
