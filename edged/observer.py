@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from edged import liveness
+from edged.certificates import Certificates
 from edged.engine import ort
 from edged.engine.engine import Engine
 from edged.engine.events import ModelChanged
@@ -64,6 +65,7 @@ class Observer:
         """`model_name`: what jobs call the model; None: by its folder's name."""
         self._parts = parts
         self._settings = settings
+        self._certificates = Certificates(settings)
         self._clock = clock
         self._device = device
         self._instance = instance
@@ -186,6 +188,7 @@ class Observer:
             tokens_per_second=jobs.speed,
             energy=parts.energy.status(),
             governor=governor,
+            certificates=self._certificates.ends(),
         )
 
     def _unready(self, jobs: JobsStatus, link: LinkStatus) -> tuple[Fault, ...]:

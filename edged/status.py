@@ -182,6 +182,8 @@ class Status:
     """Of the last answer: prefill and decode."""
     energy: EnergyStatus = EnergyStatus()
     governor: GovernorStatus = GovernorStatus()
+    certificates: Mapping[str, float] = field(default_factory=dict)
+    """When they end, in seconds since the epoch, by `mqtt` and `http`."""
 
     def alive_faults(self, now: float) -> tuple[Fault, ...]:
         """Why the daemon makes no progress at `now` (CLOCK_MONOTONIC seconds); an old snapshot is a fault too."""

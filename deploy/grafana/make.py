@@ -199,6 +199,7 @@ def board_health() -> list[Panel]:
     return [
         graph("Temperature", "celsius", own("edged_board_temperature_celsius", "{{zone}}")),
         states("Slows itself down", own("edged_board_throttled", "{{reason}}"), about="By reason."),
+        states("edged holds jobs back", own("edged_governor_limited", "{{reason}}"), about="By reason."),
         graph("Power", "watt", own("edged_board_power_watts", "{{rail}}"), about="A rail may include others."),
         graph("Energy of a token", "joule", own("edged:joules_per_token:rate5m", "{{phase}}"), about="Above idle."),
         graph(

@@ -29,6 +29,7 @@ EXPORTED = (
     "edged_jobs_total",
     "edged_outbox_results",
     "edged_spool_bytes",
+    "edged_certificate_expiry_timestamp_seconds",
     "edged_prompt_tokens_total",
     "edged_generated_tokens_total",
     "edged_faults_total",
@@ -116,6 +117,8 @@ def _of_health(health: Mapping[str, Any]) -> Iterator[tuple[str, Labels, Any]]:
     ):
         for text, value in _pairs(health.get(key)):
             yield name, ((label, text),), value
+    for text, value in _pairs(health.get("certificates")):
+        yield "edged_certificate_expiry_timestamp_seconds", (("certificate", text),), _seconds(value)
     for reason in _texts(health.get("throttled")):
         yield "edged_board_throttled", (("reason", reason),), 1
     counters = health.get("counters")
@@ -148,11 +151,15 @@ def _of_info(info: Mapping[str, Any]) -> Iterator[tuple[str, Labels, Any]]:
         yield "edged_board_info", tuple((key, str(board.get(key) or "")) for key in ("kind", "model")), 1
     if versions:
         yield "edged_build_info", (("version", str(versions.get("edged") or "")),), 1
+    yield "process_start_time_seconds", (), _seconds(info.get("started"))
+
+
+def _seconds(time: Any) -> float | None:
+    """Seconds since the epoch of a time as documents have it; None where it is none."""
     try:
-        started = datetime.fromisoformat(str(info["started"]).replace("Z", "+00:00")).timestamp()
-    except (KeyError, ValueError, OverflowError):
-        return
-    yield "process_start_time_seconds", (), started
+        return datetime.fromisoformat(str(time).replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _object(value: Any) -> dict[str, Any]:

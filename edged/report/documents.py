@@ -84,6 +84,7 @@ def health_document(device: str, readings: Readings, status: Status) -> Document
         "power_watts": readings.by_name(POWER, now) or None,
         "limited": list(status.governor.reasons),
         "tokens_per_second": status.tokens_per_second or None,
+        "certificates": {name: format_time(end) for name, end in status.certificates.items()} or None,
         "counters": {
             "jobs": dict(status.ended),
             "prompt_tokens": status.prompt_tokens,

@@ -231,6 +231,13 @@ TABLE: tuple[Row, ...] = (
         lambda s: _one(s.status.damaged_spools),
     ),
     Row(
+        "edged_certificate_expiry_timestamp_seconds",
+        "gauge",
+        "When a certificate ends: `mqtt` is the device's own at the broker, `http` that of the HTTP endpoint",
+        ("certificate",),
+        lambda s: {(name,): end for name, end in s.status.certificates.items()},
+    ),
+    Row(
         "edged_energy_joules_total",
         "counter",
         "Energy of the board: `prefill` and `decode` above idle, `idle`, and `other`, which cannot be divided (a load, "

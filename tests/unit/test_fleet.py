@@ -31,6 +31,7 @@ STATUS = replace(
     generated_tokens=900,
     prompt_tokens=400,
     groups={"hall": True, "yard": False},
+    certificates={"mqtt": 2_000_000_000.0},
 )
 
 
@@ -111,6 +112,7 @@ def test_what_a_device_says_is_exported_under_its_own_names(fleet: Fleet) -> Non
         ("edged_group_joined", (("group", "yard"),)): 0,
         ("process_start_time_seconds", ()): 0,
         ("edged_fleet_clock_offset_seconds", ()): 0,
+        ("edged_certificate_expiry_timestamp_seconds", (("certificate", "mqtt"),)): 2_000_000_000,
     }
     found = fleet.samples()
     assert {key: found.get((key[0], tuple(sorted((("instance", "pi-7"), *key[1]))))) for key in wanted} == wanted
@@ -216,6 +218,7 @@ def test_values_that_make_no_sense_cost_themselves_alone(fleet: Fleet) -> None:
         "temperature_celsius": {'x"\\\n': 50, "b": "hot"},
         "power_watts": [5],
         "throttled": ["a", "a", 7, None],
+        "certificates": {"mqtt": "soon", "http": 5},
         "counters": {"jobs": "many", "faults": [1, {"event": None}], "prompt_tokens": {}},
     }
     fleet.say("pi-7", "health", odd)
