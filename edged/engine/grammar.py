@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from edged.engine.constraint import ConstraintError, Denied, Grammar, first_line
 from edged.engine.grammar_trial import BombError, Trial
 from edged.engine.json_schema import rewritten
 from edged.engine.schema_form import GrammarError, UnservedGrammarError
+from edged.engine.schema_size import Size, least_size
 from edged.engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -71,14 +73,16 @@ class Grammars:
         """What answers of this model may be."""
         return ("text",) if self.unavailable is not None else ("text", *get_args(Kind))
 
-    def compile(self, source: GrammarSource, continued: bool) -> Grammar:
+    def compile(self, source: GrammarSource, continued: bool, max_tokens: float = math.inf) -> Grammar:
         """The grammar of one answer. `continued`: the answer continues a text of the prompt.
 
-        Raises GrammarError where the source is wrong, UnservedGrammarError where it is not served.
+        Raises GrammarError where the source is wrong or `max_tokens` are known to be too few for any answer,
+        UnservedGrammarError where it is not served.
         """
         if self.unavailable is not None:
             raise UnservedGrammarError(self.unavailable)
         answer = _answer(source)
+        self._check_length(source, answer, max_tokens)
         if continued or not self._tokenizer.strips_space:
             return self._compile(source, "@answer", answer)
         # The space is no part of the answer's text, and what such models begin with.
@@ -93,7 +97,7 @@ class Grammars:
         top = f'%llguidance {{"no_forcing": true}}\nstart: {start}'
         text = json.dumps({"grammars": [{"lark_grammar": top}, {"name": "answer", **answer}]})
         self._try_out(source, text)
-        vocabulary = self._vocabulary = self._vocabulary or _Vocabulary.of(self._tokenizer)
+        vocabulary = self._known_vocabulary()
         matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=LLParserLimits(**_LIMITS))
         if matcher.is_error():
             raise _refusal(source, first_line(matcher.get_error()))
@@ -103,6 +107,25 @@ class Grammars:
         except ConstraintError as error:
             raise GrammarError(f"no answer fits: {error}") from None
         return grammar
+
+    def _check_length(self, source: GrammarSource, answer: Mapping[str, Any], max_tokens: float) -> None:
+        """Raise GrammarError where every answer is longer. Of regular expressions and grammars that is not known."""
+        least = Size(1)
+        if source.is_json:
+            least = least_size(answer["json_schema"])
+        elif source.kind == "choice":
+            least = Size(min(len(label.encode()) for label in source.definition))
+        if math.isinf(least.bytes):
+            raise GrammarError("no answer has an end: each would have to hold another one of its kind")
+        vocabulary = self._known_vocabulary()
+        tokens = max(math.ceil(least.bytes / vocabulary.longest), math.ceil(least.properties / vocabulary.properties))
+        if tokens > max_tokens:
+            raise GrammarError(f"the shortest answer takes {tokens} tokens or more, and max_tokens is {max_tokens:.0f}")
+
+    def _known_vocabulary(self) -> _Vocabulary:
+        if self._vocabulary is None:
+            self._vocabulary = _Vocabulary.of(self._tokenizer)
+        return self._vocabulary
 
     def _try_out(self, source: GrammarSource, text: str) -> None:
         if self._trial is None:
@@ -115,8 +138,7 @@ class Grammars:
             raise _refusal(source, first_line(reason))
 
     def _may_begin_with_space(self, grammar: Grammar) -> bool:
-        assert self._vocabulary is not None
-        return not grammar.denied(grammar.matcher.deep_copy())[self._vocabulary.spaces].all()
+        return not grammar.denied(grammar.matcher.deep_copy())[self._known_vocabulary().spaces].all()
 
 
 @dataclass(frozen=True)
@@ -128,6 +150,10 @@ class _Vocabulary:
     eos: NDArray[np.int64]
     spaces: NDArray[np.int64]
     """Tokens that begin with a space."""
+    longest: int
+    """Bytes of the longest token."""
+    properties: int
+    """Most properties whose colons are in one token."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> _Vocabulary:
@@ -138,10 +164,12 @@ class _Vocabulary:
         eos = sorted(tokenizer.eos)
         silent = np.array([not token for token in tokens], np.bool_)
         spaces = np.array([id for id, token in enumerate(tokens) if token.startswith(b" ")], np.int64)
+        longest = max(len(token) for token in tokens)
+        properties = max(_colons(token) for token in tokens)
         made = LLTokenizer(TokenizerWrapper(_Tokens(eos[0], tokens)), eos_token=eos, slices=_SLICES)
         tokens.clear()  # llguidance keeps the list, and a copy of it
         log.info("grammars_ready", tokens=len(silent), seconds=round(time.monotonic() - started, 2))
-        return cls(made, silent, np.array(eos, np.int64), spaces)
+        return cls(made, silent, np.array(eos, np.int64), spaces, longest, properties)
 
 
 class _Tokens:
@@ -154,6 +182,12 @@ class _Tokens:
 
     def __call__(self, text: bytes) -> list[int]:
         raise NotImplementedError
+
+
+def _colons(token: bytes) -> int:
+    """Colons in a token that may each follow another property's name: these have quotes between them."""
+    parts = token.split(b":")
+    return 1 + sum(b'"' in part for part in parts[1:-1])
 
 
 def _unavailable(tokenizer: Tokenizer) -> str | None:

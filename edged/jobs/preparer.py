@@ -245,7 +245,7 @@ def _grammar(job: Job, id: str, loaded: LoadedModel, continued: list[int]) -> Gr
         reason = "the prompt ends within a character, which no structured answer can complete"
         raise JobError(Code.INVALID_JOB, reason, id)
     try:
-        return loaded.grammars.compile(source, continued=bool(continued))
+        return loaded.grammars.compile(source, bool(continued), job.max_tokens)
     except GrammarError as error:
         raise JobError(Code.INVALID_JOB, f"response_format of type {source.kind!r}: {error}", id) from None
     except UnservedGrammarError as error:

@@ -59,6 +59,7 @@ def test_a_grammar_takes_its_answers_and_no_others(
     assert [text for text in wrong if takes(grammar, text)] == []
 
 
+NAMED = {"type": "object", "required": ["a", "b"], "properties": {"a": {"type": "object", "required": ["c", "d"]}}}
 REFUSALS: list[tuple[dict[str, Any], Code, str]] = [
     ({"type": "regex", "regex": "(a"}, Code.INVALID_JOB, "response_format of type 'regex': "),
     ({"type": "regex", "regex": "(?=a)b"}, Code.INVALID_JOB, "response_format of type 'regex': "),
@@ -74,6 +75,18 @@ REFUSALS: list[tuple[dict[str, Any], Code, str]] = [
         Code.UNSUPPORTED,
         "Unsatisfiable schema",
     ),
+    ({"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}, Code.INVALID_JOB, "no answer has an end"),
+    (
+        {"type": "json_schema", "json_schema": {"schema": {"minLength": 10**7, "type": "string"}}},
+        Code.INVALID_JOB,
+        "tokens",
+    ),
+    (
+        {"type": "json_schema", "json_schema": {"schema": NAMED}},
+        Code.INVALID_JOB,
+        "takes 4 tokens or more, and max_tok",
+    ),
+    ({"type": "choice", "choice": ["x" * 200, "y" * 250]}, Code.INVALID_JOB, "tokens or more, and max_tokens is 2"),
     ({"type": "json_schema", "json_schema": {"schema": {"$ref": "http://a/b"}}}, Code.UNSUPPORTED, "http://a/b"),
     ({"type": "json_schema", "json_schema": {"schema": {"$ref": "file:///etc/passwd"}}}, Code.UNSUPPORTED, "passwd"),
 ]
