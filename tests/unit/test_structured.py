@@ -141,6 +141,9 @@ def test_a_space_that_the_decoder_drops_at_the_beginning_is_no_part_of_the_answe
             prompt = loaded.tokenizer.encode_text("Say something:")
             end = rig.run(request(1, prompt, 60, ignore_eos=False, grammar=grammar))[1]
         assert re.fullmatch(right, answer(end)), (definition, answer(end))
+    grammar = loaded.grammars.compile(GrammarSource("json_object", None), continued=False)
+    (space,) = loaded.tokenizer.encode_text(" ")
+    assert not grammar.denied(grammar.matcher)[space]
 
 
 def test_a_row_goes_on_under_its_grammar_after_the_session_is_lost() -> None:
@@ -180,6 +183,7 @@ def test_tokens_without_text_are_never_part_of_an_answer() -> None:
     special = loaded.tokenizer.answer_bytes()
     assert special is not None
     silent = next(token for token, text in enumerate(special) if not text and token not in loaded.tokenizer.eos)
-    job = wanted(loaded, 1, "grammar", f'start: "a" (<[{silent}]> | "b")')
+    urged = Sampling(logit_bias=((silent, 100.0),))
+    job = wanted(loaded, 1, "grammar", f'start: <[{silent}]> | "b"', sampling=urged)
     with running(loaded) as rig:
-        assert answer(rig.run(job)[1]) == "ab"
+        assert answer(rig.run(job)[1]) == "b"
