@@ -108,7 +108,7 @@ class Observer:
                 same_ids_in_any_company=loaded.same_ids_in_any_company,
                 logits=loaded.session.logits_computed,
                 logits_reason=loaded.logits_reason,
-                response_formats=loaded.grammars.formats,
+                response_formats=("text", *(["choice"] if loaded.tokenizer.eos else []), *loaded.grammars.formats),
                 response_formats_reason=loaded.grammars.unavailable,
                 kv_cache=loaded.cache.layout.dtype,
                 kv_cache_reason=loaded.kv_reason,

@@ -22,7 +22,11 @@ _MASKS = ThreadPoolExecutor(1, "masks")
 
 
 class ConstraintError(RuntimeError):
-    """No token may come next, or following the grammar takes more than llguidance's limits; the message is one line."""
+    """No token may come next, or following the grammar takes more than llguidance's limits."""
+
+    def __init__(self, reason: str) -> None:
+        """`reason`: llguidance's own; its first line is shown."""
+        super().__init__(f"the grammar fails: {first_line(reason)}")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Grammar:
         """The tokens that may not come next, [vocabulary]. Raises ConstraintError."""
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():  # then the bits are those of an end
-            raise ConstraintError(first_line(matcher.get_error()))
+            raise ConstraintError(matcher.get_error())
         denied = np.unpackbits(bits, count=len(self.silent), bitorder="little").view(np.bool_)
         np.logical_not(denied, out=denied)
         denied |= self.silent
@@ -68,7 +72,7 @@ class Constraint:
     def take(self, token: int) -> None:
         """Note the next token. Raises ConstraintError."""
         if not self._matcher.consume_token(token) or self._matcher.is_error():
-            raise ConstraintError(first_line(self._matcher.get_error()))
+            raise ConstraintError(self._matcher.get_error())
         if self._matcher.is_stopped():
             if self._matcher.stop_reason() not in _ENDS:
                 raise ConstraintError(self._matcher.stop_reason())

@@ -319,11 +319,8 @@ class Engine:
         for row, row_logits in zip(rows, logits, strict=True):
             try:
                 self._generated_tokens += len(row.advance(row_logits))
-            except NotFiniteError as error:
+            except (NotFiniteError, ConstraintError) as error:
                 self._fail(active, [row], f"{error} at token {row.made + 1}")
-                continue
-            except ConstraintError as error:
-                self._fail(active, [row], f"the grammar fails at token {row.made + 1}: {error}")
                 continue
             self._tell(active, row)
 
@@ -335,19 +332,7 @@ class Engine:
             self._deliver(Piece(request.key, text))
         if row.finish_reason is None:
             return
-        self._deliver(
-            Finished(
-                key=request.key,
-                text=row.all_text,
-                tokens=tuple(row.generated),
-                reason=row.finish_reason,
-                prompt_tokens=len(request.prompt),
-                cached_tokens=row.reused,
-                started=row.started,
-                token_times=tuple(row.token_times),
-                ended=time.monotonic(),
-            )
-        )
+        self._deliver(Finished.of(row))
         active.model.prefixes.hold(row, active.slots.rows.index(row))
         self._leave(active, row)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edged.engine.loaded_model import LoadedModel
+from edged.engine.sequence import Sequence
 from edged.faults import Fault
 
 
@@ -53,6 +55,25 @@ class Finished:
     started: float
     token_times: tuple[float, ...]
     ended: float
+    probabilities: tuple[float, ...] | None = None
+    """Of the labels, where the request had some."""
+
+    @classmethod
+    def of(cls, row: Sequence) -> Finished:
+        """The answer of a row that has just ended."""
+        assert row.finish_reason is not None
+        return cls(
+            key=row.request.key,
+            text=row.all_text,
+            tokens=tuple(row.generated),
+            reason=row.finish_reason,
+            prompt_tokens=len(row.request.prompt),
+            cached_tokens=row.reused,
+            started=row.started,
+            token_times=tuple(row.token_times),
+            ended=time.monotonic(),
+            probabilities=None if row.scores is None else row.scores.probabilities,
+        )
 
     @property
     def first_token(self) -> float:

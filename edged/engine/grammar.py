@@ -21,7 +21,7 @@ from edged.engine.constraint import ConstraintError, Denied, Grammar, first_line
 from edged.engine.grammar_trial import BombError, Trial
 from edged.engine.json_schema import rewritten
 from edged.engine.schema_form import GrammarError, UnservedGrammarError
-from edged.engine.schema_size import Size, least_size
+from edged.engine.schema_size import least_size
 from edged.engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ _SLICES = [r'[^"\\\x00-\x1F\x7F]+']
 """Tokens that a text within JSON may have wherever it has any: such a mask needs no look at each of them."""
 _WHITESPACE = r" {1,2}|\r?\n[ \t]{0,32}"
 """What may stand between two parts of JSON. Without a bound, small models lose themselves in it."""
-Kind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+Kind = Literal["json_schema", "json_object", "regex", "grammar"]
 
 
 @dataclass(frozen=True)
 class GrammarSource:
-    """What a job asks for. `definition`: a JSON schema, a regular expression, labels, a grammar in Lark's syntax."""
+    """What a job asks for. `definition`: a JSON schema, a regular expression, a grammar in Lark's syntax."""
 
     kind: Kind
     definition: Any
@@ -70,8 +70,8 @@ class Grammars:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """What answers of this model may be."""
-        return ("text",) if self.unavailable is not None else ("text", *get_args(Kind))
+        """Kinds of grammars that answers of this model may have."""
+        return () if self.unavailable is not None else get_args(Kind)
 
     def compile(self, source: GrammarSource, continued: bool, max_tokens: float = math.inf) -> Grammar:
         """The grammar of one answer. `continued`: the answer continues a text of the prompt.
@@ -110,11 +110,9 @@ class Grammars:
 
     def _check_length(self, source: GrammarSource, answer: Mapping[str, Any], max_tokens: float) -> None:
         """Raise GrammarError where every answer is longer. Of regular expressions and grammars that is not known."""
-        least = Size(1)
-        if source.is_json:
-            least = least_size(answer["json_schema"])
-        elif source.kind == "choice":
-            least = Size(min(len(label.encode()) for label in source.definition))
+        if not source.is_json:
+            return
+        least = least_size(answer["json_schema"])
         if math.isinf(least.bytes):
             raise GrammarError("no answer has an end: each would have to hold another one of its kind")
         vocabulary = self._known_vocabulary()
@@ -207,18 +205,13 @@ def _answer(source: GrammarSource) -> dict[str, Any]:
         if schema is False:
             raise GrammarError("the schema false has no answer")
         schema = {} if schema is True else schema
+        # In place of options for llguidance that a schema may bring.
         return {"json_schema": {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}}
     if source.kind == "grammar":
         return {"lark_grammar": source.definition}
-    if source.kind == "choice":
-        return {"lark_grammar": "start: LABEL\nLABEL: " + " | ".join(map(_literal, source.definition))}
     from llguidance import regex_to_lark
 
     return {"lark_grammar": f"start: ANSWER\nANSWER: /{regex_to_lark(source.definition, '')}/"}
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _refusal(source: GrammarSource, reason: str) -> ValueError:

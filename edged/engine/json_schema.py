@@ -42,10 +42,7 @@ _IN_PLACE = frozenset({"$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf",
 def rewritten(schema: Schema) -> Schema:
     """The equivalent schema. Raises GrammarError, and UnservedGrammarError for what llguidance would not keep to."""
     rewriter = _Rewriter(schema)
-    made = rewriter.rewrite(schema, "")
-    if isinstance(made, dict):
-        made.pop("x-guidance", None)  # options for llguidance
-    return rewriter.rewrite_odd_targets(made)
+    return rewriter.rewrite_odd_targets(rewriter.rewrite(schema, ""))
 
 
 class _Rewriter:

@@ -74,6 +74,10 @@ class Sampler:
         self._processor.note(token)
         return token
 
+    def uniform(self) -> float:
+        """A number in [0, 1), by the seed."""
+        return float(self._generator.random())
+
 
 class LogitsProcessor:
     """The bias and the penalties of one sequence: it counts the sequence's tokens and changes their logits."""

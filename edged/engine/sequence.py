@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edged.engine.constraint import Constraint, Grammar
 from edged.engine.detokenizer import TextStream
+from edged.engine.labels import Labels, Scores
 from edged.engine.sampler import Sampler, Sampling
 
 PRIORITY_SECONDS = 300.0
@@ -40,6 +41,8 @@ class Request:
     """Write the prompt's prefix to disk at once and keep it there."""
     grammar: Grammar | None = None
     """What the answer must be. It belongs to this request alone."""
+    labels: Labels | None = None
+    """What the answer must be one of: their probabilities are computed, and no token is sampled."""
     signature: str | None = None
     """LoadedModel.signature of the model that the prompt was prepared for. Another model does not run it; None: any."""
 
@@ -93,6 +96,7 @@ class Sequence:
     """Its blocks that came from disk and are not in the cache in RAM yet, by number."""
     sampler: Sampler = field(init=False)
     constraint: Constraint | None = field(init=False)
+    scores: Scores | None = field(init=False)
     _pieces: list[str] = field(default_factory=list)
     _taken: int = 0
 
@@ -100,6 +104,7 @@ class Sequence:
         """Raises ValueError for sampling that cannot be used."""
         self.sampler = Sampler(self.request.sampling, self.request.prompt)
         self.constraint = None if self.request.grammar is None else self.request.grammar.begin()
+        self.scores = None if self.request.labels is None else Scores(self.request.labels)
         self.tokens = self.tokens or list(self.request.prompt)
 
     @property
@@ -157,6 +162,8 @@ class Sequence:
         self.alone = False
         if self.pending:
             return []
+        if self.scores is not None:
+            return self._advance_scores(self.scores, logits)
         constraint = self.constraint
         token = self.sampler.sample(logits, None if constraint is None else constraint.denied())
         self.token_times.append(time.monotonic())
@@ -176,3 +183,19 @@ class Sequence:
         elif full:
             self.finish_reason = "length"
         return [token]
+
+    def _advance_scores(self, scores: Scores, logits: NDArray[np.floating]) -> list[int]:
+        """Go to the next beginning of a label, over what was computed of another; after the last one, choose."""
+        start = len(self.request.prompt)
+        following = scores.note(logits)
+        if following is not None:
+            self.tokens[start:] = following
+            self.computed = len(self.tokens) - 1
+            return []
+        chosen = scores.choose(self.request.sampling.temperature, self.sampler.uniform())
+        tokens = scores.labels.tokens[chosen]
+        self.tokens[start:], self.computed = tokens, start
+        self.token_times += [time.monotonic()] * len(tokens)
+        self._pieces.append(scores.labels.texts[chosen])
+        self.finish_reason = "stop"
+        return list(tokens)

@@ -155,6 +155,22 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def spell(self, text: str, continued: Sequence[int] = ()) -> list[int] | None:
+        """The tokens with which an answer says exactly `text`, as the tokenizer writes it; None: it cannot.
+
+        `continued`: the token ids that the answer is a continuation of.
+        """
+        before = self.decode(continued[-_CONTEXT:])
+        # After a text, some tokenizers write a text otherwise than at a beginning, where they put a space before it.
+        for head in (before, "", "\n"):
+            first = self._tokenizer.encode(head, add_special_tokens=False).ids
+            whole = self._tokenizer.encode(head + text, add_special_tokens=False).ids
+            tokens: list[int] = whole[len(first) :]
+            said = self.stream(continued=continued)
+            if whole[: len(first)] == first and "".join(map(said.push, tokens)) + said.finish() == text:
+                return tokens
+        return None
+
     def stream(self, stop: Sequence[str] = (), continued: Sequence[int] = ()) -> TextStream:
         """Turns the tokens of one answer into text as they come.
 

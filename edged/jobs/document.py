@@ -38,6 +38,8 @@ _PARTS_ALLOWED = f'text or a list of 1 to {MAX_PARTS} parts such as {{"type": "t
 _BIAS_ALLOWED = (
     f'an object of up to {MAX_BIASES} token ids with what is added to their logits, -100 to 100, such as {{"42": -100}}'
 )
+_OF_TOKENS = "top_p top_k min_p repetition_penalty presence_penalty frequency_penalty logit_bias".split()
+"""Fields that change how tokens are chosen; a choice draws a label."""
 _TURN = '{"role": "user", "content": "…"}'
 EXAMPLE = f'{{"id": "a", "messages": [{_TURN}]}}'
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
@@ -292,9 +294,10 @@ class Job(BaseModel):
     def _check_structure(self) -> None:
         """Refuse what would end a structured answer where its structure does not."""
         if self.response_format is not None and self.response_format.type != "text":
-            for field in ("stop", "stop_token_ids", "ignore_eos"):
-                if getattr(self, field):
-                    _refuse(field, f"does not go with a response_format of type {self.response_format.type!r}")
+            kind = self.response_format.type
+            for field in ("stop", "stop_token_ids", "ignore_eos", *(_OF_TOKENS if kind == "choice" else ())):
+                if getattr(self, field) not in (None, False, 0, [], {}):
+                    _refuse(field, f"does not go with a response_format of type {kind!r}")
 
     def _check_chat(self) -> None:
         """Refuse what a chat template cannot be given."""

@@ -17,6 +17,7 @@ import structlog
 
 import edged
 from edged.engine.constraint import Grammar
+from edged.engine.labels import MAX_NODES, Labels
 from edged.engine.loaded_model import LoadedModel
 from edged.engine.sampler import Sampling
 from edged.engine.schema_form import GrammarError, UnservedGrammarError
@@ -170,6 +171,7 @@ def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float
         ignore_eos=job.ignore_eos,
         continued=continued,
         grammar=_grammar(job, id, loaded, prompt if continued else []),
+        labels=_labels(job, id, loaded, prompt if continued else []),
         store=job.store,
         pin=job.cache is not None and job.cache.pin,
         signature=loaded.signature,
@@ -241,9 +243,7 @@ def _grammar(job: Job, id: str, loaded: LoadedModel, continued: list[int]) -> Gr
     source = None if job.response_format is None else job.response_format.source
     if source is None:
         return None
-    if loaded.tokenizer.stream(continued=continued).finish():
-        reason = "the prompt ends within a character, which no structured answer can complete"
-        raise JobError(Code.INVALID_JOB, reason, id)
+    _check_whole(id, loaded, continued)
     try:
         return loaded.grammars.compile(source, bool(continued), job.max_tokens)
     except GrammarError as error:
@@ -251,6 +251,39 @@ def _grammar(job: Job, id: str, loaded: LoadedModel, continued: list[int]) -> Gr
     except UnservedGrammarError as error:
         reason = f"response_format of type {source.kind!r} with this content is not served: {error}"
         raise JobError(Code.UNSUPPORTED, reason, id) from None
+
+
+def _labels(job: Job, id: str, loaded: LoadedModel, continued: list[int]) -> Labels | None:
+    """The labels that the job's answer is one of; None where it is no choice. `continued` as for _grammar."""
+    texts = None if job.response_format is None else job.response_format.choice
+    if texts is None:
+        return None
+    if not loaded.tokenizer.eos:
+        reason = "a choice needs a token that ends an answer, and the model's package names none"
+        raise JobError(Code.UNSUPPORTED, reason, id)
+    _check_whole(id, loaded, continued)
+    tokens = []
+    for text in texts:
+        spelt = loaded.tokenizer.spell(text, continued)
+        if spelt is None:
+            reason = f"response_format.choice: this model's tokenizer cannot say {text!a}"
+            raise JobError(Code.INVALID_JOB, reason, id)
+        if len(spelt) > job.max_tokens:
+            reason = f"response_format.choice: {text!a} has {len(spelt)} tokens, max_tokens is {job.max_tokens}"
+            raise JobError(Code.INVALID_JOB, reason, id)
+        tokens.append(tuple(spelt))
+    labels = Labels(tuple(texts), tuple(tokens), tuple(sorted(loaded.tokenizer.eos)))
+    if len(labels.nodes) > MAX_NODES:
+        reason = f"response_format.choice: the labels have {len(labels.nodes)} different beginnings in tokens, at most "
+        raise JobError(Code.INVALID_JOB, f"{reason}{MAX_NODES} are served", id)
+    return labels
+
+
+def _check_whole(id: str, loaded: LoadedModel, continued: list[int]) -> None:
+    """Refuse a prompt that ends within a character."""
+    if loaded.tokenizer.stream(continued=continued).finish():
+        reason = "the prompt ends within a character, which no structured answer can complete"
+        raise JobError(Code.INVALID_JOB, reason, id)
 
 
 def _encode(job: Job, id: str, loaded: LoadedModel) -> list[int]:

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from edged.engine.grammar import GrammarSource
 
-MAX_LABELS, MAX_LABEL = 1000, 256
+MAX_LABELS, MAX_LABEL = 256, 256
 """Labels of a choice, and characters of one."""
 MAX_REGEX = 16_384
 """Characters."""
@@ -54,7 +54,9 @@ class ResponseFormat(BaseModel):
         json_schema_extra={"allowed": f"text of 1 to {MAX_REGEX} characters"},
     )
     choice: list[str] | None = Field(
-        default=None, description="one of these labels", json_schema_extra={"allowed": _LABELS_ALLOWED}
+        default=None,
+        description="one of these labels, with the probability of each",
+        json_schema_extra={"allowed": _LABELS_ALLOWED},
     )
     grammar: Annotated[str, StringConstraints(min_length=1)] | None = Field(
         default=None, description="a grammar in llguidance's variant of Lark", json_schema_extra={"allowed": "text"}
@@ -79,12 +81,12 @@ class ResponseFormat(BaseModel):
 
     @property
     def source(self) -> GrammarSource | None:
-        """The grammar of the answer; None where it may be anything."""
-        if self.type == "text":
+        """The grammar of the answer; None where it may be anything, or is a label."""
+        if self.type == "text" or self.type == "choice":
             return None
         if self.json_schema is not None:
             return GrammarSource("json_schema", self.json_schema.definition)
-        return GrammarSource(self.type, self.choice or self.regex or self.grammar)
+        return GrammarSource(self.type, self.regex or self.grammar)
 
 
 ALLOWED = _FORMAT_ALLOWED

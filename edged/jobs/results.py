@@ -59,6 +59,7 @@ def success(
         metadata=job.metadata,
         text=finished.text,
         token_ids=list(finished.tokens) if job.return_token_ids else None,
+        probabilities=_probabilities(job, finished),
         finish_reason=finished.reason,
         usage={
             "prompt_tokens": finished.prompt_tokens,
@@ -82,6 +83,16 @@ def success(
 
 def _energy_fields(energy: JobEnergy) -> dict[str, Any]:
     return {"energy_joules": round(energy.joules, 3), "energy_source": energy.source}
+
+
+def _probabilities(job: Job, finished: Finished) -> dict[str, float] | None:
+    """Each label of a choice with its probability."""
+    if finished.probabilities is None or job.response_format is None:
+        return None
+    return {
+        label: round(probability, 6)
+        for label, probability in zip(job.response_format.choice or (), finished.probabilities, strict=True)
+    }
 
 
 def too_large(document: bytes) -> bytes:

@@ -156,7 +156,7 @@ class Hostile:
             schema = {**schema, "$defs": definitions}
         structured = {"type": "json_schema", "json_schema": {"name": "b", "schema": schema}}
         regex = {"type": "regex", "regex": self._random.choice(["(a+)+$", "(((a{99}){99}){99}){99}", "(?<=x)", "("])}
-        choice = {"type": "choice", "choice": [f"{n}" for n in range(self._random.choice([1000, 2000]))]}
+        choice = {"type": "choice", "choice": [f"{n}" for n in range(self._random.choice([256, 2000]))]}
         return json.dumps(sound(id, response_format=self._random.choice([structured, regex, choice]))).encode()
 
     def _wrong_id(self, _id: str) -> bytes:

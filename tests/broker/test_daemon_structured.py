@@ -57,6 +57,14 @@ def test_an_answer_has_the_form_that_the_job_asks_for(client: Client5, daemon: D
         assert re.fullmatch({"regex": r"\d\d:\d\d", "choice": "on|only|off", "grammar": "set [1-9]"}[type], text)
 
 
+def test_a_choice_has_the_probability_of_each_label(client: Client5, daemon: Daemon) -> None:
+    result = client.ask(asked("probable", "choice"))
+    assert list(result["probabilities"]) == ["on", "only", "off"]
+    assert sum(result["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+    assert result["text"] == max(result["probabilities"], key=lambda label: result["probabilities"][label])
+    assert result["usage"]["completion_tokens"] >= 1
+
+
 def test_pieces_join_to_the_answer(client: Client5, daemon: Daemon) -> None:
     result = client.ask(asked("pieces", "json_schema", stream=True, temperature=1.0, seed=4))
     pieces = [json.loads(message.payload) for message in client.all("stream/pieces")]
@@ -84,7 +92,7 @@ def test_many_jobs_with_schemas_of_their_own_are_all_answered(client: Client5, d
 
 def test_info_says_what_answers_may_be(daemon: Daemon, shared: Place) -> None:
     model = json.loads(shared.client().wait("info").payload)["model"]
-    assert model["response_formats"] == ["text", "json_schema", "json_object", "regex", "choice", "grammar"]
+    assert model["response_formats"] == ["text", "choice", "json_schema", "json_object", "regex", "grammar"]
     assert model["response_formats_reason"] is None
 
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from engine_rig import MODELS, copy_package, ids, load, request, running, serving
 from schema_oracle import allows
 
 from edged.engine.events import Ended, Finished
 from edged.engine.grammar import GrammarSource
+from edged.engine.kv_cache import KVCache
+from edged.engine.labels import Labels, Scores
 from edged.engine.loaded_model import LoadedModel
+from edged.engine.package import open_package
 from edged.engine.sampler import Sampling
 from edged.engine.sequence import Request
+from edged.engine.session import ModelSession
 
 PERSON = {
     "type": "object",
@@ -45,6 +51,14 @@ def wanted(loaded: LoadedModel, key: int, kind: Any, definition: Any, max_tokens
     prompt = loaded.tokenizer.encode_text("Say something:")
     given = {"ignore_eos": False, "continued": True, "grammar": grammar, **more}
     return request(key, prompt, max_tokens, **given)
+
+
+def chosen(loaded: LoadedModel, key: int, *texts: str, continued: bool = True, **more: Any) -> Request:
+    """A request for one of these labels."""
+    prompt = loaded.tokenizer.encode_text("Say something:")
+    spelt = [loaded.tokenizer.spell(text, prompt if continued else ()) for text in texts]
+    labels = Labels(texts, tuple(tuple(tokens or ()) for tokens in spelt), tuple(sorted(loaded.tokenizer.eos)))
+    return request(key, prompt, 60, ignore_eos=False, continued=continued, labels=labels, **more)
 
 
 def finished(end: Finished | Ended) -> Finished:
@@ -91,7 +105,7 @@ def test_pieces_join_to_the_answer_and_are_whole_characters() -> None:
 def test_rows_of_several_grammars_and_of_none_keep_to_their_own() -> None:
     loaded = serving("phi3", rows=4)
     jobs = [
-        wanted(loaded, 1, "choice", ["on", "only", "off"]),
+        chosen(loaded, 1, "on", "only", "off"),
         wanted(loaded, 2, "regex", "[0-9]{3}-[0-9]{4}", sampling=Sampling(temperature=1.0, seed=5)),
         wanted(loaded, 3, "json_object", None, 40),
         wanted(loaded, 4, "grammar", 'start: "a" b+\nb: "bb" | "c"', sampling=Sampling(temperature=3.0, seed=1)),
@@ -100,20 +114,21 @@ def test_rows_of_several_grammars_and_of_none_keep_to_their_own() -> None:
     ]
     with running(loaded) as rig:
         together = rig.run(*jobs)
-        again = [wanted(loaded, 5, "json_schema", PERSON, sampling=Sampling(temperature=1.0, seed=6)), jobs[5]]
+        again = [wanted(loaded, 5, "json_schema", PERSON, sampling=Sampling(temperature=1.0, seed=6)), jobs[5], jobs[0]]
         alone = [rig.run(job)[job.key] for job in again]
     assert answer(together[1]) in ("on", "only", "off")
     assert re.fullmatch("[0-9]{3}-[0-9]{4}", answer(together[2]))
     assert finished(together[3]).text.startswith("{")
     assert re.fullmatch("a(bb|c)+", finished(together[4]).text)
     assert allows(PERSON, json.loads(answer(together[5])))
-    assert [ids(end) for end in alone] == [ids(together[5]), ids(together[6])]
+    assert [ids(end) for end in alone] == [ids(together[5]), ids(together[6]), ids(together[1])]
+    assert finished(alone[2]).probabilities == finished(together[1]).probabilities
 
 
 def test_an_answer_ends_with_its_last_token_where_nothing_can_follow() -> None:
     loaded = serving("phi3")
     with running(loaded) as rig:
-        closed = finished(rig.run(wanted(loaded, 1, "choice", ["yes", "no"]))[1])
+        closed = finished(rig.run(wanted(loaded, 1, "regex", "yes|no"))[1])
         open_end = finished(rig.run(wanted(loaded, 2, "regex", "a{1,30}"))[2])
     assert closed.tokens[-1] not in loaded.tokenizer.eos
     assert closed.reason == open_end.reason == "stop"
@@ -134,7 +149,7 @@ def test_a_space_that_the_decoder_drops_at_the_beginning_is_no_part_of_the_answe
         ("json_schema", {"const": {"a": 1}}, r'\{\s*"a"\s*:\s*1\s*\}'),
         ("regex", " ?x{3}", " ?xxx"),
         ("regex", "  xxx", "  xxx"),
-        ("choice", [" a", "b"], " a|b"),
+        ("grammar", 'start: " a" | "b"', " a|b"),
     ):
         grammar = loaded.grammars.compile(GrammarSource(kind, definition), continued=False)  # type: ignore[arg-type]
         with running(loaded) as rig:
@@ -170,11 +185,11 @@ def test_a_grammar_that_leads_nowhere_costs_its_own_job_alone() -> None:
     # After "a" nothing can follow: what is wanted there matches no text.
     nowhere = wanted(loaded, 1, "grammar", 'start: "a" X\nX: /b+/ & /c+/')
     with running(loaded) as rig:
-        ends = rig.run(nowhere, wanted(loaded, 2, "choice", ["yes", "no"]))
+        ends = rig.run(nowhere, wanted(loaded, 2, "regex", "yes|no"))
     end = ends[1]
     assert isinstance(end, Ended)
     assert end.failure is not None
-    assert end.failure.startswith("the grammar fails at token ")
+    assert end.failure.startswith("the grammar fails: ")
     assert answer(ends[2]) in ("yes", "no")
 
 
@@ -187,3 +202,68 @@ def test_tokens_without_text_are_never_part_of_an_answer() -> None:
     job = wanted(loaded, 1, "grammar", f'start: <[{silent}]> | "b"', sampling=urged)
     with running(loaded) as rig:
         assert answer(rig.run(job)[1]) == "b"
+
+
+class TestLabels:
+    """A choice: the labels' probabilities, as the model's own logits have them."""
+
+    TEXTS = ("on", "only", "off", "o", "a fan, on")
+
+    @pytest.mark.parametrize("name", ["phi3", "llama-position-ids"])
+    def test_they_are_those_of_each_label_alone(self, name: str) -> None:
+        loaded = serving(name)
+        job = chosen(loaded, 1, *self.TEXTS)
+        assert job.labels is not None
+        with running(loaded) as rig:
+            end = finished(rig.run(job)[1])
+        expected = brute_force(name, job.prompt, job.labels)
+        assert end.probabilities == pytest.approx(expected, rel=2e-3)
+        assert end.text == self.TEXTS[int(np.argmax(expected))]
+        assert list(end.tokens) == loaded.tokenizer.spell(end.text, job.prompt)
+        assert end.reason == "stop"
+
+    def test_a_label_is_drawn_as_often_as_it_is_probable(self) -> None:
+        loaded = serving("phi3", rows=4)
+        with running(loaded) as rig:
+            sure = finished(rig.run(chosen(loaded, 0, *self.TEXTS))[0]).probabilities
+            jobs = [chosen(loaded, n, *self.TEXTS, sampling=Sampling(temperature=1.0, seed=n)) for n in range(1, 201)]
+            drawn = [finished(end).text for end in rig.run(*jobs).values()]
+        assert sure is not None
+        for text, probability in zip(self.TEXTS, sure, strict=True):
+            spread = 4 * (probability * (1 - probability) / len(drawn)) ** 0.5
+            assert abs(drawn.count(text) / len(drawn) - probability) <= spread + 1e-9
+
+    def test_each_beginning_is_computed_once(self) -> None:
+        tokens = ((5, 6, 7), (5, 6), (5, 8), (9,))
+        scores = Scores(Labels(("abc", "ab", "ad", "e"), tokens, (2,)))
+        due, seen = scores.note(np.zeros(10, np.float32)), [()]
+        while due is not None:
+            seen.append(due)
+            due = scores.note(np.zeros(10, np.float32))
+        assert seen == [(), (5,), (5, 6), (5, 6, 7), (5, 8), (9,)]
+        # Of uniform logits a label of n tokens has 10^-(n + 1).
+        weights = np.array([1e-4, 1e-3, 1e-3, 1e-2])
+        assert scores.probabilities == pytest.approx(weights / weights.sum())
+
+    def test_pieces_and_a_label_with_more_than_bytes(self) -> None:
+        loaded = serving("phi3")
+        with running(loaded) as rig:
+            end = rig.run(chosen(loaded, 1, "né 안녕", stream=True))[1]
+            assert rig.pieces(1) == [answer(end)] == ["né 안녕"]
+        assert finished(end).probabilities == (1.0,)
+
+
+def brute_force(name: str, prompt: Sequence[int], labels: Labels) -> list[float]:
+    """Of each label, by a prefill of the prompt with all its tokens, alone."""
+    package = open_package(MODELS / name)
+    session = ModelSession(package, ["CPUExecutionProvider"], 1)
+    session.use(KVCache(package, 1, package.context_length))
+    logarithms = []
+    for tokens in labels.tokens:
+        ids = np.array([[*prompt, *tokens]], np.int64)
+        logits = session.forward(0, ids, [0], ids.shape[1])[0, len(prompt) - 1 :].astype(np.float64)
+        logits -= np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        said = sum(logits[place, token] for place, token in enumerate(tokens))
+        logarithms.append(said + np.logaddexp.reduce(logits[len(tokens), list(labels.eos)]))
+    weights = np.exp(np.array(logarithms) - max(logarithms))
+    return [float(weight) for weight in weights / weights.sum()]
