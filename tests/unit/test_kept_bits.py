@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_rig import MODELS, copy_package
+from engine_rig import MODELS, RUNTIME, copy_package
 from folders import flip
 from structlog.testing import capture_logs
 
@@ -30,6 +30,8 @@ BOARDS = Path(__file__).parents[1] / "fixtures" / "boards"
 CPU = ["CPUExecutionProvider"]
 BOTH = ["find_split_rule", "find_bit_classes"]
 AGREE = BitClasses(lone_row_differs=False, batches_differ=False, chunks_differ=False)
+LAYOUT = KVLayout.of(open_package(MODELS / "phi3"))
+needs_int8 = pytest.mark.skipif(RUNTIME < (1, 27), reason="no int8 cache")
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Session:
     providers: list[str]
     device: str = "cpu"
     logits_computed: str = "wanted"
-    layout: KVLayout = field(default_factory=lambda: KVLayout.of(open_package(MODELS / "phi3")))
+    layout: KVLayout = LAYOUT
 
 
 @pytest.fixture
@@ -171,8 +173,15 @@ class TestMeasuredAnew:
         load(package, file)
         assert measured == BOTH
 
-    @pytest.mark.parametrize(("more", "expected"), [({"threads": 2}, BOTH), ({"rows": 3}, ["find_bit_classes"])])
-    def test_for_other_threads_or_rows(
+    @pytest.mark.parametrize(
+        ("more", "expected"),
+        [
+            ({"threads": 2}, BOTH),
+            ({"rows": 3}, ["find_bit_classes"]),
+            pytest.param({"kv_cache": "int8"}, BOTH, marks=needs_int8),
+        ],
+    )
+    def test_for_other_threads_or_rows_or_another_cache(
         self,
         known: LoadedModel,
         package: Path,
