@@ -47,6 +47,7 @@ from edged.engine.session import ModelSession
 from edged.engine.tokenizer import Tokenizer
 from edged.machine.board import detect
 from edged.machine.memory import Available, available
+from edged.models.pull import check_package
 from edged.settings import Settings
 
 HAS_INT8 = tuple(map(int, INT8_SINCE.split("."))) <= RUNTIME
@@ -462,6 +463,14 @@ class TestServedAsPublished:
         if content is not None:
             text.write_bytes(content)
         assert published(MODELS / NAME, calibration=text) == f"model.calibration = {text}: {reason}"
+
+
+def test_a_pulled_package_is_judged_by_its_published_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edged.engine.opening.calibrate", lambda *_: pytest.fail("scales are measured"))
+    settings = Settings(model={"kv_cache": "int8", "threads": 1})
+    verified, remark = check_package(settings, detect(), MODELS / NAME, NAME)
+    assert verified is not None
+    assert remark is None
 
 
 @needs_int8
