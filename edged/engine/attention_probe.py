@@ -27,6 +27,10 @@ _LONGEST = 4096
 _ROTARY = ("do_rotary", "rotary_interleaved")
 """Attributes that change each token by itself."""
 _PAST, _PRESENT = ("pk", "pv"), ("nk", "nv")
+_STEPS = 30
+"""int8 numbers in one standard deviation of the random keys and values; 4.2 fit."""
+_LARGEST_CACHE = 4 << 20
+"""The largest second-level cache of a processor, in bytes: onnxruntime sizes its blocks of keys by it."""
 INT8_SINCE = "1.27"
 """The first onnxruntime whose CPU kernel takes an int8 cache."""
 _LARGEST_ERROR = 0.05
@@ -38,29 +42,15 @@ class AttentionProbe:
 
     def __init__(self, numbers: dict[str, float], package: Package, threads: int, int8: bool = False) -> None:
         """`numbers`: the operator's attributes. `int8`: with an int8 cache. Raises what onnxruntime raises."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4 if int8 else 3  # that it cannot is no error here
-        kept = {name: number for name, number in numbers.items() if name not in _ROTARY}
-        if kept.get("local_window_size", 0) > _LONGEST:
-            kept["local_window_size"] = _LONGEST
         self.head = package.head_size
         self._dtype = NUMPY_DTYPES[package.kv_dtype]
         length = max(TOKENS, min(package.sliding_window, _LONGEST))
         random = np.random.default_rng(0).standard_normal((3, length, self.head), np.float32).astype(self._dtype)
         self._queries, self._keys, self._values = random
         self._past = [random[plane][None, None].copy() for plane in (1, 2)]
-        model = _model({**kept, "num_heads": 1, "kv_num_heads": 1}, self.head, ELEMENTS[package.kv_dtype])
+        self._session = _session({**numbers, "num_heads": 1, "kv_num_heads": 1}, package, threads, int8)
         if int8:
-            scales = {
-                name: np.abs(plane[0, 0]).max(axis=0, keepdims=True) / 127
-                for name, plane in zip(_PAST, self._past, strict=True)
-            }
-            model = with_int8_cache(memoryview(model), scales, set(_PRESENT))
             self._past = [np.zeros(plane.shape, np.int8) for plane in self._past]
-        self._session = ort.InferenceSession(model, options, providers=[CPU])
-        if int8:
             self.read(0, TOKENS)  # fills the cache
 
     @cached_property
@@ -70,7 +60,6 @@ class AttentionProbe:
 
     def read(self, start: int, end: int) -> NDArray[Any]:
         """Attention of tokens start … end-1 after those before them, [end - start, head]."""
-        binding = self._session.io_binding()
         inputs = {
             "query": self._queries[None, start:end],
             "key": self._keys[None, start:end],
@@ -78,18 +67,46 @@ class AttentionProbe:
             "last": np.array([end - 1], np.int32),
             "total": np.array(end, np.int32),
         }
-        inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        for name, array in inputs.items():
-            binding.bind_cpu_input(name, array)
         # The cache holds the keys and values of all tokens already; the operator writes the chunk's over themselves.
-        for past, present, array in zip(_PAST, _PRESENT, self._past, strict=True):
-            place = ("cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-            binding.bind_input(past, *place)
-            binding.bind_output(present, *place)
         out = np.empty((1, end - start, self.head), self._dtype)
-        binding.bind_output("out", "cpu", 0, self._dtype, out.shape, out.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        _run(self._session, inputs, self._past, out)
         result: NDArray[Any] = out[0]
+        return result
+
+
+class DecodeProbe:
+    """A package's attention with all heads, for one token of each of several rows behind equally many others."""
+
+    def __init__(self, numbers: dict[str, float], package: Package, threads: int, int8: bool = False) -> None:
+        """As AttentionProbe."""
+        self._heads = int(numbers["num_heads"]), int(numbers["kv_num_heads"])
+        self._package = package
+        self._dtype = np.int8 if int8 else NUMPY_DTYPES[package.kv_dtype]
+        self._session = _session(numbers, package, threads, int8)
+
+    def read(self, rows: int) -> NDArray[Any]:
+        """Attention of `rows` equal rows, [rows, heads * size]."""
+        package, (heads, kv_heads) = self._package, self._heads
+        # More than one block of keys, so that they can be shared out among threads.
+        length = max(_LARGEST_CACHE // (32 * package.head_size) + 2, min(package.sliding_window, _LONGEST))
+        chance = np.random.default_rng(0)
+        dtype = NUMPY_DTYPES[package.kv_dtype]
+
+        def numbers(*shape: int) -> NDArray[Any]:
+            return np.repeat(chance.standard_normal((1, *shape), np.float32).astype(dtype), rows, axis=0)
+
+        inputs = {
+            "query": numbers(1, heads * package.head_size),
+            "key": numbers(1, kv_heads * package.head_size),
+            "value": numbers(1, kv_heads * package.head_size),
+            "last": np.full(rows, length - 1, np.int32),
+            "total": np.array(length, np.int32),
+        }
+        scale = _STEPS if self._dtype == np.int8 else 1
+        past = [(scale * numbers(kv_heads, length, package.head_size)).astype(self._dtype) for _ in _PAST]
+        out = np.empty((rows, 1, heads * package.head_size), dtype)
+        _run(self._session, inputs, past, out)
+        result: NDArray[Any] = out[:, 0]
         return result
 
 
@@ -109,6 +126,37 @@ def int8_attention_fault(package: Package, threads: int) -> str | None:
     return None
 
 
+def _session(numbers: dict[str, float], package: Package, threads: int, int8: bool) -> Any:
+    """A session of the operator with these attributes, but for those that change each token by itself."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4 if int8 else 3  # that it cannot is no error here
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    kept = {name: number for name, number in numbers.items() if name not in _ROTARY}
+    if kept.get("local_window_size", 0) > _LONGEST:
+        kept["local_window_size"] = _LONGEST
+    model = _model(kept, package.head_size, ELEMENTS[package.kv_dtype])
+    if int8:
+        scales = np.full((int(kept["kv_num_heads"]), package.head_size), 1 / _STEPS, np.float32)
+        model = with_int8_cache(memoryview(model), dict.fromkeys(_PAST, scales), set(_PRESENT))
+    return ort.InferenceSession(model, options, providers=[CPU])
+
+
+def _run(session: Any, inputs: dict[str, NDArray[Any]], past: list[NDArray[Any]], out: NDArray[Any]) -> None:
+    """One step, with `past` for the present too, and `out` for the output."""
+    binding = session.io_binding()
+    inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+    for name, array in inputs.items():
+        binding.bind_cpu_input(name, array)
+    for before, after, array in zip(_PAST, _PRESENT, past, strict=True):
+        place = ("cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        binding.bind_input(before, *place)
+        binding.bind_output(after, *place)
+    binding.bind_output("out", "cpu", 0, out.dtype.type, out.shape, out.ctypes.data)
+    session.run_with_iobinding(binding)
+
+
 def _model(numbers: dict[str, float], head: int, element: int) -> bytes:
     """An ONNX model of one operator (onnx.proto)."""
     inputs = ("query", "key", "value", *_PAST, "last", "total")
@@ -116,10 +164,12 @@ def _model(numbers: dict[str, float], head: int, element: int) -> bytes:
     node += b"".join(_field(2, name.encode()) for name in ("out", *_PRESENT))
     node += _field(4, b"GroupQueryAttention") + _field(7, b"com.microsoft")
     node += b"".join(_field(5, attribute(name, number)) for name, number in numbers.items())
-    tokens, planes = [None, None, head], [None, 1, None, head]
+    heads, kv_heads = int(numbers["num_heads"]), int(numbers["kv_num_heads"])
+    tokens, others, planes = [None, None, heads * head], [None, None, kv_heads * head], [None, kv_heads, None, head]
     graph = _field(1, node) + _field(2, b"attention")
     shapes: dict[str, tuple[int, Sequence[int | None]]] = {
-        **dict.fromkeys(("query", "key", "value"), (element, tokens)),
+        "query": (element, tokens),
+        **dict.fromkeys(("key", "value"), (element, others)),
         **dict.fromkeys(_PAST, (element, planes)),
         "last": (ELEMENTS["int32"], [None]),
         "total": (ELEMENTS["int32"], []),

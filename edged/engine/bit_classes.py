@@ -6,12 +6,14 @@ takes another kernel than several and has other last bits. Which rows agree is m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edged.engine.attention_probe import PROBED, DecodeProbe
 from edged.engine.session import ModelSession
 
 _PROMPT = 8
@@ -60,8 +62,23 @@ def find_bit_classes(session: ModelSession, rows: int) -> BitClasses:
         # The row that is compared stands first, and last: kernels may treat the last rows of a tile apart.
         batches += [_batch_logits(session, batch, 0), _batch_logits(session, np.roll(batch, -1), -1)]
     batches_differ = not all(np.array_equal(one, other) for one, other in pairwise(batches))
-    lone_row_differs = not batches_differ and not np.array_equal(alone, batches[0])
-    return BitClasses(lone_row_differs, batches_differ, chunks_differ)
+    lone_row_differs = not np.array_equal(alone, batches[0])
+    for attention in _shared_out(session):
+        first = {count: attention.read(count)[0] for count in sorted({1, 2, 3, rows, most})}
+        batches_differ |= not all(np.array_equal(first[2], first[count]) for count in first.keys() - {1})
+        lone_row_differs |= not np.array_equal(first[1], first[2])
+    return BitClasses(lone_row_differs and not batches_differ, batches_differ, chunks_differ)
+
+
+def _shared_out(session: ModelSession) -> Iterator[DecodeProbe]:
+    """Attention that has fewer heads than there are threads.
+
+    For so few that onnxruntime shares out the keys of a long context among threads, whose sums have other last bits.
+    """
+    package = session.package
+    for numbers in package.graph.attentions if package.kv_dtype in PROBED else []:
+        if numbers["num_heads"] < session.threads:
+            yield DecodeProbe(numbers, package, session.threads, session.layout.dtype == "int8")
 
 
 def _last_logits(session: ModelSession, prompt: NDArray[np.int64], chunks: tuple[int, ...]) -> NDArray[np.floating]:

@@ -54,6 +54,7 @@ class ModelSession:
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise PackageError(f"onnxruntime {ort.__version__} cannot load the model: {one_line(error)}") from None
         self.package = package
+        self.threads = threads
         self.providers: list[str] = self._session.get_providers()
         self.device = "cuda" if self.providers[0] in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
         logits = next(o for o in self._session.get_outputs() if o.name == package.logits_name)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from engine_rig import MODELS, load, request, running
+from engine_rig import MODELS, RUNTIME, load, request, running
 
+from edged.engine.attention_probe import DecodeProbe
 from edged.engine.bit_classes import BitClasses, find_bit_classes
 from edged.engine.kv_cache import KVCache
-from edged.engine.package import open_package
+from edged.engine.package import Package, open_package
 from edged.engine.session import ModelSession
+
+CPU = ["CPUExecutionProvider"]
+needs_int8 = pytest.mark.skipif(RUNTIME < (1, 27), reason="no int8 cache")
 
 
 @pytest.fixture
@@ -49,6 +54,45 @@ def test_batches_that_round_otherwise_are_found(
 def test_chunks_that_round_otherwise_are_found(session: ModelSession, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(session, monkeypatch, lambda _rows, new: new == 5)
     assert find_bit_classes(session, 1).chunks_differ
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [
+        ((), BitClasses(False, False, False)),
+        ((1,), BitClasses(True, False, False)),
+        ((1, 2, 3), BitClasses(False, True, False)),
+        ((3,), BitClasses(False, True, False)),
+    ],
+)
+def test_keys_that_are_shared_out_among_threads_are_found(
+    odd: tuple[int, ...], expected: BitClasses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are more threads than heads; numbers of rows in `odd` have other last bits."""
+
+    class Attention:
+        def __init__(self, numbers: dict[str, float], package: Package, threads: int, int8: bool) -> None:
+            assert (numbers["num_heads"], threads, int8) == (4, 5, False)
+
+        def read(self, rows: int) -> Any:
+            return np.full((rows, 64), rows in odd, np.float32)
+
+    monkeypatch.setattr("edged.engine.bit_classes.DecodeProbe", Attention)
+    agree = find_bit_classes(ModelSession(open_package(MODELS / "phi3"), CPU, 4), 5)
+    if agree.lone_row_differs:
+        expected = replace(expected, lone_row_differs=not expected.batches_differ)
+    assert find_bit_classes(ModelSession(open_package(MODELS / "phi3"), CPU, 5), 5) == expected
+
+
+@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs_int8)])
+def test_rows_agree_over_a_long_context_where_no_thread_is_without_a_head(int8: bool) -> None:
+    package = open_package(MODELS / "phi3")
+    (numbers,) = package.graph.attentions
+    attention = DecodeProbe(numbers, package, 2, int8)
+    one, five = attention.read(1), attention.read(5)
+    assert one.shape == (1, 64)
+    assert np.isfinite(one).all()
+    assert all(np.array_equal(row, one[0]) for row in five)
 
 
 def test_rows_that_never_share_a_step_are_not_padded() -> None:
