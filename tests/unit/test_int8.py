@@ -151,10 +151,10 @@ class TestServed:
         "name",
         [
             "phi3",
-            pytest.param("gemma2", marks=pytest.mark.slow),
+            "gemma2",
             pytest.param("gemma2-wide", marks=pytest.mark.slow),
-            pytest.param("llama-position-ids", marks=pytest.mark.slow),
-            pytest.param("mistral", marks=pytest.mark.slow),
+            "llama-position-ids",
+            "mistral",
         ],
     )
     def test_same_ids_alone_in_company_in_chunks_and_from_known_prefixes(self, name: str, state: Path) -> None:
