@@ -113,7 +113,7 @@ test-dashboards: $(VENV)/.dev ## Grafana's published types take the dashboards o
 	@[ -d $(VENV)-grafana/node_modules/@grafana ] || npm install --silent --no-audit --no-fund --prefix $(VENV)-grafana @grafana/schema ts-json-schema-generator ajv
 	@GRAFANA_NODE=$(abspath $(VENV)-grafana)/node_modules $(BIN)/pytest -q tests/unit/test_dashboards.py
 
-test-arm: $(VENV)/.dev | mosquitto ## the package for Arm, emulated on the processors of a Pi 4 and a Pi 5 (root, Linux 6.7; minutes, 400 MB)
+test-arm: $(VENV)/.dev | mosquitto ## the package for Arm, emulated on the processors of a Pi 4 and a Pi 5 (root, Linux 6.7; half an hour, 400 MB)
 	@{ command -v debootstrap && command -v qemu-aarch64-static; } >/dev/null || { \
 		echo "installing debootstrap and qemu-user-static …"; \
 		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends debootstrap qemu-user-static >/dev/null; }

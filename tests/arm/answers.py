@@ -7,9 +7,8 @@ import platform
 import queue
 from pathlib import Path
 
-import onnxruntime
-
 from edged import logs
+from edged.engine import ort
 from edged.engine.engine import Engine
 from edged.engine.events import Ended, EngineEvent, Finished
 from edged.engine.loaded_model import load_model
@@ -43,7 +42,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "onnxruntime": onnxruntime.__version__,
+                "onnxruntime": ort.__version__,
                 "machine": platform.machine(),
                 "verified": serving.verified.compared if serving.verified else 0,
                 "load_seconds": serving.load_seconds,

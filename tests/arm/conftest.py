@@ -20,6 +20,8 @@ CACHE = PROJECT / ".arm-root"
 BOARDS = PROJECT / "tests/fixtures/boards"
 EMULATOR = "/usr/bin/qemu-aarch64-static"
 PACKAGES = "python3,libstdc++6"
+PROCESSORS = {"cortex-a72": "pi4", "cortex-a76": "pi5"}
+"""With the board that has each."""
 
 # An ELF file, 64 bit, little endian, executable or shared, of machine 183 (binfmt_misc, elf(5)).
 _MAGIC = r"\x7fELF\x02\x01\x01\x00" + r"\x00" * 8 + r"\x02\x00\xb7\x00"
@@ -48,7 +50,7 @@ class Arm:
         environment = {"PATH": "/usr/bin:/usr/sbin", "LANG": "C.UTF-8", "QEMU_CPU": cpu}
         return [*enter, _ENTER, "enter", str(self.root), str(cpuinfo), *command], environment
 
-    def run(self, cpu: str, cpuinfo: Path, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(self, cpu: str, cpuinfo: Path, *command: str, timeout: float = 3600) -> subprocess.CompletedProcess[str]:
         arguments, environment = self.command(cpu, cpuinfo, *command)
         return subprocess.run(
             arguments, env=environment, capture_output=True, text=True, check=False, timeout=timeout,

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BOARDS, Arm
-
-PROCESSORS = {"cortex-a72": "pi4", "cortex-a76": "pi5"}
+from conftest import BOARDS, PROCESSORS, Arm
 
 
 @pytest.fixture(scope="session")
