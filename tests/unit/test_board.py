@@ -140,6 +140,35 @@ class TestCores:
         assert len(detect(tree).performance_cores()) == 1
 
 
+class TestProcessor:
+    def test_processors_are_told_apart(self) -> None:
+        boards = ("pi4", "pi5", "jetson-orin", "pc")
+        assert len({detect(BOARDS / board).processor() for board in boards}) == len(boards)
+
+    @on("pc")
+    def test_what_changes_while_one_runs_plays_no_part(self, tree: Path) -> None:
+        before = detect(tree).processor()
+        cpuinfo = (tree / "proc/cpuinfo").read_text()
+        write(tree, "proc/cpuinfo", cpuinfo.replace("model name", "cpu MHz\t\t: 1700.000\nmodel name"))
+        assert detect(tree).processor() == before
+
+    @on("pc")
+    @pytest.mark.parametrize("line", ["flags\t\t: sse2 avx512_vnni", "stepping\t: 4"])
+    def test_other_instructions_or_another_stepping_are_another_one(self, tree: Path, line: str) -> None:
+        before = detect(tree).processor()
+        write(tree, "proc/cpuinfo", (tree / "proc/cpuinfo").read_text() + f"\n{line}\n")
+        assert detect(tree).processor() != before
+
+    @on("pc")
+    def test_so_are_larger_caches(self, tree: Path) -> None:
+        cache = "sys/devices/system/cpu/cpu0/cache/index2"
+        for name, text in (("level", "2\n"), ("type", "Unified\n"), ("size", "512K\n")):
+            write(tree, f"{cache}/{name}", text)
+        before = detect(tree).processor()
+        write(tree, f"{cache}/size", "1024K\n")
+        assert detect(tree).processor() != before
+
+
 class TestDeviceId:
     @pytest.mark.parametrize(
         ("name", "expected"),
