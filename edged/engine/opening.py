@@ -72,7 +72,7 @@ class Opening:
         """A session is there, and has computed no step. Raises CorruptPackageError, UnreadableError."""
         if self.check is not None:
             self.check.finish()
-            forget_reads()  # then come steps of one token and of several, for one row and for several
+            forget_reads()  # then come steps of one token and of several
 
 
 @dataclass(frozen=True)

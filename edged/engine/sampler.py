@@ -10,16 +10,19 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import neg
 
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 64
+_BLOCK = 128
 """Tokens of which only the highest is looked at first."""
 _TRIES = 256
-"""Tokens that are drawn at once, of which the first that is accepted counts."""
+"""Tries for which numbers are made at once."""
 _UNSEEN = 0.01
 """About the most that the tokens which are not looked at may weigh, of all, where top-p is to be decided."""
 _CHUNK = 1 << 14
@@ -58,7 +61,7 @@ class Sampler:
         """`prompt`: token ids, for the repetition penalty. Raises ValueError for a negative seed."""
         self._sampling = sampling
         self._processor = LogitsProcessor(sampling, prompt)
-        self._generator = np.random.default_rng(sampling.seed)
+        self._draws = Draws(sampling.seed)
 
     def sample(self, logits: NDArray[np.floating], denied: NDArray[np.bool_] | None = None) -> int:
         """The next token; from then on it counts as one of the answer.
@@ -70,13 +73,13 @@ class Sampler:
         self._processor.apply(wide)
         if denied is not None:
             np.copyto(wide, -np.inf, where=denied)
-        token = sample(wide, self._sampling, self._generator)
+        token = sample(wide, self._sampling, self._draws)
         self._processor.note(token)
         return token
 
     def uniform(self) -> float:
         """A number in [0, 1), by the seed."""
-        return float(self._generator.random())
+        return self._draws.one()
 
 
 class LogitsProcessor:
@@ -132,12 +135,40 @@ class LogitsProcessor:
         self._made[place] += 1
 
 
-def sample(logits: NDArray[np.float32], sampling: Sampling, generator: np.random.Generator) -> int:
+class Draws:
+    """The random numbers of one sequence, made for many tries at once: a call for one try costs nearly as much."""
+
+    def __init__(self, seed: int) -> None:
+        """Raises ValueError for a negative seed."""
+        self._generator = np.random.default_rng(seed)
+        self._tries: tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64]] | None = None
+        self._taken = _TRIES
+
+    def tries(self) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64]]:
+        """For each try to come, one at least: a number in [0, 1), a row of a block, and another number in [0, 1)."""
+        if self._tries is None or self._taken == _TRIES:
+            first, row, last = self._generator.random((3, _TRIES))
+            self._tries, self._taken = (first, (row * _BLOCK).astype(np.intp), last), 0
+        first, rows, last = self._tries
+        return first[self._taken :], rows[self._taken :], last[self._taken :]
+
+    def take(self, tries: int) -> None:
+        """The first so many tries are done."""
+        self._taken += tries
+
+    def one(self) -> float:
+        """One number in [0, 1), for which a whole try is taken."""
+        number = float(self.tries()[0][0])
+        self.take(1)
+        return number
+
+
+def sample(logits: NDArray[np.float32], sampling: Sampling, draws: Draws) -> int:
     """The next token for one row, by logits after bias and penalties.
 
     `logits`: [vocabulary]. First comes the temperature, then top-k, top-p and min-p, each on what the one before
-    leaves, as in transformers. How many numbers are drawn from `generator` depends on this row alone, so a seed gives
-    the same tokens in any batch. Raises NotFiniteError.
+    leaves, as in transformers. How many numbers of `draws` it takes depends on this row alone, so a seed gives the same
+    tokens in any batch. Raises NotFiniteError.
     """
     if sampling.temperature == 0.0 or sampling.top_k == 1:
         best = int(np.argmax(logits))  # the first NaN, where there is one
@@ -145,8 +176,8 @@ def sample(logits: NDArray[np.float32], sampling: Sampling, generator: np.random
         return best
     blocks = _Blocks(logits, sampling.temperature)
     if 0 < sampling.top_k < len(logits):
-        return _draw_sorted(*blocks.top(sampling.top_k), sampling, generator)
-    return _draw(blocks, sampling, generator)
+        return _draw_sorted(*blocks.top(sampling.top_k), sampling, draws)
+    return _draw(blocks, sampling, draws)
 
 
 def _check(highest: np.float32) -> None:
@@ -154,19 +185,17 @@ def _check(highest: np.float32) -> None:
         raise NotFiniteError(f"the model gave {highest} as its best logit")
 
 
-def _draw_sorted(
-    tokens: NDArray[np.intp], weights: NDArray[np.float32], sampling: Sampling, generator: np.random.Generator
-) -> int:
+def _draw_sorted(tokens: NDArray[np.intp], weights: list[float], sampling: Sampling, draws: Draws) -> int:
     """One of the tokens that top-p and min-p leave of these, of which the likeliest comes first and weighs 1."""
-    sums, count = weights.cumsum(dtype=np.float64), len(weights)
+    sums, count = list(accumulate(weights)), len(weights)
     if sampling.top_p < 1.0:
-        count = int(sums.searchsorted(sampling.top_p * sums[-1])) + 1
+        count = bisect_left(sums, sampling.top_p * sums[-1]) + 1
     if sampling.min_p > 0.0:
-        count = min(count, int(np.count_nonzero(weights >= np.float32(sampling.min_p))))
-    return int(tokens[sums.searchsorted(generator.random() * sums[count - 1], side="right")])
+        count = min(count, bisect_right(weights, -sampling.min_p, key=neg))
+    return int(tokens[bisect_right(sums, draws.one() * sums[count - 1])])
 
 
-def _draw(blocks: _Blocks, sampling: Sampling, generator: np.random.Generator) -> int:
+def _draw(blocks: _Blocks, sampling: Sampling, draws: Draws) -> int:
     """One of the tokens that top-p and min-p leave of all.
 
     These are the likeliest. So where a token is drawn that is none of them, the next is drawn from those before it.
@@ -174,7 +203,7 @@ def _draw(blocks: _Blocks, sampling: Sampling, generator: np.random.Generator) -
     end = (blocks.logit(sampling.min_p), len(blocks.logits)) if sampling.min_p > 0.0 else None
     share = max(sampling.top_p, sys.float_info.min)  # one token at least
     while True:
-        token = blocks.draw(generator, end)
+        token = blocks.draw(draws, end)
         if sampling.top_p >= 1.0 or blocks.in_nucleus(token, share):
             return token
         end = blocks.logits[token], token
@@ -199,7 +228,7 @@ class _Blocks:
         self._table = logits[:covered].reshape(_BLOCK, self._whole)
         peaks = self._table.max(axis=0)
         self._peaks = peaks if covered == len(logits) else np.concatenate([peaks, logits[covered:]])
-        self._highest = self._peaks.max()  # NaN, where there is one
+        self._highest = self._peaks[self._peaks.argmax()]  # NaN, where there is one
         _check(self._highest)
 
     def logit(self, weight: float) -> np.float32:
@@ -207,7 +236,7 @@ class _Blocks:
         logit: np.float32 = np.float32(float(self._highest) + self._temperature * math.log(weight))
         return logit
 
-    def draw(self, generator: np.random.Generator, end: tuple[np.float32, int] | None) -> int:
+    def draw(self, draws: Draws, end: tuple[np.float32, int] | None) -> int:
         """One of the tokens before `end`: their logits are above the first number, or equal and they below the second.
 
         By rejection: a block is drawn by its bound, and one of its tokens, which is taken with the probability of its
@@ -216,9 +245,9 @@ class _Blocks:
         bounds = self._bounds if end is None else self._bounds * (self._peaks >= end[0])
         sums = bounds.cumsum(dtype=np.float64)
         while True:
-            drawn, within, kept = generator.random((3, _TRIES))
+            drawn, rows, kept = draws.tries()
             blocks = sums.searchsorted(drawn * sums[-1], side="right")
-            tokens = (within * _BLOCK).astype(np.intp) * self._whole
+            tokens = rows * self._whole
             if len(self._peaks) > self._whole:
                 tokens[blocks >= self._whole] = (_BLOCK - 1) * self._whole
             tokens += blocks
@@ -228,7 +257,9 @@ class _Blocks:
                 taken &= (logits > end[0]) | ((logits == end[0]) & (tokens < end[1]))
             first = int(taken.argmax())
             if taken[first]:
+                draws.take(first + 1)
                 return int(tokens[first])
+            draws.take(len(taken))
 
     def in_nucleus(self, token: int, share: float) -> bool:
         """Whether the tokens before `token` weigh less than `share` of all (Holtzman et al. 2019, arXiv:1904.09751).
@@ -250,16 +281,16 @@ class _Blocks:
 
     def at_least(self, logit: np.float32) -> NDArray[np.intp]:
         """The tokens whose logits are this high, by id."""
-        blocks = np.flatnonzero(self._peaks >= logit)
+        blocks = (self._peaks >= logit).nonzero()[0]
         whole = blocks[: blocks.searchsorted(self._whole)]
         if 4 * len(whole) > self._whole:
             return np.flatnonzero(self.logits >= logit)
-        rows, places = np.nonzero(self._table[:, whole] >= logit)
+        rows, places = (self._table[:, whole] >= logit).nonzero()
         tokens: NDArray[np.intp] = rows * self._whole + whole[places]
         rest = blocks[len(whole) :]
         return np.concatenate([tokens, rest + (_BLOCK - 1) * self._whole]) if len(rest) else tokens
 
-    def top(self, count: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    def top(self, count: int) -> tuple[NDArray[np.intp], list[float]]:
         """The `count` likeliest tokens and their weights, the likeliest first; among equals the first by id."""
         if count <= len(self._peaks):  # so many tokens at least are as high as this
             tokens = self.at_least(np.partition(self._peaks, -count)[-count])
@@ -267,13 +298,14 @@ class _Blocks:
             tokens = np.arange(len(self.logits))
         falling = -self.logits[tokens]
         order = falling.argsort(kind="stable")[:count]
-        return tokens[order], self._weigh(-falling[order], self._highest)
+        return tokens[order], self._weigh(-falling[order], self._highest).tolist()
 
     @functools.cached_property
     def _bounds(self) -> NDArray[np.float32]:
         """The most that each block can weigh, by `_BLOCK`."""
         bounds = self._weigh(self._peaks, self._highest)
-        bounds[self._whole :] /= _BLOCK
+        if len(bounds) > self._whole:
+            bounds[self._whole :] /= _BLOCK
         return bounds
 
     def _before(self, logits: NDArray[np.float32], value: np.float32, place: int) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from test_chat import THINKING, turn, written  # noqa: E402
 from test_sampler import reference, reference_choice  # noqa: E402
 
 from edged.engine.package import open_package  # noqa: E402
-from edged.engine.sampler import LogitsProcessor, Sampling, sample  # noqa: E402
+from edged.engine.sampler import Draws, LogitsProcessor, Sampling, sample  # noqa: E402
 from edged.engine.tokenizer import Tokenizer  # noqa: E402
 from edged.jobs.document import JobError  # noqa: E402
 from edged.jobs.reading import read_submission  # noqa: E402
@@ -81,7 +81,7 @@ def choices() -> Iterator[Row]:
             size = VOCABULARIES[n % len(VOCABULARIES)]
             logits = np.random.default_rng(n).normal(0, chance.uniform(0.5, 6), size).astype(np.float32)
             expected = reference_choice(logits, sampling)
-            chosen = sample(logits, sampling, np.random.default_rng(n))
+            chosen = sample(logits, sampling, Draws(n))
             counts["too near" if expected is None else "same" if chosen == expected else "different"] += 1
         yield field, source, counts, "the token chosen"
 

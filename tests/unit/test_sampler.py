@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edged.engine.sampler import NotFiniteError, Sampler, Sampling, sample
+from edged.engine.sampler import Draws, NotFiniteError, Sampler, Sampling, sample
 
 LOGITS = np.array([1.0, 3.0, -2.0, 2.5, 0.0, 2.5, -1.0, 1.5], np.float32)
 
 
 def draws(count: int, logits: NDArray[Any] = LOGITS, **sampling: Any) -> NDArray[np.int64]:
     """How often each token is drawn."""
-    generator = np.random.default_rng(5)
+    draws = Draws(5)
     wanted = Sampling(**{"temperature": 1.0, **sampling})
-    return np.bincount([sample(logits.copy(), wanted, generator) for _ in range(count)], minlength=len(logits))
+    return np.bincount([sample(logits.copy(), wanted, draws) for _ in range(count)], minlength=len(logits))
 
 
 def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
@@ -40,10 +41,10 @@ class TestGreedy:
         assert Sampler(Sampling()).sample(LOGITS.copy()) == 1
         assert Sampler(Sampling()).sample(np.array([0, 7, 7], np.float16)) == 1
 
-    def test_nothing_is_drawn_from_the_generator(self) -> None:
-        generator = np.random.default_rng(3)
-        sample(LOGITS, Sampling(), generator)
-        assert generator.random() == np.random.default_rng(3).random()
+    def test_nothing_is_drawn(self) -> None:
+        draws = Draws(3)
+        sample(LOGITS, Sampling(), draws)
+        assert draws.one() == Draws(3).one()
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     @pytest.mark.parametrize("place", [0, 5, 7])
@@ -52,11 +53,11 @@ class TestGreedy:
         logits = LOGITS.copy()
         logits[place] = bad
         with pytest.raises(NotFiniteError, match="as its best logit"):
-            sample(logits, Sampling(temperature=temperature), np.random.default_rng(0))
+            sample(logits, Sampling(temperature=temperature), Draws(0))
 
     def test_logits_that_are_all_minus_infinity_are_an_error(self) -> None:
         with pytest.raises(NotFiniteError):
-            sample(np.full(4, -np.inf, np.float32), Sampling(), np.random.default_rng(0))
+            sample(np.full(4, -np.inf, np.float32), Sampling(), Draws(0))
 
 
 class TestDrawing:
@@ -130,7 +131,7 @@ class TestDrawing:
         """The shortcuts (float32, bounds instead of sums, no sort) change nothing."""
         logits = np.resize((np.array(halves) / 2).astype(np.float32), size)
         sampling = Sampling(temperature, top_p, top_k, seed, min_p=min_p)
-        chosen = sample(logits, sampling, np.random.default_rng(seed))
+        chosen = sample(logits, sampling, Draws(seed))
         assert reference_choice(logits, sampling) in (chosen, None)
 
     @pytest.mark.parametrize("size", [5_003, 40_000])
@@ -145,7 +146,7 @@ class TestDrawing:
                 sampling = Sampling(0.7, seed=seed, **one)
                 expected = reference_choice(logits, sampling)
                 sure += expected is not None
-                assert expected in (sample(logits, sampling, np.random.default_rng(seed)), None)
+                assert expected in (sample(logits, sampling, Draws(seed)), None)
         assert sure > 20
 
     @pytest.mark.parametrize("wanted", [{}, {"top_p": 0.9}, {"top_p": 0.3, "min_p": 0.01}, {"top_k": 70}])
@@ -184,22 +185,33 @@ def reference_choice(logits: NDArray[np.float32], sampling: Sampling) -> int | N
         return None
     if sampling.min_p and (abs(weights[weights < 1] / sampling.min_p - 1) < 1e-3).any():
         return None
-    generator = np.random.default_rng(sampling.seed)
+    numbers = tries(sampling.seed)
     if len(order) < len(logits):
-        goal = generator.random() * sums[left][-1]
+        goal = next(numbers)[0] * sums[left][-1]
         near = abs(sums - goal).min() < 1e-6 * sums[-1]
         return None if near else int(order[np.searchsorted(sums, goal, side="right")])
     by_id = np.argsort(order)
     end = len(order)
-    while (drawn := reference_draw(weights[by_id], by_id, generator, sampling.min_p, end)) is not None:
+    while (drawn := reference_draw(weights[by_id], by_id, numbers, sampling.min_p, end)) is not None:
         if left[by_id[drawn]]:
             return drawn
         end = by_id[drawn]
     return None
 
 
+def tries(seed: int) -> Iterator[NDArray[np.float64]]:
+    """Three numbers for each try."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield from generator.random((3, 256)).T
+
+
 def reference_draw(
-    weights: NDArray[np.float64], ranks: NDArray[np.intp], generator: np.random.Generator, least: float, end: int
+    weights: NDArray[np.float64],
+    ranks: NDArray[np.intp],
+    numbers: Iterator[NDArray[np.float64]],
+    least: float,
+    end: int,
 ) -> int | None:
     """A token by rejection: a block by its size and its best weight, one of its tokens, kept by its share of the best.
 
@@ -207,20 +219,20 @@ def reference_draw(
     """
     if end < len(ranks):
         least = weights[ranks == end][0]
-    whole = len(weights) // 64
-    blocks = [np.arange(block, 64 * whole, whole) for block in range(whole)]
-    blocks += [np.array([single]) for single in range(64 * whole, len(weights))]
+    whole = len(weights) // 128
+    blocks = [np.arange(block, 128 * whole, whole) for block in range(whole)]
+    blocks += [np.array([single]) for single in range(128 * whole, len(weights))]
     best = [weights[block].max() for block in blocks]
     sums = np.cumsum([len(block) * most * (most >= least) for block, most in zip(blocks, best, strict=True)])
-    while True:
-        for drawn, within, kept in generator.random((3, 256)).T:
-            chosen = int(np.searchsorted(sums, drawn * sums[-1], side="right"))
-            token = int(blocks[chosen][int(within * len(blocks[chosen]))])
-            ratio = weights[token] / best[chosen]
-            if abs(sums - drawn * sums[-1]).min() < 1e-6 * sums[-1] or (abs(kept - ratio) < 1e-5 and ratio < 1):
-                return None
-            if kept < ratio and ranks[token] < end and weights[token] >= least:
-                return token
+    for drawn, within, kept in numbers:
+        chosen = int(np.searchsorted(sums, drawn * sums[-1], side="right"))
+        token = int(blocks[chosen][int(within * len(blocks[chosen]))])
+        ratio = weights[token] / best[chosen]
+        if abs(sums - drawn * sums[-1]).min() < 1e-6 * sums[-1] or (abs(kept - ratio) < 1e-5 and ratio < 1):
+            return None
+        if kept < ratio and ranks[token] < end and weights[token] >= least:
+            return token
+    return None
 
 
 def reference(logits: NDArray[np.float32], sampling: Sampling, prompt: list[int], answer: list[int]) -> NDArray[Any]:
