@@ -23,6 +23,8 @@ _BLOCK = 128
 """Tokens of which only the highest is looked at first."""
 _TRIES = 256
 """Tries for which numbers are made at once."""
+_AT_ONCE = 64
+"""Tries that are made at once."""
 _UNSEEN = 0.01
 """About the most that the tokens which are not looked at may weigh, of all, where top-p is to be decided."""
 _CHUNK = 1 << 14
@@ -90,15 +92,16 @@ class LogitsProcessor:
         self._sampling = sampling
         self._biased = np.array([token for token, _ in sampling.logit_bias], np.int64)
         self._bias = np.array([bias for _, bias in sampling.logit_bias], np.float32)
-        self._penalises = (
-            sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
-        )
+        self._subtracts = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
+        self._penalises = self._subtracts or sampling.repetition_penalty != 1.0
         seen = prompt if sampling.repetition_penalty != 1.0 else ()
         self._tokens = np.array(sorted(set(seen)), np.int64)
         """Distinct tokens, as many as `_places` has; the rest is room for more."""
-        self._made = np.zeros(len(self._tokens), np.float32)
-        """How often the answer has each."""
+        self._subtracted = np.zeros(len(self._tokens), np.float32)
+        """What the frequency penalty and the presence penalty take from each."""
         self._places = {token: place for place, token in enumerate(self._tokens.tolist())}
+        self._counts: dict[int, int] = {}
+        """How often the answer has each, where that matters."""
 
     def apply(self, logits: NDArray[np.float32]) -> None:
         """Change `logits`, [vocabulary], in place: the bias first, then the penalties, as vLLM does.
@@ -112,15 +115,14 @@ class LogitsProcessor:
         count = len(self._places)
         if not count:
             return
-        sampling, tokens, made = self._sampling, self._tokens[:count], self._made[:count]
+        sampling, tokens, subtracted = self._sampling, self._tokens[:count], self._subtracted[:count]
         values = logits[tokens]
         if sampling.repetition_penalty != 1.0:
             penalty = np.float32(sampling.repetition_penalty)
-            values = np.where(values < 0, values * penalty, values / penalty)
-        if sampling.frequency_penalty != 0.0:
-            values -= np.float32(sampling.frequency_penalty) * made
-        if sampling.presence_penalty != 0.0:
-            values -= np.float32(sampling.presence_penalty) * np.minimum(made, 1)
+            nearer_zero = np.minimum if penalty > 1 else np.maximum
+            values = nearer_zero(values * penalty, values / penalty)
+        if self._subtracts:
+            values -= subtracted
         logits[tokens] = values
 
     def note(self, token: int) -> None:
@@ -130,9 +132,11 @@ class LogitsProcessor:
         place = self._places.setdefault(token, len(self._places))
         if place == len(self._tokens):
             self._tokens = np.concatenate([self._tokens, np.zeros(place + 64, np.int64)])
-            self._made = np.concatenate([self._made, np.zeros(place + 64, np.float32)])
+            self._subtracted = np.concatenate([self._subtracted, np.zeros(place + 64, np.float32)])
         self._tokens[place] = token
-        self._made[place] += 1
+        if self._subtracts:
+            count = self._counts[token] = self._counts.get(token, 0) + 1
+            self._subtracted[place] = self._sampling.frequency_penalty * count + self._sampling.presence_penalty
 
 
 class Draws:
@@ -150,7 +154,8 @@ class Draws:
             first, row, last = self._generator.random((3, _TRIES))
             self._tries, self._taken = (first, (row * _BLOCK).astype(np.intp), last), 0
         first, rows, last = self._tries
-        return first[self._taken :], rows[self._taken :], last[self._taken :]
+        tries = slice(self._taken, self._taken + _AT_ONCE)
+        return first[tries], rows[tries], last[tries]
 
     def take(self, tries: int) -> None:
         """The first so many tries are done."""
@@ -243,7 +248,7 @@ class _Blocks:
         weight / that of the block's best, so one in `_BLOCK` at least.
         """
         bounds = self._bounds if end is None else self._bounds * (self._peaks >= end[0])
-        sums = bounds.cumsum(dtype=np.float64)
+        sums = bounds.astype(np.float64).cumsum()
         while True:
             drawn, rows, kept = draws.tries()
             blocks = sums.searchsorted(drawn * sums[-1], side="right")
@@ -270,7 +275,7 @@ class _Blocks:
         light = _UNSEEN * float(bounds.sum()) / len(self.logits)
         tokens = self.at_least(min(self.logit(light), value))
         if 8 * len(tokens) < len(self.logits):
-            before, seen = self._before(self.logits[tokens], value, int(np.searchsorted(tokens, token)))
+            before, seen = self._before(self.logits[tokens], value, int(tokens.searchsorted(token)))
             if before < share * seen:
                 return True
             if before >= share * (seen + _BLOCK * float(np.minimum(bounds, light).sum())):
@@ -285,7 +290,7 @@ class _Blocks:
         whole = blocks[: blocks.searchsorted(self._whole)]
         if 4 * len(whole) > self._whole:
             return np.flatnonzero(self.logits >= logit)
-        rows, places = (self._table[:, whole] >= logit).nonzero()
+        rows, places = (self._table.take(whole, axis=1) >= logit).nonzero()
         tokens: NDArray[np.intp] = rows * self._whole + whole[places]
         rest = blocks[len(whole) :]
         return np.concatenate([tokens, rest + (_BLOCK - 1) * self._whole]) if len(rest) else tokens
@@ -293,7 +298,9 @@ class _Blocks:
     def top(self, count: int) -> tuple[NDArray[np.intp], list[float]]:
         """The `count` likeliest tokens and their weights, the likeliest first; among equals the first by id."""
         if count <= len(self._peaks):  # so many tokens at least are as high as this
-            tokens = self.at_least(np.partition(self._peaks, -count)[-count])
+            parted = self._peaks.copy()
+            parted.partition(-count)
+            tokens = self.at_least(parted[-count])
         else:
             tokens = np.arange(len(self.logits))
         falling = -self.logits[tokens]

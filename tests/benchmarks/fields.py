@@ -132,9 +132,14 @@ def documents() -> Iterator[Row]:
     yield "whole numbers written 5.0", "the same written 5", counts, "the job as read"
     counts = Counter[str]()
     ours = {"temp": "temperature", "top-p": "top_p", "promt": "prompt", "repeat_penalty": "repetition_penalty"}
-    for wrong, right in {**ours, "stop_sequences": "stop", "max_new_tokens": "max_tokens"}.items():
+    for wrong, right in {
+        **ours,
+        "stop_sequences": "stop",
+        "max_new_tokens": "max_tokens",
+        "guided_json": "response_format",
+    }.items():
         counts["same" if refusal(wrong).endswith(f"did you mean '{right}'?") else "different"] += 1
-    for known in ("top_logprobs", "guided_json", "best_of", "modalities", "audio"):
+    for known in ("top_logprobs", "best_of", "modalities", "audio"):
         counts["same" if refusal(known).endswith("leave it out") else "different"] += 1
     yield "unknown fields", "a field that helps, or none", counts, "the advice"
 
