@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 _BLOCK = 128
 """Tokens of which only the highest is looked at first."""
-_TRIES = 256
+_TRIES = 1024
 """Tries for which numbers are made at once."""
-_AT_ONCE = 64
+_AT_ONCE = 128
 """Tries that are made at once."""
 _UNSEEN = 0.01
 """About the most that the tokens which are not looked at may weigh, of all, where top-p is to be decided."""

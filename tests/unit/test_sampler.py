@@ -203,7 +203,7 @@ def tries(seed: int) -> Iterator[NDArray[np.float64]]:
     """Three numbers for each try."""
     generator = np.random.default_rng(seed)
     while True:
-        yield from generator.random((3, 256)).T
+        yield from generator.random((3, 1024)).T
 
 
 def reference_draw(
