@@ -24,7 +24,7 @@ from edged.engine.detokenizer import TextStream, detokenizers  # noqa: E402
 
 TOKENS, ROUNDS = 2000, 5
 GOAL = 10.0
-"""Microseconds. Tokenizers of an unknown kind have none: their own library decodes a token, which costs what it costs."""
+"""Microseconds. Tokenizers of an unknown kind have none: their library decodes each token in its own time."""
 ENGLISH = "The pump in hall three is off. Switch on the fan, and tell me when the temperature is below 81 degrees. "
 STOP = ("\n\n", "User:", "the end of it")
 
