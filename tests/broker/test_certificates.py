@@ -130,6 +130,7 @@ def test_an_expired_certificate_of_the_broker(serve: Any, daemons: Callable[...,
     named_everywhere(daemons(), BY_THE_CLOCK or "the broker's certificate has expired")
 
 
+@pytest.mark.slow
 def test_a_broker_by_another_name(serve: Any, daemons: Callable[..., Daemon]) -> None:
     serve(1, "DNS:elsewhere.example")
     named_everywhere(daemons(), "the broker's certificate is for another name than mqtt.host")
@@ -140,6 +141,7 @@ def test_a_broker_of_another_authority(foreign: Path, daemons: Callable[..., Dae
     named_everywhere(daemons(mqtt__ca_file=str(foreign / "ca.pem")), f"its authority is not among those in {foreign}")
 
 
+@pytest.mark.slow
 def test_an_expired_certificate_of_the_device(fleet: Fleet, daemons: Callable[..., Daemon]) -> None:
     certificate = fleet.files("device", "b")["cert_file"]
     before = certificate.read_bytes()
@@ -148,11 +150,13 @@ def test_an_expired_certificate_of_the_device(fleet: Fleet, daemons: Callable[..
     certificate.write_bytes(before)
 
 
+@pytest.mark.slow
 def test_a_device_of_another_authority(foreign: Path, daemons: Callable[..., Daemon]) -> None:
     files = {"mqtt__cert_file": str(foreign / "device.pem"), "mqtt__key_file": str(foreign / "device.key")}
     named_everywhere(daemons(**files), "is from an authority that the broker does not know")
 
 
+@pytest.mark.slow
 def test_a_mended_certificate_is_taken_without_a_restart(
     fleet: Fleet, foreign: Path, daemons: Callable[..., Daemon]
 ) -> None:

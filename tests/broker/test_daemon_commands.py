@@ -188,6 +188,7 @@ def test_forget_everything(client: Client5, daemon: Daemon) -> None:
     assert client.ask(job("all-2"))["state"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_forget_of_what_is_not_there_is_one_line(client: Client5, daemon: Daemon) -> None:
     unknown, nothing = daemon.command("forget", "nobody"), daemon.command("forget")
     assert (unknown.returncode, one_line(unknown.stderr)) == (1, True)
@@ -204,6 +205,7 @@ def test_generate_answers_right_without_a_broker(daemon: Daemon) -> None:
     assert asked.returncode == 0, asked.stderr
 
 
+@pytest.mark.slow
 def test_generate_ends_with_a_code_and_one_line(daemon: Daemon, shared: Place) -> None:
     cases = []
     for arguments, text, code in (
@@ -232,6 +234,7 @@ def model_finding(daemon: Daemon) -> tuple[str, str]:
     return found["state"], found["message"]
 
 
+@pytest.mark.slow
 def test_doctor_asks_the_daemon_instead_of_loading_the_model_again(place: Place) -> None:
     daemon = place.daemon().start()
     assert model_finding(daemon) == ("ok", "edged is running and says that it is ready; not loaded a second time")
@@ -241,6 +244,7 @@ def test_doctor_asks_the_daemon_instead_of_loading_the_model_again(place: Place)
     assert (state, "edged is running and says: broker" in what) == ("warn", True), what
 
 
+@pytest.mark.slow
 def test_doctor_passes_on_that_the_daemons_model_is_broken(place: Place, tmp_path: Path) -> None:
     daemon = place.daemon(model__path=str(tmp_path)).start(ready=False)
     daemon.until_fault("model unavailable")
@@ -248,6 +252,7 @@ def test_doctor_passes_on_that_the_daemons_model_is_broken(place: Place, tmp_pat
     assert (state, "edged is running and says: model unavailable" in what) == ("fail", True), what
 
 
+@pytest.mark.slow
 def test_doctor_loads_no_second_model_where_the_daemon_cannot_be_asked(daemon: Daemon) -> None:
     port = daemon.env["EDGED_HTTP__PORT"]
     daemon.env["EDGED_HTTP__PORT"] = "0"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from broker_rig import Peer
 from daemon_fixtures import Place
 from jinja2 import StrictUndefined
@@ -16,6 +17,7 @@ pytest_plugins = ["daemon_fixtures"]
 TOPIC = "homeassistant/device/edged-board/config"
 
 
+@pytest.mark.slow
 def test_a_device_is_found_and_after_the_setting_is_gone_it_is_not(
     place: Place, make_peer: Callable[..., Peer]
 ) -> None:

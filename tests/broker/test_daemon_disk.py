@@ -64,6 +64,7 @@ def test_a_disk_that_fills_up_takes_nothing_falsely_and_recovers(place: Place, t
         assert daemon.end() == 0
 
 
+@pytest.mark.slow
 def test_a_fault_ends_by_itself_when_no_job_waits_any_more(place: Place, tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "size=2m") as folder:
         daemon, client = place.daemon(STATE_DIR=str(folder)).start(), place.client()
@@ -103,6 +104,7 @@ def test_a_broken_package_leaves_the_device_up_and_is_mended_without_a_restart(p
     assert client.result("refused", 2)["state"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_jobs_accepted_before_the_package_broke_are_answered_once_it_is_mended(place: Place) -> None:
     package = place.folder / "phi3"
     shutil.copytree(MODELS / "phi3", package)

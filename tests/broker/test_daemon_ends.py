@@ -87,6 +87,7 @@ def test_a_thread_that_ends_takes_the_process_with_it_and_three_times_alone_are_
     daemon.log_file.write_text("")  # it holds the traceback of what ended the engine, and the fixture allows none
 
 
+@pytest.mark.slow
 def test_after_a_crash_with_two_rows_the_suspects_run_one_at_a_time(place: Place) -> None:
     daemon, client = place.daemon(paced=True, MODEL__ROWS="2").start(), place.client()
     running(daemon, client, "suspect-1")
@@ -130,6 +131,7 @@ def test_sigterm_lets_what_runs_finish_and_leaves_the_rest_for_the_next_start(pl
     assert [client.result(f"stays-{n}")["attempts"] for n in (1, 2)] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_job_longer_than_the_drain_is_cut_and_runs_again(place: Place) -> None:
     daemon, client = place.daemon(paced=True, DRAIN_SECONDS="0").start(), place.client()
     daemon.pace(0.05)
@@ -155,6 +157,7 @@ def test_a_second_sigterm_stops_at_once(place: Place) -> None:
     assert client.status("offline")
 
 
+@pytest.mark.slow
 def test_a_cancel_counts_even_if_the_process_ends_before_the_job_does(place: Place) -> None:
     daemon, client = place.daemon(paced=True, DRAIN_SECONDS="0").start(), place.client()
     running(daemon, client, "cancelled")
@@ -169,6 +172,7 @@ def test_a_cancel_counts_even_if_the_process_ends_before_the_job_does(place: Pla
     assert client.events("cancelled") == ["accepted", "started"]
 
 
+@pytest.mark.slow
 def test_a_second_daemon_on_the_same_state_is_refused_in_one_line(place: Place) -> None:
     daemon = place.daemon().start()
     result = daemon.command("run")
@@ -177,6 +181,7 @@ def test_a_second_daemon_on_the_same_state_is_refused_in_one_line(place: Place) 
     assert "another edged runs on" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_second_daemon_under_the_same_device_id_is_named_as_the_fault(place: Place) -> None:
     first = place.daemon().start()
     second = place.daemon().start(ready=False)

@@ -158,6 +158,7 @@ def test_the_page_and_its_document_tell_of_jobs_without_their_text(client: Clien
     assert len(made) == 360
 
 
+@pytest.mark.slow
 def test_200_jobs_leak_no_file_descriptor_and_no_thread(client: Client5, daemon: Daemon) -> None:
     assert daemon.process is not None
     process = psutil.Process(daemon.process.pid)

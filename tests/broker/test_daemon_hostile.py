@@ -37,6 +37,7 @@ def test_hundreds_of_malformed_messages_are_refused_or_ignored(place: Place) -> 
     send_and_judge(daemon, place.broker.port, Hostile(seed=20_27), 400)
 
 
+@pytest.mark.slow
 def test_a_megabyte_of_user_properties_holds_nobody_up(place: Place) -> None:
     daemon, client = place.daemon().start(), place.client()
     client.ask(job("before"))
@@ -145,6 +146,7 @@ def test_while_a_bomb_blows_up_in_the_template_everything_else_goes_on(place: Pl
     assert client.ask(job("after"))["state"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_bomb_itself_can_be_cancelled_and_holds_up_no_stop(place: Place) -> None:
     template = f"{{% if messages[0]['content'] == 'loop' %}}{LOOPS}{{% endif %}}{{{{ messages[0]['content'] }}}}"
     daemon, client = bombed(place, template)

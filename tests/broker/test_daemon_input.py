@@ -165,6 +165,7 @@ def test_a_reply_topic_with_a_wildcard_is_refused_or_kept_off_by_the_broker(
     assert not daemon.query("SELECT 1 FROM job WHERE id = ?", id)
 
 
+@pytest.mark.slow
 def test_10_mb_over_3_1_1_are_too_large(place: Place) -> None:
     device = place.daemon(MQTT__PROTOCOL="3.1.1").start()
     client = place.client()

@@ -18,6 +18,7 @@ def model_of(client: Any) -> dict[str, Any]:
     return dict(json.loads(client.all("info")[-1].payload)["model"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_INT8, reason="onnxruntime takes an int8 cache from 1.27 on")
 def test_scales_are_measured_at_the_first_start(place: Place) -> None:
     daemon, client = place.daemon(MODEL__KV_CACHE="int8", MODEL__ROWS="3").start(), place.client()

@@ -188,6 +188,7 @@ def test_a_bad_cancel_is_answered(client: Client5, daemon: Daemon) -> None:
         assert client.refusal(payload, to="cancel")["error"]["code"] == "invalid_job"
 
 
+@pytest.mark.slow
 def test_pieces_that_come_fast_are_joined_and_all_leave_before_the_result(client: Client5, daemon: Daemon) -> None:
     daemon.pace(0.005)
     document = {"id": "streamed", "prompt": "The device", "max_tokens": 480, "ignore_eos": True, "stream": True}

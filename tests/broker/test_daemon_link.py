@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
+import pytest
 from broker_rig import Proxy
 from daemon_fixtures import REFERENCE, Place, job, reference_job
 from patience import PATIENCE, eventually
@@ -24,6 +25,7 @@ def test_a_broker_that_is_absent_at_the_start_is_waited_for(place: Place) -> Non
     assert place.client().ask(reference_job("late"))["token_ids"] == REFERENCE[0]["output_ids"]
 
 
+@pytest.mark.slow
 def test_results_wait_for_a_broker_that_was_killed(place: Place, make_proxy: Callable[[int], Proxy]) -> None:
     proxy = make_proxy(place.broker.port)
     daemon, client = place.daemon(paced=True, MQTT__PORT=str(proxy.port)).start(), place.client()
@@ -53,6 +55,7 @@ def test_results_wait_for_a_broker_that_was_killed(place: Place, make_proxy: Cal
     eventually(lambda: daemon.query("SELECT count(*) FROM delivered") == [(40,)])
 
 
+@pytest.mark.slow
 def test_results_that_no_broker_confirmed_are_sent_after_the_restart(place: Place) -> None:
     daemon, client = place.daemon(paced=True).start(), place.client()
     daemon.pace("hold")
@@ -91,6 +94,7 @@ def test_a_wrong_password_is_said_in_readyz_and_in_no_log(place: Place) -> None:
     assert daemon.end() == 0
 
 
+@pytest.mark.slow
 def test_a_full_spool_leaves_jobs_at_the_broker_and_answers_them_all(place: Place) -> None:
     daemon, client = place.daemon(paced=True, JOBS__MAX_QUEUED="3").start(), place.client()
     daemon.pace("hold")
@@ -111,6 +115,7 @@ def test_a_full_spool_leaves_jobs_at_the_broker_and_answers_them_all(place: Plac
     assert all(len(client.all(f"result/{id}")) == 1 for id in ids)
 
 
+@pytest.mark.slow
 def test_a_full_spool_keeps_its_jobs_at_the_broker_over_a_crash(place: Place) -> None:
     daemon, client = place.daemon(paced=True, JOBS__MAX_QUEUED="1").start(), place.client()
     daemon.pace("hold")

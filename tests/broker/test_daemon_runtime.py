@@ -12,6 +12,7 @@ from daemon_fixtures import Place
 pytest_plugins = ["daemon_fixtures"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "reason"),
     [

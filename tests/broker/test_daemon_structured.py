@@ -80,6 +80,7 @@ def test_an_answer_that_is_cut_off_says_length(client: Client5, daemon: Daemon) 
         json.loads(result["text"])
 
 
+@pytest.mark.slow
 def test_many_jobs_with_schemas_of_their_own_are_all_answered(client: Client5, daemon: Daemon) -> None:
     ids = [f"many-{n}" for n in range(40)]
     for n, id in enumerate(ids):
@@ -96,6 +97,7 @@ def test_info_says_what_answers_may_be(daemon: Daemon, shared: Place) -> None:
     assert model["response_formats_reason"] is None
 
 
+@pytest.mark.slow
 def test_a_job_that_a_crash_interrupts_within_its_grammar_says_the_same_again(place: Place) -> None:
     daemon, client = place.daemon(paced=True).start(), place.client()
     wanted: dict[str, Any] = {"temperature": 1.5, "return_token_ids": True}

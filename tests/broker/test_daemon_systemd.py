@@ -74,6 +74,7 @@ def test_it_is_ready_with_a_model_that_cannot_be_served(place: Place, systemd: S
     assert daemon.end() == 0
 
 
+@pytest.mark.slow
 def test_a_start_that_unpacks_a_wheel_is_given_the_time(place: Place, systemd: Systemd) -> None:
     place.folder.chmod(0o1777)  # as /tmp is
     make(place.folder / "wheels", SAME)
@@ -85,6 +86,7 @@ def test_a_start_that_unpacks_a_wheel_is_given_the_time(place: Place, systemd: S
     assert systemd.wait("WATCHDOG_USEC=", 2) == "WATCHDOG_USEC=2000000"
 
 
+@pytest.mark.slow
 def test_signs_of_life_come_while_it_is_idle(place: Place, systemd: Systemd) -> None:
     watched(place.daemon(), systemd, seconds=3.0).start()
     systemd.wait("STATUS=serving")

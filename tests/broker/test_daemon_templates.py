@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import psutil
+import pytest
 from daemon_fixtures import EXACT, Client5, Daemon, Place, reference_job
 from engine_rig import copy_package, reference
 from patience import eventually
@@ -70,6 +71,7 @@ def test_a_template_that_refuses_a_plain_question_is_a_fault_that_is_told_and_pr
     assert processes(daemon) == before != []
 
 
+@pytest.mark.slow
 def test_what_a_template_does_with_roles_is_told_and_what_it_refuses_or_drops_is_the_jobs_fault(place: Place) -> None:
     daemon, client = serve(place, PARTICULAR)
     assert daemon.logged("package_fault") == []

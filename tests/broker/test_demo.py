@@ -50,6 +50,7 @@ def run(lines: list[str], words: str) -> str:
     return subprocess.run(line, shell=True, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
 
 
+@pytest.mark.slow
 def test_the_lines_that_it_prints_can_be_done(printed: list[str]) -> None:
     said = json.loads(run(printed, "/readyz"))
     assert (said["ok"], said["faults"], said["warnings"]) == (True, [], [])

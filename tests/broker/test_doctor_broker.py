@@ -146,6 +146,7 @@ def test_of_several_brokers_each_is_tried(make_broker: Make, broker: Mosquitto, 
     assert found[1].message.startswith(f"127.0.0.1:{closed.port}: the broker refused a connection without user")
 
 
+@pytest.mark.slow
 def test_a_running_daemon_is_asked_for_its_own_link(place: Place) -> None:
     daemon = place.daemon(MQTT__FALLBACKS=f"127.0.0.1:{free_port()}").start()
 

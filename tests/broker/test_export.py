@@ -98,6 +98,7 @@ def test_promtool_finds_nothing_wrong(exporter: Exporter) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_it_ends_at_once_and_a_taken_port_is_one_line(place: Place, exporter: Exporter) -> None:
     done = place.daemons[0].command("export", "--port", str(exporter.port))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
@@ -119,6 +120,7 @@ def test_the_role_that_the_script_makes_is_enough(fleet: Fleet, tmp_path: Path) 
         a.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 def test_prometheus_reads_it_with_the_configuration_that_is_shipped(
     place: Place, exporter: Exporter, tmp_path: Path

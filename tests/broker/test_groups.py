@@ -132,6 +132,7 @@ def test_the_last_one_stays_whoever_is_broken_and_refuses_what_would_be_lost(pla
         assert daemon.logged("group_joined")
 
 
+@pytest.mark.slow
 def test_a_restart_leaves_nothing_and_a_drain_neither(place: Place) -> None:
     """With one device: what is sent meanwhile waits for it, since the broker keeps its place in the group."""
     daemon, client = board(place, "only")

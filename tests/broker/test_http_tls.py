@@ -120,6 +120,7 @@ def test_a_client_that_never_shakes_hands_keeps_nobody_waiting(fleet: Fleet, boa
         assert curl("/healthz", *identity(fleet, "observer", "dashboard"))[0] == 0
 
 
+@pytest.mark.slow
 def test_files_that_will_not_do_are_named_in_one_line(fleet: Fleet, board: Daemon, tmp_path: Path) -> None:
     own = fleet.keys / "device/b"
     damaged = tmp_path / "damaged.pem"
@@ -138,6 +139,7 @@ def test_files_that_will_not_do_are_named_in_one_line(fleet: Fleet, board: Daemo
     assert says in daemon.command("doctor").stdout
 
 
+@pytest.mark.slow
 def test_beyond_loopback_without_tls_only_when_told_so(fleet: Fleet, tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, fleet.port, "b", http__host="0.0.0.0")
     done = daemon.command("run")
@@ -153,6 +155,7 @@ def test_beyond_loopback_without_tls_only_when_told_so(fleet: Fleet, tmp_path: P
 PROMETHEUS = Path(__file__).parents[2] / "deploy/prometheus"
 
 
+@pytest.mark.slow
 def test_prometheus_scrapes_it_with_the_configuration_that_is_shipped(
     fleet: Fleet, board: Daemon, curl: Curl, tmp_path: Path
 ) -> None:
@@ -190,6 +193,7 @@ def test_prometheus_scrapes_it_with_the_configuration_that_is_shipped(
         process.wait(PATIENCE)
 
 
+@pytest.mark.slow
 def test_alerts_and_the_agents_configuration_are_what_promtool_takes() -> None:
     for line in (
         ["test", "rules", "alerts_test.yml"],

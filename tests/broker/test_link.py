@@ -101,6 +101,7 @@ def test_an_acknowledged_job_does_not_come_again(
     device.none_of(JobReceived)
 
 
+@pytest.mark.slow
 def test_a_loop_that_stands_still_is_noticed(broker: Mosquitto, make_device: Make, protocol: str) -> None:
     device: Device = make_device(broker.port, protocol=protocol, keep_alive=5).up()
     eventually(

@@ -49,6 +49,7 @@ def group_jobs(sender: Guest, group: str) -> list[bytes]:
 # What the script makes
 
 
+@pytest.mark.slow
 def test_every_file_is_for_its_owner_alone_and_is_kept_by_a_second_run(fleet: Fleet) -> None:
     before = {path: path.read_bytes() for path in fleet.keys.rglob("*") if path.is_file()}
     assert {path.stat().st_mode & 0o777 for path in before} == {0o600}
@@ -157,6 +158,7 @@ def test_devices_with_certificates_and_passwords_do_all_that_the_contract_says(
 OLDER = ("/ping", "/pong", "/model/+/job")
 
 
+@pytest.mark.slow
 def test_roles_that_an_earlier_provision_made_are_warned_of_and_brought_up_to_date_by_a_run(
     fleet: Fleet, make_device: Make, guest: Connect, tmp_path: Path
 ) -> None:

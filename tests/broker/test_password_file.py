@@ -41,6 +41,7 @@ def test_the_first_line_is_the_password(
     assert device.link.connected("control")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["run"], ["submit", "hello", "--device", "board", "--timeout", "1"]])
 @pytest.mark.parametrize(("text", "words"), WRONG_FILES.items())
 def test_a_wrong_file_ends_the_program_at_its_start(tmp_path: Path, command: list[str], text: str, words: str) -> None:
@@ -55,6 +56,7 @@ def test_a_wrong_file_ends_the_program_at_its_start(tmp_path: Path, command: lis
     assert "right" not in line
 
 
+@pytest.mark.slow
 def test_a_reload_with_a_wrong_file_is_refused_and_a_mended_one_is_taken(locked: Mosquitto, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("right\n")

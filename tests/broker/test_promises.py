@@ -103,6 +103,7 @@ def test_limits_that_break_no_promise_are_none(script: Script, make_device: Make
     assert device.link.window == 5
 
 
+@pytest.mark.slow
 def test_the_brokers_keep_alive_is_kept(script: Script, make_device: Make) -> None:
     broker = script(on_connect=grants(ServerKeepAlive=2))
     device: Device = make_device(broker.port, keep_alive=3600).up()  # by that, no ping would come while a test waits

@@ -129,6 +129,7 @@ def test_a_last_will_that_comes_late_is_told(broker: Mosquitto, make_device: Mak
     assert [type(event) for event in device.seen].count(StatusOutdated) == 1
 
 
+@pytest.mark.slow
 def test_the_daemon_serves_at_the_second_and_sends_there_what_the_first_did_not_confirm(
     place: Place, make_broker: Make, make_peer: Make
 ) -> None:
@@ -161,6 +162,7 @@ def test_the_daemon_serves_at_the_second_and_sends_there_what_the_first_did_not_
     assert all(any(address(broker) in fault for fault in both) for broker in (first, second))
 
 
+@pytest.mark.slow
 def test_submit_hears_the_answer_at_the_second_broker(place: Place, make_broker: Make) -> None:
     second = make_broker().start()
     daemon = place.daemon(MQTT__FALLBACKS=address(second)).start()

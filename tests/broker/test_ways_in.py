@@ -87,6 +87,7 @@ def carries_both_ways(device: Device, peer: Peer) -> None:
     assert peer.messages.get(timeout=PATIENCE)[1] == LARGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tls", [False, True])
 def test_mqtt_over_websocket(make_broker: Make, make_device: Make, keys: Path, tls: bool, protocol: str) -> None:
     port = free_port()

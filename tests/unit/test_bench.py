@@ -85,6 +85,7 @@ def test_rows_decode_together_and_stop_when_enough_was_made() -> None:
         assert {s.count for s in steps if s.past == 0} == {30}
 
 
+@pytest.mark.slow
 def test_rows_come_together_on_a_slow_model_without_a_prefix_cache() -> None:
     settings = Settings(model={"threads": 1, "rows": 4, "context": 180, "max_stall": 0.01}, cache={"ram_bytes": 0})
     serving = load_model(settings, detect(), available, MODELS / "phi3")
@@ -121,6 +122,7 @@ def test_rows_that_never_run_together_have_no_speed_together() -> None:
     assert row.weights_bytes_per_second is None
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_ends_the_measurement_with_its_reason() -> None:
     serving = bring(1)
 

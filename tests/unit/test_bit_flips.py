@@ -154,6 +154,7 @@ def seen(spool: Spool) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["spool.db", "spool.db-wal"])
 def test_of_the_spool(tmp_path: Path, place: str) -> None:
     """The WAL is that of a process that was killed: a clean stop leaves none."""

@@ -70,6 +70,7 @@ def test_no_text_of_a_test_set_is_in_training(generator: ModuleType, training: l
             assert normalise(sample.messages[-1]["content"]) not in trained, (task, split, sample)
 
 
+@pytest.mark.slow
 def test_frames_names_and_numbers_of_the_test_sets_are_not_in_training(
     generator: ModuleType, training: list, tests: dict
 ) -> None:

@@ -149,6 +149,7 @@ class TestAnyTokens:
     def test_pieces_join_to_the_text_of_all_tokens(self, kind: str) -> None:
         check_any_tokens(KINDS[kind], random.Random(kind))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", KINDS)
     def test_each_character_of_a_text_leaves_with_its_last_byte(self, kind: str) -> None:
         check_text(KINDS[kind], random.Random(kind))

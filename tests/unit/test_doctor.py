@@ -45,6 +45,7 @@ def bad(settings: Settings, root: Path, check: str) -> list[Finding]:
     return [found for found in examine(settings, detect(root)) if found.check == check and found.state != "ok"]
 
 
+@pytest.mark.slow
 def test_a_port_that_another_program_has_is_a_failure(settings: Settings) -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
         http = settings.http.model_copy(update={"host": "::1", "port": other.getsockname()[1]})
@@ -176,6 +177,7 @@ def test_the_c_library_must_be_one_that_the_wheels_know(name: str | None, state:
     assert (found.state, bool(found.hint)) == (state, state == "fail")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("board", "place", "drop_in"),
     [

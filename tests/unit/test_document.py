@@ -127,6 +127,7 @@ def test_a_wrong_field_is_named(field: str, value: Any) -> None:
         assert field in str(answer) or any(words in str(answer) for words in general), str(answer)
 
 
+@pytest.mark.slow
 @given(documents)
 def test_what_was_accepted_can_be_read_again_from_its_canonical_form(document: dict[str, Any]) -> None:
     answer = attempt(json.dumps({**job(), **document}).encode())

@@ -379,6 +379,7 @@ class TestFaults:
         assert ends[0].failure == "the model gave nan as its best logit at token 2"
         assert ids(ends[1]) == ANSWER
 
+    @pytest.mark.slow
     def test_a_fault_of_the_engine_itself_ends_what_runs_and_nothing_else(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

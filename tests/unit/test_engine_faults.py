@@ -151,6 +151,7 @@ def sessions() -> int:
 
 
 class TestLostSession:
+    @pytest.mark.slow
     def test_its_memory_is_free_before_the_next_one_is_loaded(self) -> None:
         """Others hold the lost model still: whoever shows what is served, or prepares a prompt."""
         before = sessions()

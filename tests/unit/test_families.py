@@ -13,6 +13,7 @@ from family_rig import FAMILIES, MODES, alone, bare_session, check, oracle
 QUICK = ("phi3", "llama3", "qwen3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", QUICK)
 def test_ids_are_the_oracles(name: str, mode: str) -> None:
@@ -54,6 +55,7 @@ def test_chunks_of_two_tokens_and_more_give_the_bits_of_a_prompt_read_at_once(na
 class TestOneRowAtATime:
     """Phi-3 Small: in a batch of unequal rows SparseAttention gives the shorter ones wrong values, silently."""
 
+    @pytest.mark.slow
     def test_no_step_has_two_rows_and_each_job_gives_what_it_gives_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         answers = oracle("phi3-small")[10:34:4]
         sizes: list[int] = []

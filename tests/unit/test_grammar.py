@@ -168,6 +168,7 @@ class TestBombs:
             Trial(memory=64 << 20).reason(labels, {})
         assert Trial().reason(labels, {}) == ""
 
+    @pytest.mark.slow
     def test_one_that_takes_too_long(self) -> None:
         objects = json.dumps({"grammars": [{"json_schema": {"enum": [{f"k{n}": n} for n in range(20_000)]}}]})
         with pytest.raises(BombError, match="1 s of processor time"):

@@ -127,6 +127,7 @@ class TestRefusing:
     def test_a_length_beyond_the_file_is_refused(self, tmp_path: Path) -> None:
         assert refused_or_read(b"\x3a" + varint(1 << 62) + b"x", tmp_path) == "refused"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("model", [PHI3, LONGROPE], ids=["phi3", "phi3-longrope"])
     def test_a_file_that_was_cut_anywhere_is_refused(self, model: bytes, tmp_path: Path) -> None:
         """But right behind the graph, where only metadata is missing."""

@@ -96,6 +96,7 @@ def pull(board: Board, source: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_one_folder_of_a_repository_comes_on_board(board: Board, hub: Hub) -> None:
     document = pull(board, SOURCE)
     assert document["source"] == f"hf:maker/tiny-onnx/{INSIDE}@{COMMIT}"
@@ -111,6 +112,7 @@ def test_one_folder_of_a_repository_comes_on_board(board: Board, hub: Hub) -> No
     assert pull(board, SOURCE)["fetched_bytes"] == 0
 
 
+@pytest.mark.slow
 def test_what_lies_in_the_cache_of_hf_home_is_not_fetched(board: Board, hub: Hub, tmp_path: Path) -> None:
     snapshot = tmp_path / "home/hub/models--maker--tiny-onnx/snapshots" / COMMIT / INSIDE
     snapshot.mkdir(parents=True)
@@ -120,6 +122,7 @@ def test_what_lies_in_the_cache_of_hf_home_is_not_fetched(board: Board, hub: Hub
     assert (board.models / "tiny" / WEIGHTS).read_bytes() == (hub.package / WEIGHTS).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [WEIGHTS, "tokenizer.json"])
 def test_what_is_not_as_the_hub_lists_it_is_refused(board: Board, hub: Hub, file: str) -> None:
     honest = hub.entry(hub.package / file)
@@ -169,6 +172,7 @@ def test_what_the_hub_refuses_is_one_line(board: Board, hub: Hub, code: int, sai
     assert said in refusal(done.returncode, done.stderr)
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_told_with_what_to_check(board: Board) -> None:
     done = board.run_apart("pull", SOURCE, HF_ENDPOINT="http://hub.invalid")
     line = refusal(done.returncode, done.stderr)

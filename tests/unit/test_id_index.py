@@ -32,6 +32,7 @@ def test_it_knows_what_a_dictionary_knows(monkeypatch: pytest.MonkeyPatch, seed:
     assert [ids.get(f"id-{n}") for n in range(100)] == [model.get(f"id-{n}") for n in range(100)]
 
 
+@pytest.mark.slow
 def test_a_job_takes_sixteen_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ARRAYS", 2)
     few = 1 << 20  # bytes, for what waits in the dictionary; all in one would take 3 MB

@@ -322,6 +322,7 @@ class TestKept:
         assert one.cache.layout.dtype == "int8"
         assert file.read_text() == right
 
+    @pytest.mark.slow
     def test_a_package_that_is_replaced_or_gone_leaves_no_file(self, tmp_path: Path, state: Path) -> None:
         package = copy_package(NAME, tmp_path)
         load(package, state).close()
@@ -346,12 +347,14 @@ class TestKept:
         (event,) = events(logs, "kv_scales_not_kept")
         assert event["hint"]
 
+    @pytest.mark.slow
     def test_scales_do_not_depend_on_other_settings(self, state: Path) -> None:
         with capture_logs() as logs:
             for model in ({"rows": 1, "context": 16}, {"rows": 4, "prefill_chunk": 16}, {"threads": 2}):
                 load(MODELS / NAME, state, **model).close()
         assert len(events(logs, "kv_scales_measured")) == 1
 
+    @pytest.mark.slow
     def test_prefixes_of_another_cache_are_not_used(self, state: Path) -> None:
         """Published, int8, and int8 by another text."""
         text = Path(__file__)
@@ -448,6 +451,7 @@ class TestServedAsPublished:
         monkeypatch.setattr("edged.engine.opening.int8_served", refuse)
         assert published(MODELS / NAME) == "with an int8 KV cache: onnxruntime cannot load the model: no"
 
+    @pytest.mark.slow
     @needs_int8
     @pytest.mark.parametrize(
         ("content", "reason"),

@@ -116,6 +116,7 @@ FORMATS_JUDGED_OTHERWISE = {
 }
 
 
+@pytest.mark.slow
 def test_the_standards_own_tests_are_judged_as_they_say(judge: Judge) -> None:
     verdict = Verdict()
     for case in read_cases(SUITE):

@@ -23,6 +23,7 @@ def answers(loaded: LoadedModel) -> list[NDArray[np.floating]]:
     return [*made, loaded.session.step(0, ids[None, :1], [prompts[-1].size], prompts[-1].size + 1).copy()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.name for path in MODELS.iterdir() if path.is_dir()))
 def test_what_the_file_loses_after_the_load_reaches_no_answer(name: str, tmp_path: Path) -> None:
     package = copy_package(name, tmp_path)

@@ -31,6 +31,7 @@ def refused(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_the_demo_model_is_checked_unless_told_otherwise() -> None:
     done = verify()
     assert done.returncode == 0, done.stderr
@@ -39,6 +40,7 @@ def test_the_demo_model_is_checked_unless_told_otherwise() -> None:
     assert "\nrecorded with edged " in done.stdout
 
 
+@pytest.mark.slow
 def test_a_script_gets_figures() -> None:
     done = verify("--model", MODELS / "qwen3", "--json")
     document = json.loads(done.stdout)
@@ -48,6 +50,7 @@ def test_a_script_gets_figures() -> None:
     assert document["recorded_with"] == json.loads((MODELS / "qwen3" / FILE).read_text())["recorded_with"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_a_damaged_package_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
     package = copy_package("phi3", tmp_path)

@@ -398,6 +398,7 @@ class TestConfig:
         configure(package, lambda config: config["model"]["decoder"].update(pipeline=[{"embeddings": {}}]))
         assert refusal(package).startswith("the decoder is a pipeline of several graphs: only text decoders")
 
+    @pytest.mark.slow
     @given(data=st.data())
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_no_value_anywhere_raises_anything_but_a_package_error(self, package: Path, data: st.DataObject) -> None:

@@ -214,6 +214,7 @@ class TestDisk:
         assert disk.folder.stat().st_mode & 0o777 == 0o700
         assert {path.stat().st_mode & 0o077 for path in disk.folder.glob("*.kv")} == {0}
 
+    @pytest.mark.slow
     @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
     def test_one_flipped_bit_anywhere_is_refused_counted_and_rebuilt(
         self, tmp_path_factory: pytest.TempPathFactory, place: float, bit: int
@@ -472,6 +473,7 @@ class TestReuse:
         for end, prompt in ((short, PREFIX), (crossing, PREFIX + random_prompt(4, 50)), (first, long)):
             assert ids(end) == greedy_by_fresh_prefill("phi3-longrope", prompt, 16)
 
+    @pytest.mark.slow
     def test_a_thousand_different_prefixes_stay_within_the_budget(self) -> None:
         one = load(MODELS / "phi3", 1 << 20, rows=8, prefill_chunk=128)
         peak = 0

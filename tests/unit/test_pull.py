@@ -114,6 +114,7 @@ def test_a_new_version_takes_the_place_of_the_old_one(board: Board, tmp_path: Pa
     assert len(list(board.models.glob(".packages/*/phi3"))) == 1
 
 
+@pytest.mark.slow
 def test_what_a_pull_left_that_died_at_the_last_step_is_in_nobodys_way(board: Board, tmp_path: Path) -> None:
     stick = publish(tmp_path)
     content = json.loads(board.succeed("pull", stick, "--json"))["content"]
@@ -127,6 +128,7 @@ def test_what_a_pull_left_that_died_at_the_last_step_is_in_nobodys_way(board: Bo
     assert same_files(stick, board.models / "phi3")
 
 
+@pytest.mark.slow
 def test_on_a_terminal_a_bar_is_drawn_and_nothing_of_it_stays(board: Board, tmp_path: Path) -> None:
     terminal, inside = pty.openpty()
     environment = {**board.environment, "TERM": "xterm", "COLUMNS": "100"}
@@ -281,6 +283,7 @@ def test_a_store_that_cannot_be_written_is_one_line(board: Board, tmp_path: Path
     assert "not a directory" in board.refused("remove", "phi3")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_root_leaves_everything_to_the_daemons_user() -> None:
     with open_to_all() as folder:
@@ -423,6 +426,7 @@ def test_nobody_there_is_one_line(board: Board, server: Server) -> None:
     assert f"127.0.0.1:{server.server_port} refused the connection: nothing listens there" in line
 
 
+@pytest.mark.slow
 def test_a_name_that_cannot_be_resolved_is_told_with_what_to_check(board: Board) -> None:
     line = board.refused("pull", "http://nowhere.invalid/phi3/SHA256SUMS")
     assert "the name of nowhere.invalid cannot be resolved: is it right, is the network up, and does " in line

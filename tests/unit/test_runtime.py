@@ -108,6 +108,7 @@ def test_a_refused_wheel_costs_a_word_and_no_answer(folder: Path, tmp_path: Path
         (WRONG, "the model answers otherwise than its known answers say"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_what_a_broken_runtime_does_is_told(folder: Path, place: Path, init: str, words: str) -> None:
     make(folder, init)
     said = refusal(folder, place)
@@ -139,6 +140,7 @@ def test_several_may_unpack_the_same_wheel_at_once(folder: Path, place: Path) ->
     assert list(place.iterdir()) == [found[1]]
 
 
+@pytest.mark.slow
 def test_a_runtime_that_hangs_is_ended(folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "CHECK_SECONDS", 2.0)
     make(folder, "import time; time.sleep(100)")
@@ -156,6 +158,7 @@ def named(name: str = "onnxruntime", version: str = "1.31.0", python: str = PYTH
     return f"{name}-{version}-{python}-{python}-manylinux_2_27_{platform}.manylinux_2_28_{platform}.whl"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -251,6 +254,7 @@ def test_code_of_another_user_is_not_run(folder: Path, place: Path) -> None:
         os.chown(path, 0, 0)
 
 
+@pytest.mark.slow
 @root_only
 def test_root_unpacks_nothing_where_the_daemons_user_could_change_it(folder: Path, tmp_path: Path) -> None:
     make(folder)

@@ -288,6 +288,7 @@ class TestPenaltiesAndBias:
                 answer.append(token)
             assert len(set(answer)) > 1 or "logit_bias" in wanted or wanted.get("presence_penalty", 0) < 0
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("wanted", CASES)
     def test_draws_follow_the_changed_logits(self, wanted: dict[str, Any]) -> None:
         logits = np.random.default_rng(1).normal(-1, 1, 60).astype(np.float32)

@@ -231,6 +231,7 @@ class TestPriority:
 
 
 class TestLongRope:
+    @pytest.mark.slow
     @pytest.mark.parametrize("chunk", [7, 64, 256, 1024])
     @pytest.mark.parametrize("length", [SWITCH - 24, SWITCH - 1, SWITCH, SWITCH + 1, SWITCH + 60])
     def test_ids_are_those_of_a_fresh_prefill_at_every_token(self, length: int, chunk: int) -> None:
@@ -285,6 +286,7 @@ def some_jobs(name: str, chance: random.Random, count: int, sampling: bool) -> l
 
 
 class TestBatch:
+    @pytest.mark.slow
     @pytest.mark.parametrize("sampling", [False, True], ids=["greedy", "seeded"])
     @pytest.mark.parametrize("name", NAMES)
     def test_ids_are_the_same_alone_and_among_others_that_come_and_go(self, name: str, sampling: bool) -> None:

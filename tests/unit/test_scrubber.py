@@ -144,6 +144,7 @@ def test_an_error_of_the_medium_is_no_replacement(
         assert "scrub_ended" not in {entry["event"] for entry in logs}
 
 
+@pytest.mark.slow
 def test_while_jobs_run_it_waits_but_not_for_ever(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with scrubbing() as rig:
         rig.idle = False
@@ -162,6 +163,7 @@ def test_an_interval_of_nothing_is_never(package: Path) -> None:
     assert "scrub" not in {thread.name for thread in threading.enumerate() if thread.is_alive()}
 
 
+@pytest.mark.slow
 def test_a_pass_takes_the_whole_interval(package: Path) -> None:
     whole = make_manifest(package)
     began = time.monotonic()

@@ -90,6 +90,7 @@ class TestRule:
 
 
 class TestProbe:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", FAMILIES)
     def test_prompts_split_by_the_rule_have_the_bits_of_one_piece(self, name: str) -> None:
         check_rule(bare_session(name), random.Random(name))
@@ -233,6 +234,7 @@ class TestEngine:
     def prompts(self) -> list[tuple[int, ...]]:
         return [random_prompt(seed, tokens) for seed, tokens in enumerate((20, 66, 100, 129, 150, 257, 300, PROMPT))]
 
+    @pytest.mark.slow
     @with_wide_heads
     def test_ids_and_first_logits_are_the_same_alone_in_company_in_chunks_and_after_a_known_prefix(
         self, wide: Path, first_logits: dict[int, bytes], tmp_path: Path

@@ -178,6 +178,7 @@ def test_damage_that_a_start_meets_is_recovered_from(path: Path) -> None:
     assert check(spool) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_a_file_that_was_cut_short_gives_what_is_left(path: Path, share: float) -> None:
     os.truncate(path, int(path.stat().st_size * share))
@@ -266,6 +267,7 @@ def test_an_erased_job_whose_result_is_lost_is_not_taken_over(path: Path) -> Non
     assert open_spool(path).find("job-0") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["rename", "unlink", "fsync"])
 def test_a_recovery_cut_short_anywhere_goes_on_at_the_next_start(
     path: Path, monkeypatch: pytest.MonkeyPatch, cut: str

@@ -173,6 +173,7 @@ class TestRendering:
 
 
 class TestHostile:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "template",
         [
