@@ -12,7 +12,8 @@ import structlog
 
 from edged.engine.events import ModelChanged
 from edged.jobs.document import Code, JobError, State, invalid_id, result_document
-from edged.jobs.outbox import Notice, Outbox
+from edged.jobs.outbox import Outbox
+from edged.jobs.publisher import Notice
 from edged.jobs.reading import Submission, read_submission
 from edged.jobs.recent import RecentJobs
 from edged.jobs.records import Known, Moment, Queued

@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 LONGEST_PAUSE = 60.0
 """Seconds. The pauses begin with one second and double up to this."""
+FIRST_LONG_PAUSE, LONGEST_LONG_PAUSE = 3600.0, 24 * 3600.0
+"""The same for what costs the connection at each attempt."""
 T = TypeVar("T", bound=Hashable)
 
 
@@ -28,10 +30,21 @@ class Deferred(Generic[T]):
         self._refusals[publication] += 1
         pause = _pause(self._refusals[publication])
         self._waiting.append((now + pause, publication))
-        if quota and now >= self._quota_until:  # of a window that is refused together, the first
+        if quota:
+            self.hold(now)
+        return pause
+
+    def put_off(self, publication: T, now: float) -> None:
+        """The broker closed the connection on it."""
+        self._refusals[publication] += 1
+        pause = _pause(self._refusals[publication], FIRST_LONG_PAUSE, LONGEST_LONG_PAUSE)
+        self._waiting.append((now + pause, publication))
+
+    def hold(self, now: float) -> None:
+        """The broker says that there were too many: publish no result for a while."""
+        if now >= self._quota_until:  # of a window that is refused together, the first
             self._quota_refusals += 1
             self._quota_until = now + _pause(self._quota_refusals)
-        return pause
 
     def take(self, now: float) -> list[T]:
         """What is due again."""
@@ -49,5 +62,5 @@ class Deferred(Generic[T]):
         self._quota_refusals = 0
 
 
-def _pause(refusals: int) -> float:
-    return float(min(LONGEST_PAUSE, 2.0 ** min(refusals - 1, 10)))
+def _pause(refusals: int, first: float = 1.0, longest: float = LONGEST_PAUSE) -> float:
+    return min(longest, first * 2.0 ** min(refusals - 1, 10))

@@ -12,7 +12,8 @@ import structlog
 from edged.jobs.admission import Admission, Batch
 from edged.jobs.dispatch import CANCELLED, CANCELLED_EARLY, Dispatch
 from edged.jobs.document import Code, State, invalid_id, result_document
-from edged.jobs.outbox import Notice, Outbox
+from edged.jobs.outbox import Outbox
+from edged.jobs.publisher import Notice
 from edged.jobs.records import Moment
 from edged.jobs.spool import Spool
 from edged.mqtt.events import Receipt, ReceivedMessage

@@ -25,9 +25,10 @@ from edged.jobs.expiry import JobTimes
 from edged.jobs.intake import Acknowledger, Intake
 from edged.jobs.interrupted import recover
 from edged.jobs.maintenance import Maintenance
-from edged.jobs.outbox import Outbox, Publisher
+from edged.jobs.outbox import Outbox
 from edged.jobs.pinned import PinnedPrompts
 from edged.jobs.preparer import Prepared, PreparerStatus
+from edged.jobs.publisher import Publisher
 from edged.jobs.recent import RecentJobs
 from edged.jobs.results import Reason
 from edged.jobs.running import JobEngine, JobPreparer

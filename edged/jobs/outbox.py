@@ -7,50 +7,29 @@ the others (poison.py).
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import structlog
 
 from edged.faults import Fault
+from edged.jobs.confirmations import Confirmations
 from edged.jobs.deferred import Deferred
 from edged.jobs.poison import CLOSED_TIMES, PROBE, SMALL_BYTES, Alone, PoisonFinder, Probe, Step
+from edged.jobs.publisher import Notice, Publisher
 from edged.jobs.records import Delivery
+from edged.jobs.replacements import Replacements
 from edged.jobs.retained import Document, RetainedDocuments
 from edged.jobs.spool import Spool
 from edged.machine.clock import Clock, format_time
-from edged.mqtt.connection_faults import PACKET_TOO_LARGE, QUOTA_EXCEEDED, TOO_LARGE, TRANSIENT
-from edged.mqtt.events import LinkDown, LinkUp
+from edged.mqtt.connection_faults import PACKET_TOO_LARGE, RATE, TRANSIENT
+from edged.mqtt.events import Blame, LinkDown, LinkUp
 from edged.mqtt.topics import Topics
 
 log = structlog.get_logger(__name__)
-
-
-class Publisher(Protocol):
-    """The part of the link that the outbox needs."""
-
-    def publish(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        qos: int,
-        retain: bool = False,
-        token: Hashable | None = None,
-        correlation: bytes | None = None,
-        alone: bool = False,
-    ) -> bool:
-        """Hand over a publication; False when it cannot be taken now."""
-
-
-class Notice(NamedTuple):
-    """A publication that is not kept on disk: an event, or the refusal of a job."""
-
-    topic: str
-    payload: bytes
-    correlation: bytes | None = None
 
 
 class _Sent(NamedTuple):
@@ -86,6 +65,8 @@ class Outbox:
         self._clock = clock
         self._now = now
         self._up = False
+        self._broker = ""
+        """Address of the broker of the present or latest connection."""
         self._finder = PoisonFinder()
         self._retained = RetainedDocuments()
         self._notices: deque[Notice] = deque(maxlen=NOTICES)
@@ -94,31 +75,24 @@ class Outbox:
         self._under_way: dict[Hashable, _Sent] = {}
         self._refused: list[Delivery] = []
         self._deferred: Deferred[Delivery | str] = Deferred()
-        self._too_large: dict[int, list[Delivery]] = {}
-        """Results that a commit is to replace, with their publications, by the job's number."""
-        self._replacing: list[int] = []
-        """Those that the commit under way replaces."""
-        self._open: Counter[int] = Counter()
-        """Publications of each job's result that the broker has not confirmed."""
-        self._heard: set[int] = set()
-        """Of these jobs, those whose result was confirmed in another place."""
-        self._confirmed: list[Delivery] = []
-        self._count = self._token = 0
+        self._too_large = Replacements()
+        self._confirmations = Confirmations()
+        self._token = 0
         self.add(spool.due())
 
     def __len__(self) -> int:
         """Publications of results that the broker has not confirmed."""
-        return self._count
+        return self._confirmations.due
 
     @property
     def unsettled(self) -> bool:
         """Whether anything waits to be sent, to be confirmed, or to be committed."""
-        return bool(self._notices or self._retained.due or self._deferred or self._count or self._confirmed)
+        return bool(self._notices or self._retained.due or self._deferred or len(self) or self._confirmations)
 
     @property
     def uncommitted(self) -> bool:
         """Whether a confirmation, or a result in place of another, is not on disk yet."""
-        return bool(self._confirmed or self._too_large)
+        return bool(self._confirmations or self._too_large)
 
     @property
     def warnings(self) -> tuple[Fault, ...]:
@@ -131,8 +105,7 @@ class Outbox:
         """Publish results that are on disk, in their order; `ahead` of all others that are due."""
         new = list(deliveries)
         (self._ahead if ahead else self._due).extend(new)
-        self._open.update(delivery.number for delivery in new)
-        self._count += len(new)
+        self._confirmations.expect(new)
 
     def remember(self, number: int, id: str, topic: str | None, correlation: bytes | None) -> Delivery | None:
         """Write down one more place that wants a job's result, in the caller's transaction.
@@ -189,16 +162,20 @@ class Outbox:
         Raises SpoolError.
         """
         now = self._now()
-        for what in self._deferred.take(now):
-            if isinstance(what, Delivery):
-                self._due.append(what)
-            elif self._up:
-                self._retained.again(what)
+        self._take_deferred(now)
+        self._retained.retry(now)
         while (step := self._finder.next(now)) not in (Step.FREE, Step.WAIT):
             if not self._send_alone(step):
                 return
         if step is Step.FREE and self.pump_small() and not self._deferred.closed(now):
             self._pump_results()
+
+    def _take_deferred(self, until: float) -> None:
+        for what in self._deferred.take(until):
+            if isinstance(what, Delivery):
+                self._due.append(what)
+            elif self._up:
+                self._retained.again(what)
 
     def pump_small(self) -> bool:
         """Hand over as many documents and notices as the link takes now; whether that was all that may go."""
@@ -223,7 +200,7 @@ class Outbox:
         while due := self._ahead or self._due:
             delivery = due[0]
             if delivery.number in self._too_large:
-                self._too_large[delivery.number].append(delivery)
+                self._too_large.add(delivery)
             elif not self._send(delivery):
                 return
             due.popleft()
@@ -233,7 +210,7 @@ class Outbox:
         document = self._spool.result(delivery.number)
         if document is None:  # forgotten meanwhile
             self._finder.forget(delivery)
-            self._finish(delivery)
+            self._confirmations.finish(delivery)
             return True
         topic = delivery.topic or self._topics.result(delivery.id)
         return self._hand_over(delivery, topic, document, delivery.correlation, alone=alone)
@@ -248,12 +225,12 @@ class Outbox:
     def _send_suspect(self, delivery: Delivery) -> bool:
         if delivery.number in self._too_large:
             self._finder.forget(delivery)
-            self._too_large[delivery.number].append(delivery)
+            self._too_large.add(delivery)
             return True
         return self._send(delivery, alone=True)
 
     def _send_document(self, topic: str, alone: bool = False) -> bool:
-        payload = self._retained.payload(topic) if topic in self._retained.due else None
+        payload = self._retained.payload(topic, self._now()) if topic in self._retained.due else None
         if payload is None:
             self._finder.forget(topic)
         elif not self._hand_over(topic, topic, payload, alone=alone, retain=True):
@@ -295,7 +272,10 @@ class Outbox:
         """Retry what the last connection refused: the new one may allow it."""
         self._up = True
         self._finder.connected(self._now())
-        self._retained.maximum_packet_size = event.maximum_packet_size
+        self._retained.connected(event.broker, event.maximum_packet_size)
+        if event.broker != self._broker:
+            self._broker = event.broker
+            self._take_deferred(math.inf)
         self._due.extendleft(reversed(self._refused))
         self._refused.clear()
 
@@ -306,15 +286,23 @@ class Outbox:
         self._under_way.clear()
         self._notices.clear()
         self._retained.clear()
-        said_too_large = event.fault.code == TOO_LARGE
-        poison = self._finder.disconnected(self._now(), event.closed_by_broker, said_too_large, event.alone_seconds)
+        now = self._now()
+        if event.blame is Blame.RATE:
+            self._deferred.hold(now)
+        poison = self._finder.disconnected(now, event.blame, event.alone_seconds)
         for what, size in lost:
-            if what != poison:
-                continue
-            if isinstance(what, Delivery):
-                self._give_up(what, size, f"the broker closed the connection {CLOSED_TIMES} times on it alone")
-            else:
-                self._retained.too_large(str(what), size)
+            if what == poison and not isinstance(what, Probe):
+                self._convict(what, size, event)
+
+    def _convict(self, what: Delivery | str, size: int, event: LinkDown) -> None:
+        """The broker closed the connection again and again on this publication alone."""
+        now, allowed = self._now(), event.blame is not Blame.TOPIC
+        if isinstance(what, str):
+            (self._retained.too_large(what, size, now) if allowed else self._retained.not_allowed(what, now))
+            return
+        reason = f"the broker closed the connection {CLOSED_TIMES} times on it alone; at last: {event.reason}"
+        if not allowed or not self._replace(what, size, reason):
+            self._refuse(what, reason, put_off=True)
 
     def confirmed(self, token: Hashable) -> None:
         """The broker has that publication."""
@@ -325,9 +313,8 @@ class Outbox:
         if isinstance(sent.what, str):
             self._retained.confirmed(sent.what)
         else:
-            self._finish(sent.what)
-            self._heard.add(sent.what.number)
-            for other in self._too_large.pop(sent.what.number, ()):
+            self._confirmations.finish(sent.what, heard=True)
+            for other in self._too_large.heard(sent.what.number):
                 self._refuse(other, "the broker takes this result elsewhere, and not here")
 
     def refused(self, token: Hashable, reason: str, code: int | None = None) -> None:
@@ -343,14 +330,12 @@ class Outbox:
         if isinstance(what, Probe):
             return
         if code in TRANSIENT:
-            pause = self._deferred.put(what, self._now(), quota=code == QUOTA_EXCEEDED)
+            pause = self._deferred.put(what, self._now(), quota=code in RATE)
             log.warning("publication_deferred", reason=reason, again_in=pause, hint="raise the broker's quota")
         elif isinstance(what, str):
             if code == PACKET_TOO_LARGE:
-                self._retained.too_large(what, size)
-        elif code == PACKET_TOO_LARGE:
-            self._give_up(what, size, reason)
-        else:
+                self._retained.too_large(what, size, self._now())
+        elif code != PACKET_TOO_LARGE or not self._replace(what, size, reason):
             self._refuse(what, reason)
 
     def _answered(self, token: Hashable) -> _Sent | None:
@@ -360,49 +345,43 @@ class Outbox:
             self._finder.answered(sent.what)
         return sent
 
-    def _give_up(self, delivery: Delivery, size: int, reason: str) -> None:
-        """The broker takes no publication of this size: let the next commit replace the result, for all its places.
+    def _replace(self, delivery: Delivery, size: int, reason: str) -> bool:
+        """Let the next commit replace the result, for all its places; False where it stays.
 
         One that was heard in another place stays as it is: a result has one content.
         """
-        if size <= SMALL_BYTES or delivery.number in self._heard or self._spool.delivered(delivery.number):
-            self._refuse(delivery, reason)
-            return
+        if (
+            size <= SMALL_BYTES
+            or self._confirmations.is_heard(delivery.number)
+            or self._spool.delivered(delivery.number)
+        ):
+            return False
         log.error("result_too_large", job=delivery.id, bytes=size, reason=reason, hint="raise the broker's limit")
-        self._too_large.setdefault(delivery.number, []).append(delivery)
+        self._too_large.add(delivery)
+        return True
 
-    def _refuse(self, delivery: Delivery, reason: str) -> None:
+    def _refuse(self, delivery: Delivery, reason: str, put_off: bool = False) -> None:
+        """Drop a reply, and keep a result for the next connection; `put_off`: for long, as it costs the connection."""
         if delivery.topic is not None:
             log.warning("reply_refused", job=delivery.id, topic=delivery.topic, reason=reason, hint=_MAY_NOT_PUBLISH)
-            self._finish(delivery)
+            self._confirmations.finish(delivery)
+            return
+        log.error("result_refused", job=delivery.id, reason=reason, hint=_MAY_NOT_PUBLISH)
+        if put_off:
+            self._deferred.put_off(delivery, self._now())
         else:
-            log.error("result_refused", job=delivery.id, reason=reason, hint=_MAY_NOT_PUBLISH)
             self._refused.append(delivery)
 
     def confirmations(self) -> tuple[list[int], list[int]]:
         """(waiters that have their answer, jobs all of whose publications are confirmed), to be committed."""
-        waiters = [delivery.waiter for delivery in self._confirmed if delivery.waiter is not None]
-        numbers = dict.fromkeys(delivery.number for delivery in self._confirmed)
-        return waiters, [number for number in numbers if not self._open[number]]
+        return self._confirmations.to_commit()
 
     def too_large(self) -> list[int]:
         """Jobs whose result is to be replaced by a small one, in the next commit."""
-        # While a copy is under way, it may yet be heard in that place.
         under_way = {sent.what.number for sent in self._under_way.values() if isinstance(sent.what, Delivery)}
-        self._replacing = [number for number in self._too_large if number not in under_way]
-        return self._replacing
+        return self._too_large.to_commit(under_way)
 
     def committed(self) -> None:
         """Forget confirmations that have been committed, and publish the results that have replaced others."""
-        for number in {delivery.number for delivery in self._confirmed if not self._open[delivery.number]}:
-            del self._open[number]
-            self._heard.discard(number)
-        self._confirmed.clear()
-        for number in self._replacing:
-            self._ahead.extend(self._too_large.pop(number))
-        self._replacing = []
-
-    def _finish(self, delivery: Delivery) -> None:
-        self._open[delivery.number] -= 1
-        self._count -= 1
-        self._confirmed.append(delivery)
+        self._confirmations.committed()
+        self._ahead.extend(self._too_large.committed())

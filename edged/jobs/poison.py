@@ -17,11 +17,17 @@ import random
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from edged.mqtt.events import Blame
+
 CLOSED_TIMES = 3
 """Closes in a row, each while the publication alone was under way, that convict it."""
 STOOD_RATIO = 50.0
 SHORTEST_STAND, LONGEST_STAND = 1.0, 3600.0
 """Seconds for which a connection must have stood before a publication that it was closed on goes again."""
+UNANSWERED_RATIO = 5.0
+"""A publication that the broker leaves unanswered goes again after so many times as long as was waited for it."""
+_SAYS_SO = frozenset({Blame.SIZE, Blame.TOPIC})
+_COUNTS = _SAYS_SO | {Blame.POSSIBLE}
 SMALL_BYTES = 1024
 """A publication of so many bytes at most is small."""
 
@@ -48,6 +54,8 @@ class Alone:
 class _Suspect:
     size: int
     tried: bool = False
+    topic: bool = False
+    """Whether the broker said at the last attempt that it does not allow the topic."""
     closed: int = 0
     """Closes in a row that count."""
     longest: float = 0.0
@@ -131,7 +139,7 @@ class PoisonFinder:
         if self._smallest_taken is None or sent.size < self._smallest_taken:
             self._smallest_taken = sent.size
         for suspect in self._suspects.values():
-            if suspect.size <= sent.size:  # a larger one is taken: it is not the size
+            if suspect.size <= sent.size and not suspect.topic:  # a larger one is taken: it is not the size
                 suspect.closed = 0
 
     def forget(self, key: Hashable) -> None:
@@ -139,12 +147,9 @@ class PoisonFinder:
         self._suspects.pop(key, None)
         self._under_way.pop(key, None)
 
-    def disconnected(
-        self, now: float, closed_by_broker: bool, said_too_large: bool = False, alone_seconds: float | None = None
-    ) -> Hashable | None:
+    def disconnected(self, now: float, blame: Blame, alone_seconds: float | None = None) -> Hashable | None:
         """The connection has ended. Returns the publication that this convicts: it is suspect no more.
 
-        `said_too_large`: the broker said that a packet was too large for it (MQTT 5): no chance is possible.
         `alone_seconds`: for how long a publication that was sent alone was under way, if the connection measured it.
         """
         if self._up_at is None:
@@ -167,21 +172,26 @@ class PoisonFinder:
         sent = under_way[alone]
         suspect = self._suspects.setdefault(alone, _Suspect(sent.size))
         suspect.size = sent.size
-        small_taken = self._smallest_taken is not None and self._smallest_taken < sent.size
+        smallest = self._smallest_taken
+        # A topic that is not allowed is a matter of no size.
+        small_taken = smallest is not None and (smallest < sent.size or blame is Blame.TOPIC)
         took = now - sent.at if alone_seconds is None else alone_seconds
-        self._judge(suspect, took, sent.at - up_at, closed_by_broker and small_taken, said_too_large)
+        self._judge(suspect, took, sent.at - up_at, blame, small_taken)
         if suspect.closed < CLOSED_TIMES:
             return None
         del self._suspects[alone]
         return alone
 
-    def _judge(self, suspect: _Suspect, took: float, stood: float, may_count: bool, said_too_large: bool) -> None:
+    def _judge(self, suspect: _Suspect, took: float, stood: float, blame: Blame, small_taken: bool) -> None:
         """Account for an attempt that ended with the connection, `took` seconds after it began."""
-        suspect.tried = True
-        if not may_count:
+        suspect.tried, suspect.topic = True, blame is Blame.TOPIC
+        if blame is Blame.UNANSWERED:  # each attempt holds up the others for `took` seconds
+            suspect.closed = 0
+            stand = max(suspect.stand * 2, took * UNANSWERED_RATIO)
+        elif blame not in _COUNTS or not small_taken:
             suspect.closed = 0
             stand = suspect.stand * 2
-        elif said_too_large:
+        elif blame in _SAYS_SO:  # no chance is possible
             suspect.closed += 1
             stand = 0.0
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -15,22 +16,37 @@ from edged.report.documents import fit
 Document = Mapping[str, Any]
 PACKET_OVERHEAD = 16
 """Bytes of a PUBLISH beside topic and payload, at most."""
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 3600.0, 24 * 3600.0
+"""Time after which a document that the broker did not take is published as a whole again; it doubles each time."""
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass
+class _Limit:
+    """What the broker was found to take of one document."""
+
+    room: int
+    """Bytes; 0: it takes the document at no size."""
+    until: float
+    """When the whole document is tried again."""
+    pause: float = FIRST_RETRY_SECONDS
+    tried: bool = False
+    """Whether it has been published as a whole since."""
+
+
 class RetainedDocuments:
-    """By topic. What is due is published in the order in which it became due."""
+    """By topic. What is due is published in the order in which it became due. Times are CLOCK_MONOTONIC seconds."""
 
     def __init__(self) -> None:
         self._newest: dict[str, Document] = {}
         self._whole: set[str] = set()
         self._due: dict[str, None] = {}
         self._confirmed: set[str] = set()
-        self._rooms: dict[str, int] = {}
+        self._limits: dict[str, _Limit] = {}
         self._cut: dict[str, Fault] = {}
-        self.maximum_packet_size: int | None = None
-        """Bytes that the broker announced as its limit."""
+        self._broker: tuple[str, int | None] | None = None
+        """The broker's address, and the bytes that it announced as its limit."""
 
     @property
     def due(self) -> tuple[str, ...]:
@@ -58,6 +74,18 @@ class RetainedDocuments:
         if topic in self._newest:
             self._due[topic] = None
 
+    def connected(self, broker: str, maximum_packet_size: int | None) -> None:
+        """A connection stands. What was found out holds for the same broker with the same announced limit."""
+        if self._broker != (broker, maximum_packet_size):
+            self._limits.clear()
+        self._broker = (broker, maximum_packet_size)
+
+    def retry(self, now: float) -> None:
+        """Publish as a whole again what the broker did not take so some time ago."""
+        for topic, limit in self._limits.items():
+            if now >= limit.until and not limit.tried:
+                self.again(topic)
+
     def clear(self) -> None:
         """The connection is lost: nothing is due until it is put again."""
         self._due.clear()
@@ -71,19 +99,21 @@ class RetainedDocuments:
         """The broker has the document."""
         if topic not in self._due:
             self._confirmed.add(topic)
+        if topic in self._limits and self._limits[topic].tried:
+            del self._limits[topic]
 
     def has_confirmed(self, topic: str) -> bool:
         """Whether the broker has the newest version, by a PUBACK of this connection."""
         return topic in self._confirmed
 
-    def payload(self, topic: str) -> bytes | None:
+    def payload(self, topic: str, now: float) -> bytes | None:
         """The document as it is to be published; None where it cannot be made small enough."""
         document = self._newest[topic]
         if not document:
             return b""  # MQTT 5 §3.3.1.3
-        fitted = fit(document, self._room(topic))
+        fitted = fit(document, self._room(topic, now))
         if fitted is None or (fitted[1] and topic in self._whole):
-            self._tell(topic, document_refused(topic, "it is too large for the broker"))
+            self._tell(topic, document_refused(topic, "the broker does not take it"))
             return None
         payload, cut = fitted
         if cut:
@@ -101,16 +131,37 @@ class RetainedDocuments:
         self.again(topic)
         return fitted[0]
 
-    def too_large(self, topic: str, size: int) -> None:
+    def too_large(self, topic: str, size: int, now: float) -> None:
         """The broker does not take the document at this size, in bytes: publish half of it."""
-        self._rooms[topic] = size // 2
+        self._limit(topic, size // 2, now)
         self.again(topic)
 
-    def _room(self, topic: str) -> int | None:
-        limits = [self._rooms[topic]] if topic in self._rooms else []
-        if self.maximum_packet_size is not None:
-            limits.append(self.maximum_packet_size - len(topic.encode()) - PACKET_OVERHEAD)
-        return min(limits, default=None)
+    def not_allowed(self, topic: str, now: float) -> None:
+        """The broker does not take the document at any size: publish none."""
+        self._limit(topic, 0, now)
+        self.again(topic)
+
+    def _limit(self, topic: str, room: int, now: float) -> None:
+        limit = self._limits.get(topic)
+        if limit is None:
+            self._limits[topic] = _Limit(room, now + FIRST_RETRY_SECONDS)
+        elif limit.tried:  # it takes what it took before
+            limit.pause = min(LONGEST_RETRY_SECONDS, limit.pause * 2)
+            limit.until, limit.tried = now + limit.pause, False
+        else:
+            limit.room = min(limit.room, room)
+
+    def _room(self, topic: str, now: float) -> int | None:
+        rooms = []
+        if (limit := self._limits.get(topic)) is not None:
+            if now >= limit.until:
+                limit.tried = True
+            else:
+                rooms.append(limit.room)
+        announced = self._broker[1] if self._broker is not None else None
+        if announced is not None:
+            rooms.append(announced - len(topic.encode()) - PACKET_OVERHEAD)
+        return min(rooms, default=None)
 
     def _tell(self, topic: str, warning: Fault) -> None:
         if self._cut.get(topic) != warning:

@@ -18,7 +18,8 @@ RECHECK_SECONDS = 600.0
 """Time on 3.1.1 after which 5 is tried again, where 3.1.1 was a guess; it doubles each time."""
 LONGEST_RECHECK_SECONDS = 24 * 3600.0
 HANG_UPS = 3
-"""A SUBSCRIBE without which no job is lost is left out after the broker closed the connection on it so many times."""
+"""What no job is lost without is left out after the broker closed the connection on it so many times: a SUBSCRIBE, or
+publications of QoS 0."""
 
 
 class Backoff:
@@ -124,6 +125,8 @@ class Broker:
         """Why it does not take the last will as it should be."""
         self.hang_ups: Counter[tuple[Subscription, ...]] = Counter()
         """Times that it closed the connection on a SUBSCRIBE, without another loss in between."""
+        self.hang_ups_at_publish: Counter[str] = Counter()
+        """The same for the first publication of QoS 0 to a family of topics."""
 
     @property
     def avoided(self) -> tuple[Subscription, ...]:
@@ -131,13 +134,21 @@ class Broker:
         avoided = {one for asked, times in self.hang_ups.items() if times >= HANG_UPS for one in asked}
         return tuple(sorted(avoided, key=lambda one: one.topic))
 
+    @property
+    def muted(self) -> frozenset[str]:
+        """Families of topics to which nothing is to be published at QoS 0."""
+        return frozenset(topics for topics, times in self.hang_ups_at_publish.items() if times >= HANG_UPS)
+
     def note_end(self, ending: SessionEnd) -> None:
-        """Count a connection that ended at a SUBSCRIBE: AWS IoT Core, say, closes it in place of refusing a topic."""
+        """Count a connection that the broker closed on a topic: AWS IoT Core, say, does so in place of refusing it."""
         if ending.asked and ending.fault != CLOSED:
             if not any(one.required for one in ending.asked):
                 self.hang_ups[ending.asked] += 1
+        elif ending.begun is not None:
+            self.hang_ups_at_publish[ending.begun] += 1
         elif ending.accepted_seconds is not None:
             self.hang_ups.clear()  # perhaps the rights have changed
+            self.hang_ups_at_publish.clear()
 
 
 class Brokers:

@@ -13,9 +13,10 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
-from paho.mqtt.reasoncodes import ReasonCode
 
+from edged.mqtt import reason_codes
 from edged.mqtt.events import Acknowledging, Receipt, ReceivedMessage
+from edged.mqtt.reason_codes import ReasonCode
 from edged.mqtt.session_types import SessionOptions
 from edged.tls import client_context
 
@@ -38,10 +39,10 @@ class PahoClient(Client):
     """The error of the operating system or OpenSSL that broke the connection; paho only logs it."""
     closed_by_peer = False
     """Whether the other side closed the connection or reset it; paho tells this from no other loss."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._foreign_codes: dict[int, int] = {}
+    codes: tuple[ReasonCode, ...] = ()
+    """The reason codes of the packet that a callback is about; none is success."""
+    malformed = False
+    """Whether the broker has sent a packet that cannot be read; paho then closes the connection."""
 
     def ping_within(self, seconds: float) -> None:
         """Ping the broker at least every `seconds`, in a loop that turns every quarter of that time.
@@ -80,29 +81,19 @@ class PahoClient(Client):
         if isinstance(error, (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)):
             self.closed_by_peer = True
 
-    def puback_code(self, mid: int, code: ReasonCode) -> ReasonCode:
-        """The reason code of the PUBACK that on_publish was called for: `code`, or the one that paho does not know."""
-        number = self._foreign_codes.pop(mid, None)
-        if number is not None:
-            with contextlib.suppress(ValueError):  # a code that paho does not know at all
-                # A DISCONNECT may have nearly every code, so paho has their names there.
-                foreign = ReasonCode(PacketTypes.DISCONNECT, identifier=number)
-                foreign.getName()
-                return foreign
-        return code
-
-    def _handle_pubackcomp(self, cmd: Any) -> MQTTErrorCode:
-        """Take reason codes that MQTT 5 §3.4.2.1 does not list for PUBACK as "unspecified error".
-
-        mosquitto answers a publication above its `message_size_limit` with "packet too large". paho takes such a PUBACK
-        for malformed and drops the connection, now and at every attempt.
-        """
-        packet = bytearray(self._in_packet["packet"])
-        if self._protocol == MQTTProtocolVersion.MQTTv5 and len(packet) > 2 and packet[2] not in _PUBACK_CODES:
-            self._foreign_codes[int.from_bytes(packet[:2], "big")] = packet[2]
-            packet[2] = _UNSPECIFIED_ERROR
-            self._in_packet["packet"] = packet
-        return super()._handle_pubackcomp(cmd)
+    def _packet_handle(self) -> MQTTErrorCode:
+        """Note the reason codes of the packet, and give paho only such as it takes."""
+        kind, is_v5 = self._in_packet["command"] >> 4, self._protocol == MQTTProtocolVersion.MQTTv5
+        try:
+            if kind in reason_codes.KINDS:
+                self.codes, packet = reason_codes.read(kind, bytes(self._in_packet["packet"]), is_v5)
+                self._in_packet["packet"] = bytearray(packet)
+            return super()._packet_handle()
+        except MalformedPacket:
+            self.malformed = True
+            raise
+        finally:
+            self.codes = ()
 
     def _handle_publish(self) -> MQTTErrorCode:
         """Deliver a message with only the properties that edged reads, or without any if they are malformed.
@@ -131,10 +122,6 @@ class PahoClient(Client):
         self._in_packet["packet"] = bytearray(packet)
         return super()._handle_publish()
 
-
-_UNSPECIFIED_ERROR = 0x80
-_PUBACK_CODES = (0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99)
-"""Those of MQTT 5 §3.4.2.1."""
 
 _NEEDED = (0x02, 0x08, 0x09)
 """Message Expiry Interval, Response Topic, Correlation Data (MQTT 5 §3.3.2.3)."""

@@ -16,6 +16,7 @@ from edged.faults import Fault
 from edged.mqtt.attempts import Backoff, Broker, Brokers
 from edged.mqtt.broken import BrokenPromises
 from edged.mqtt.connection_faults import (
+    AT_A_PACKET,
     CLOSED,
     CONNACK_TIMEOUT,
     NO_CONNACK,
@@ -232,6 +233,7 @@ class Connection:
             keep_session=role.keep_session,
             will=role.will() if role.will is not None else None,
             will_limits=broker.will_limits,
+            muted=broker.muted,
             recheck_seconds=broker.choice.recheck_seconds,
         )
 
@@ -249,7 +251,7 @@ class Connection:
         fault = ending.fault
         at_once = another = False
         if ending.accepted_seconds is not None:
-            self._after_accepted(broker, fault, ending.accepted_seconds, ending.alone_seconds)
+            self._after_accepted(broker, ending, ending.accepted_seconds)
         else:
             at_once = self._try_otherwise(broker, fault)
             if not at_once:
@@ -262,11 +264,16 @@ class Connection:
             self._owner.down(ending)
         return 0.0 if at_once or another else self._backoff.next()
 
-    def _after_accepted(self, broker: Broker, fault: Fault, seconds: float, alone_seconds: float | None) -> None:
+    def _after_accepted(self, broker: Broker, ending: SessionEnd, seconds: float) -> None:
         """The connection had been accepted `seconds` ago. Choose the broker of the next one."""
-        _log.info("mqtt_disconnected", connection=self._role.name, reason=fault.message, seconds=round(seconds, 1))
+        fault = ending.fault
+        told = {"connection": self._role.name, "reason": fault.message, "seconds": round(seconds, 1)}
+        if fault.code in AT_A_PACKET and self._role.log_warnings:
+            _log.warning("mqtt_disconnected", **told, code=fault.code, hint=fault.hint)
+        else:
+            _log.info("mqtt_disconnected", **told)
         broker.choice.new_series()
-        lasted = seconds >= (LASTED_SECONDS if alone_seconds is None else LASTED_ALONE_SECONDS)
+        lasted = seconds >= (LASTED_SECONDS if ending.alone_seconds is None else LASTED_ALONE_SECONDS)
         if lasted:
             self._backoff.reset()
         if lasted or fault == CLOSED:

@@ -9,28 +9,39 @@ from collections.abc import Sequence
 
 from paho.mqtt.client import WebsocketConnectionError
 from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.faults import Fault
 from edged.machine.clock import Clock
+from edged.mqtt.events import Blame
+from edged.mqtt.reason_codes import ReasonCode
 from edged.settings.mqtt import MqttSettings
 
-# MQTT 5 §2.4; paho gives the return codes of 3.1.1 the same numbers.
+# MQTT 5 §2.4.
 NO_MATCHING_SUBSCRIBERS = 0x10
 NOT_AUTHORIZED = 0x87
 _UNSUPPORTED_PROTOCOL = 0x84
 _BAD_CLIENT_ID = 0x85
 _BAD_USER_OR_PASSWORD = 0x86
-_KEEP_ALIVE_TIMEOUT = 0x8D
+KEEP_ALIVE_TIMEOUT = 0x8D
 _SESSION_TAKEN_OVER = 0x8E
 _RETAIN_NOT_SUPPORTED = 0x9A
 _QOS_NOT_SUPPORTED = 0x9B
 PACKET_TOO_LARGE = 0x95
 QUOTA_EXCEEDED = 0x97
-TRANSIENT = frozenset({0x80, 0x83, QUOTA_EXCEEDED})
+_RATE_TOO_HIGH = 0x96
+RATE = frozenset({_RATE_TOO_HIGH, QUOTA_EXCEEDED})
+"""Reason codes that say that there were too many publications; each may be taken later."""
+TRANSIENT = RATE | {0x80, 0x83, 0x88, 0x89, 0x91}
 """Reason codes of a PUBACK after which the same publication may be taken later."""
-_MAY_BLAME_PUBLICATION = frozenset({0x80, 0x81, 0x82, 0x83, PACKET_TOO_LARGE, QUOTA_EXCEEDED, 0x99})
-"""Reason codes of a DISCONNECT with which a broker may answer a publication; others say that it goes away."""
+_BLAMES = {
+    **dict.fromkeys((0x80, 0x81, 0x82, 0x83), Blame.POSSIBLE),
+    **dict.fromkeys((NOT_AUTHORIZED, 0x90, 0x99, _RETAIN_NOT_SUPPORTED, _QOS_NOT_SUPPORTED), Blame.TOPIC),
+    PACKET_TOO_LARGE: Blame.SIZE,
+    **dict.fromkeys(RATE, Blame.RATE),
+}
+"""What a DISCONNECT with this reason code says of publications; with others the broker goes away, say."""
+_ABOUT_SUBSCRIPTION = frozenset({NOT_AUTHORIZED, 0x8F, 0x9E, 0xA1, 0xA2})
+"""Reason codes of a DISCONNECT with which a broker may answer a SUBSCRIBE."""
 
 # Codes of faults that other modules act on.
 PROTOCOL_UNSUPPORTED = "mqtt_protocol_unsupported"
@@ -38,12 +49,18 @@ NO_CONNACK = "mqtt_no_connack"
 CONNACK_TIMEOUT = "mqtt_connack_timeout"
 SESSION_TAKEN_OVER = "mqtt_session_taken_over"
 CONNECTION_LOST = "mqtt_connection_lost"
+LOST_AT_PUBLISH = "mqtt_lost_at_publish"
 TOO_LARGE = "mqtt_packet_too_large"
+UNANSWERED_PACKET = "mqtt_unanswered"
+LOST_AT_SUBSCRIBE = "mqtt_lost_at_subscribe"
+AT_A_PACKET = frozenset({LOST_AT_SUBSCRIBE, LOST_AT_PUBLISH, TOO_LARGE, UNANSWERED_PACKET})
+"""Of connections that ended at a SUBSCRIBE or PUBLISH of ours."""
 SUBSCRIPTION_REFUSED = "mqtt_subscription_refused"
 WILL_RETAIN_REFUSED = "mqtt_will_retain_refused"
 WILL_QOS_REFUSED = "mqtt_will_qos_refused"
 
 _SEE_BROKER_LOG = "the broker's own log says more"
+_SEE_LIMITS = "where this repeats: see the broker's limits and access control"
 
 LOST = Fault(CONNECTION_LOST, "the connection was lost", _SEE_BROKER_LOG)
 CLOSED = Fault("mqtt_closed", "closed on purpose")
@@ -54,6 +71,8 @@ SESSION_LOST = Fault(
     "let the broker keep its state over restarts; senders must resend until accepted",
 )
 UNANSWERED = Fault(CONNACK_TIMEOUT, "the broker did not answer CONNECT in time", _SEE_BROKER_LOG)
+NO_PING = Fault("mqtt_keep_alive_timeout", "the broker did not answer in time", "check the network")
+MALFORMED = Fault("mqtt_packet_malformed", "the broker sent a malformed packet", _SEE_BROKER_LOG)
 
 # OpenSSL's X509_V_ERR_….
 _NOT_YET_VALID, _EXPIRED = 9, 10
@@ -149,7 +168,7 @@ def connack_refused(code: ReasonCode, properties: Properties | None, mqtt: MqttS
     """The fault for a CONNACK that refuses (MQTT 5 §3.2.2.2, MQTT 3.1.1 §3.2.2.3)."""
     if code.value in (_BAD_USER_OR_PASSWORD, NOT_AUTHORIZED):
         if mqtt.username is None:
-            message = f"the broker refused a connection without user and password: {_name(code)}"
+            message = f"the broker refused a connection without user and password: {code.name}"
             return Fault("mqtt_not_authorized", message, "set mqtt.username and mqtt.password_file")
         message = f"the broker refused user {mqtt.username!r}: bad user name or password"
         return Fault(
@@ -161,7 +180,7 @@ def connack_refused(code: ReasonCode, properties: Properties | None, mqtt: MqttS
     if code.value == _BAD_CLIENT_ID:
         message = "the broker refused the client id, which is the device id"
         return Fault("mqtt_client_id_refused", message, "set device.id to one that the broker accepts")
-    message = f"the broker refused the connection: {_name(code)}{_broker_words(properties)}"
+    message = f"the broker refused the connection: {broker_said(code, properties)}"
     if code.value == _RETAIN_NOT_SUPPORTED:
         return Fault(WILL_RETAIN_REFUSED, message, "allow retained messages at the broker")
     if code.value == _QOS_NOT_SUPPORTED:
@@ -182,19 +201,30 @@ def no_connack(mqtt: MqttSettings) -> Fault:
     )
 
 
-def disconnected(code: ReasonCode, properties: Properties | None, from_broker: bool) -> Fault:
-    """The fault for the end of an accepted connection: the broker's DISCONNECT (MQTT 5 §3.14.2.1), or paho's reason."""
-    if not from_broker:
-        if code.value == _KEEP_ALIVE_TIMEOUT:
-            return Fault("mqtt_keep_alive_timeout", "the broker did not answer in time", "check the network")
-        return LOST
+def broker_said(code: ReasonCode, properties: Properties | None) -> str:
+    """A reason code, and what the broker says beside it, for people."""
+    return f"{code.name}{_broker_words(properties)}"
+
+
+def disconnected(code: ReasonCode, properties: Properties | None) -> Fault:
+    """The fault for the broker's DISCONNECT on an accepted connection (MQTT 5 §3.14.2.1)."""
     if code.value == _SESSION_TAKEN_OVER:
         hint = "give each device a device.id of its own"
         return Fault(SESSION_TAKEN_OVER, "another client connected under the same id", hint)
-    message = f"the broker closed the connection: {_name(code)}{_broker_words(properties)}"
+    message = f"the broker closed the connection: {broker_said(code, properties)}"
     if code.value == PACKET_TOO_LARGE:
         return Fault(TOO_LARGE, message, "raise the broker's limit on the size of packets")
     return Fault("mqtt_disconnected", message, _other_server_hint(properties))
+
+
+def blame(code: ReasonCode) -> Blame:
+    """What a DISCONNECT with this code says of the publications that were under way."""
+    return _BLAMES.get(code.value, Blame.NONE)
+
+
+def about_subscription(code: ReasonCode) -> bool:
+    """Whether a DISCONNECT with this code may answer a SUBSCRIBE."""
+    return code.value in _ABOUT_SUBSCRIPTION
 
 
 def curable(code: int | None) -> bool:
@@ -202,36 +232,47 @@ def curable(code: int | None) -> bool:
     return code in TRANSIENT or code == PACKET_TOO_LARGE
 
 
-def may_blame_publication(code: ReasonCode) -> bool:
-    """Whether a DISCONNECT with this code may answer a publication, rather than say that the broker goes away."""
-    return code.value in _MAY_BLAME_PUBLICATION
+def lost_during(
+    fault: Fault, said: str | None, subscribing: Sequence[str], publishing: str | None, begun: str | None
+) -> Fault:
+    """The fault for a connection that ended with `fault` while packets of ours were unanswered; else `fault`.
 
-
-def lost_during(subscribing: Sequence[str], publishing: str | None) -> Fault:
-    """The fault for a connection that was lost while packets of ours were unanswered.
-
-    Brokers such as AWS IoT Core close the connection in place of refusing a topic. `subscribing`: filters of an
-    unanswered SUBSCRIBE. `publishing`: topic of the oldest publication that was not acknowledged.
+    Brokers such as AWS IoT Core close the connection in place of refusing a topic. `said`: by the broker, at the end.
+    `subscribing`: filters of an unanswered SUBSCRIBE. `publishing`: topic of the oldest publication that was not
+    acknowledged. `begun`: topics to which something went at QoS 0 for the first time, a moment before.
     """
+    why = f": {said}" if said else ""
+    if fault.code == TOO_LARGE and publishing is not None:
+        return Fault(TOO_LARGE, f"the broker closed the connection at a publication to {publishing}{why}", fault.hint)
     if subscribing:
-        message = f"the broker closed the connection when it was asked to subscribe {', '.join(subscribing)}"
-        return Fault("mqtt_lost_at_subscribe", message, "let the broker's access control list allow these topics")
+        message = f"the broker closed the connection when it was asked to subscribe {', '.join(subscribing)}{why}"
+        return Fault(LOST_AT_SUBSCRIBE, message, "let the broker's access control list allow these topics")
     if publishing is not None:
-        message = f"the connection was lost before the broker acknowledged the publication to {publishing}"
-        return Fault("mqtt_lost_at_publish", message, "where this repeats: see the broker's limits and access control")
-    return LOST
+        message = f"the connection was lost before the broker acknowledged the publication to {publishing}{why}"
+        return Fault(LOST_AT_PUBLISH, message, _SEE_LIMITS)
+    if begun is not None:
+        message = f"the broker closed the connection right after a publication to {begun}{why}"
+        return Fault(LOST_AT_PUBLISH, message, _SEE_LIMITS)
+    return fault
 
 
-def closed_before_connack(code: ReasonCode, mqtt: MqttSettings) -> Fault:
+def unanswered(subscribing: Sequence[str], publishing: str | None, seconds: float) -> Fault:
+    """The fault for a broker that answers pings, but not a SUBSCRIBE of these filters or this publication."""
+    what = f"subscribe {', '.join(subscribing)}" if subscribing else f"take a publication to {publishing}"
+    message = f"the broker was asked to {what} and did not answer within {seconds:g} s"
+    return Fault(UNANSWERED_PACKET, message, "see the broker's limits: some drop what they do not take and say nothing")
+
+
+def closed_before_connack(code: int, mqtt: MqttSettings) -> Fault:
     """The fault for a connection that ended before CONNACK, by paho's reason code."""
     # paho gives up by itself where the keep-alive time is shorter than our own limit.
-    return UNANSWERED if code.value == _KEEP_ALIVE_TIMEOUT else no_connack(mqtt)
+    return UNANSWERED if code == KEEP_ALIVE_TIMEOUT else no_connack(mqtt)
 
 
 def publication_refused(code: ReasonCode, properties: Properties | None, topic: str) -> str:
     """Why the broker refused a publication (MQTT 5 §3.4.2.1), for people."""
     hint = "; its access control list does not let this device write there" if code.value == NOT_AUTHORIZED else ""
-    return f"the broker refused the publication to {topic}: {_name(code)}{_broker_words(properties)}{hint}"
+    return f"the broker refused the publication to {topic}: {broker_said(code, properties)}{hint}"
 
 
 def document_refused(topic: str, reason: str) -> Fault:
@@ -257,7 +298,3 @@ def _other_server_hint(properties: Properties | None) -> str:
     if getattr(properties, "ServerReference", ""):
         return "set mqtt.host to the server that the broker refers to, if you trust it"
     return _SEE_BROKER_LOG
-
-
-def _name(code: ReasonCode) -> str:
-    return code.getName().lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -10,6 +11,23 @@ from edged.faults import Fault
 
 ConnectionName = Literal["jobs", "control"]
 ProtocolVersion = Literal["5", "3.1.1"]
+
+
+class Blame(enum.Enum):
+    """What the end of a connection says about the publications that were under way."""
+
+    NONE = enum.auto()
+    """Nothing: the line broke, we closed it, or the broker went away."""
+    POSSIBLE = enum.auto()
+    """The broker closed it, and gave no reason that has nothing to do with them."""
+    SIZE = enum.auto()
+    """The broker said that a packet was too large."""
+    TOPIC = enum.auto()
+    """The broker said that it does not allow what was published."""
+    RATE = enum.auto()
+    """The broker said that there were too many; each of them may be taken later."""
+    UNANSWERED = enum.auto()
+    """The broker answered pings and not the oldest of them, so that we closed it."""
 
 
 class Acknowledging(Protocol):
@@ -107,8 +125,7 @@ class LinkDown:
 
     which: ConnectionName
     fault: Fault
-    closed_by_broker: bool = False
-    """The broker closed it, and gave no reason that has nothing to do with a publication under way."""
+    blame: Blame = Blame.NONE
     alone_seconds: float | None = None
     """For how long a publication that was sent alone had been under way; None if there was none."""
     broker: str = ""
@@ -118,6 +135,11 @@ class LinkDown:
     def reason(self) -> str:
         """The fault, for people."""
         return self.fault.message
+
+    @property
+    def closed_by_broker(self) -> bool:
+        """The broker closed it, and gave no reason that has nothing to do with a publication under way."""
+        return self.blame in (Blame.POSSIBLE, Blame.SIZE, Blame.TOPIC)
 
 
 @dataclass(frozen=True, slots=True)

@@ -300,7 +300,7 @@ class Link:
             self._echo.disconnected()
             self._jobs.hold()
             self._preferred.disconnected(end.accepted_seconds or 0.0)
-        self._deliver(LinkDown(which, end.fault, end.closed_by_broker, end.alone_seconds, end.broker))
+        self._deliver(LinkDown(which, end.fault, end.blame, end.alone_seconds, end.broker))
         if end.fault.code == SESSION_TAKEN_OVER:
             self._yield_device_id("")
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import selectors
 import socket
-import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import MQTTErrorCode
-from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.reasoncodes import ReasonCode as PahoReasonCode
 
-from edged.faults import Fault
 from edged.mqtt import connection_faults
 from edged.mqtt.client import CONNECT_SECONDS, SESSION_EXPIRY_SECONDS, PahoClient, connect, make_client, read_message
-from edged.mqtt.events import Receipt
+from edged.mqtt.ending import Ending
+from edged.mqtt.events import Blame, Receipt
 from edged.mqtt.flow import WINDOW, PublishSlots, Unacknowledged
-from edged.mqtt.grants import Grants, broken_promises, read_grants
+from edged.mqtt.grants import broken_promises, read_grants
+from edged.mqtt.publications import Publications
+from edged.mqtt.reason_codes import SUCCESS
 from edged.mqtt.session_types import Established, Listener, Publication, SessionEnd, SessionOptions, Subscription
 from edged.mqtt.subscriber import Subscriber
 from edged.settings import SettingsError
@@ -30,6 +28,9 @@ from edged.tls import CredentialsError
 
 RECHECK_CLOSE_SECONDS = 5.0
 """Time for acknowledgements under way before a disconnect that only changes the version."""
+ANSWER_SECONDS = 120.0
+"""Time for a SUBACK, and for the PUBACK of the oldest publication. A dead line is found by its pings before; what is
+left are brokers that drop a packet and say nothing."""
 DISCONNECT_SECONDS = 2.0
 """Time limit for writing DISCONNECT and what is queued before it."""
 
@@ -46,22 +47,18 @@ class Session:
         self._listener = listener
         self._lock = threading.Lock()
         self._commands: deque[Receipt | Publication | str] = deque()
-        self._under_way: dict[int, Publication] = {}
+        self._publications = Publications(plan.protocol, listener, plan.muted, self._release)
         self._unacknowledged = Unacknowledged()
         self._slots = PublishSlots()
         self._is_ready = False
         self._ended = False
         self._close_by: float | None = None
         self._closing = False
-        self._fault: Fault | None = None
-        self._blamed: bool | None = None
-        """Whether a DISCONNECT of the broker may be about a publication; None: there was none."""
+        self._ending = Ending(plan.mqtt)
         self._accepted_at: float | None = None
         self._recheck_at: float | None = None
-        self._alone_at = 0.0
         self._session_present = False
         self._keep_alive: float = plan.mqtt.keep_alive
-        self._grants = Grants()
         self._subscriber = Subscriber(plan.subscriptions, plan.protocol == "5")
         self._wanted: Sequence[Sequence[Subscription]] | None = None
         """Subscriptions that shall take the place of those in `plan`, not read yet by the loop."""
@@ -173,12 +170,12 @@ class Session:
                 self._run_commands(client)
                 self.loop_turned_at = now = time.monotonic()
                 if self._accepted_at is None and now - started >= CONNECT_SECONDS:
-                    self._end_with(connection_faults.UNANSWERED)
+                    self._ending.note(connection_faults.UNANSWERED)
                     sock.close()
                     return
                 if self._recheck_at is not None and now >= self._recheck_at:
                     self._recheck_at = None
-                    self._end_with(connection_faults.RECHECK)
+                    self._ending.note(connection_faults.RECHECK)
                     self.close(RECHECK_CLOSE_SECONDS)
                 if give_up is None and self._should_disconnect(now):
                     self._closing = True
@@ -204,7 +201,23 @@ class Session:
                 if not full:
                     # On TLS, decrypted bytes may wait where select cannot see them; reading too early is only EAGAIN.
                     client.loop_read()
+                    came = pending() or any(
+                        key.fileobj is sock and events & selectors.EVENT_READ for key, events in ready
+                    )
+                    if not came and self._is_overdue(now):  # only once all that the broker has sent was read
+                        sock.close()
+                        return
                 client.loop_misc()
+
+    def _is_overdue(self, now: float) -> bool:
+        """Whether the broker leaves something of ours unanswered, though it answers pings."""
+        subscribing = [wanted.topic for wanted in self._subscriber.overdue(now, ANSWER_SECONDS)]
+        publishing = self._publications.overdue(now, ANSWER_SECONDS)
+        if not subscribing and publishing is None:
+            return False
+        fault = connection_faults.unanswered(subscribing, publishing, ANSWER_SECONDS)
+        self._ending.note(fault, Blame.NONE if subscribing else Blame.UNANSWERED)
+        return True
 
     def _seconds_to_wait(self, now: float, started: float, give_up: float | None, pending: Callable[[], int]) -> float:
         if pending() and not self._unacknowledged.full:
@@ -220,8 +233,7 @@ class Session:
             return False
         if self._commands:  # they were given before close(), acknowledgements among them: they leave first
             return False
-        acknowledged = all(publication.qos == 0 for publication in self._under_way.values())
-        return acknowledged or now >= close_by or not self._is_ready
+        return self._publications.acknowledged or now >= close_by or not self._is_ready
 
     def _change_subscriptions(self, client: Client) -> None:
         if self._accepted_at is None:
@@ -241,66 +253,18 @@ class Session:
             elif isinstance(command, str):
                 self._subscriber.unsubscribe(client, [command])
             else:
-                self._send(client, command)
+                self._publications.send(client, command, time.monotonic())
 
-    def _send(self, client: Client, publication: Publication) -> None:
-        topic, correlation, limit = publication.topic, publication.correlation, self._grants.maximum_packet_size
-        if limit is not None and (size := publication.packet_bytes(self._plan.protocol)) > limit:
-            # The broker would close the connection (MQTT 5 §3.2.2.3.6), now and at every attempt.
-            self._release(publication)
-            reason = f"{topic}: {size} bytes, but the broker takes at most {limit}"
-            self._refuse(publication, reason, connection_faults.PACKET_TOO_LARGE)
-            return
-        properties: Any = None
-        if self._plan.protocol == "5" and correlation is not None:
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.CorrelationData = correlation
-        qos = min(publication.qos, self._grants.maximum_qos)
-        retain = publication.retain and self._grants.retain
-        try:
-            while True:
-                info = client.publish(topic, publication.payload, qos, retain, properties)
-                # After 65,535 messages paho's next packet id may still be under way; it then takes nothing.
-                if info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-                    break
-        except ValueError as error:
-            self._release(publication)
-            self._refuse(publication, f"{topic!r} cannot be published to: {error}", None)
-            return
-        self._under_way[info.mid] = publication
-        if publication.alone:
-            self._alone_at = time.monotonic()
-
-    def _release(self, publication: Publication) -> None:
+    def _release(self, qos: int) -> None:
         with self._lock:
-            self._slots.release(publication.qos)
-
-    def _refuse(self, publication: Publication, reason: str, code: int | None) -> None:
-        if publication.token is not None:
-            self._listener.publish_refused(publication.token, reason, code)
-        if publication.token is None or (publication.retain and not connection_faults.curable(code)):
-            self._listener.document_refused(publication.topic, reason)
-
-    def _end_with(self, fault: Fault) -> None:
-        """Keep the first fault: the others follow from it."""
-        if self._fault is None:
-            self._fault = fault
+            self._slots.release(qos)
 
     def _conclude(self, client: PahoClient) -> SessionEnd:
-        seconds = None if self._accepted_at is None else time.monotonic() - self._accepted_at
-        if self._accepted_at is None and isinstance(client.socket_error, ssl.SSLError):
-            return SessionEnd(connection_faults.tls_read_failed(client.socket_error, self._plan.mqtt))
-        if self._closing and self._fault != connection_faults.RECHECK:
-            return SessionEnd(connection_faults.CLOSED, seconds)
-        alone = any(publication.alone for publication in self._under_way.values())
-        alone_seconds = time.monotonic() - self._alone_at if alone else None
-        closed = self._blamed if self._blamed is not None else client.closed_by_peer
-        fault = self._fault or connection_faults.LOST
-        if seconds is not None and fault == connection_faults.LOST:
-            under_way = next(iter(self._under_way.values()), None)
-            asked = [wanted.topic for wanted in self._subscriber.asked]
-            fault = connection_faults.lost_during(asked, under_way.topic if under_way else None)
-        return SessionEnd(fault, seconds, closed, alone_seconds, asked=self._subscriber.asked)
+        now = time.monotonic()
+        seconds = None if self._accepted_at is None else now - self._accepted_at
+        return self._ending.conclude(
+            client, self._publications, self._subscriber, now=now, seconds=seconds, closing=self._closing
+        )
 
     # paho's callbacks, called from within loop_read, loop_write and loop_misc.
 
@@ -309,38 +273,39 @@ class Session:
         client: Client,
         _data: object,
         flags: ConnectFlags,
-        code: ReasonCode,
+        _code: PahoReasonCode,
         properties: Properties | None,
     ) -> None:
-        if code.is_failure:
-            self._end_with(connection_faults.connack_refused(code, properties, self._plan.mqtt))
+        assert isinstance(client, PahoClient)
+        if client.codes:
+            self._ending.refused(client.codes[0], properties)
             return
         self._accepted_at = time.monotonic()
         if self._plan.recheck_seconds is not None:
             self._recheck_at = self._accepted_at + self._plan.recheck_seconds
         self._session_present = flags.session_present
-        self._grants = read_grants(properties)
-        if self._grants.keep_alive:
-            self._keep_alive = min(self._keep_alive, self._grants.keep_alive)
-        assert isinstance(client, PahoClient)
+        self._publications.grants = grants = read_grants(properties)
+        if grants.keep_alive:
+            self._keep_alive = min(self._keep_alive, grants.keep_alive)
         client.ping_within(self._keep_alive)
         with self._lock:
-            self._slots.open(self._grants.window)
+            self._slots.open(grants.window)
         if flags.session_present:
             self._subscriber.unsubscribe(client, self._plan.former_filters)
         self._subscribe_next(client)
 
     def _subscribe_next(self, client: Client) -> None:
-        if self._subscriber.send_next(client, self._grants):
+        grants = self._publications.grants
+        if self._subscriber.send_next(client, grants, time.monotonic()):
             return
         with self._lock:
             was_ready, self._is_ready = self._is_ready, True
         plan, subscriber = self._plan, self._subscriber
-        promises = broken_promises(self._grants, plan.client_id, SESSION_EXPIRY_SECONDS if plan.keep_session else None)
+        promises = broken_promises(grants, plan.client_id, SESSION_EXPIRY_SECONDS if plan.keep_session else None)
         established = Established(
             session_present=self._session_present,
             protocol=plan.protocol,
-            grants=self._grants,
+            grants=grants,
             refused=subscriber.refused,
             refused_others=subscriber.refused_others,
             warnings=(*promises, *subscriber.warnings),
@@ -348,35 +313,33 @@ class Session:
         (self._listener.resubscribed if was_ready else self._listener.ready)(established)
 
     def _on_subscribe(
-        self, client: Client, _data: object, mid: int, codes: list[ReasonCode], properties: Properties | None
+        self, client: Client, _data: object, mid: int, _codes: list[PahoReasonCode], properties: Properties | None
     ) -> None:
-        if self._subscriber.answered(mid, codes, properties):
+        assert isinstance(client, PahoClient)
+        if self._subscriber.answered(mid, client.codes, properties):
             self._subscribe_next(client)
 
     def _on_unsubscribe(
-        self, client: Client, _data: object, mid: int, codes: list[ReasonCode], _properties: Properties | None
+        self, client: Client, _data: object, mid: int, _codes: list[PahoReasonCode], _properties: Properties | None
     ) -> None:
-        self._subscriber.unsubscribed(mid, codes)
+        assert isinstance(client, PahoClient)
+        self._subscriber.unsubscribed(mid, client.codes)
         if self._is_ready:
             self._subscribe_next(client)
 
     def _on_disconnect(
         self,
-        _client: Client,
+        client: Client,
         _data: object,
         flags: DisconnectFlags,
-        code: ReasonCode | None,
+        code: PahoReasonCode | None,
         properties: Properties | None,
     ) -> None:
-        from_broker = flags.is_disconnect_packet_from_server
-        if from_broker:
-            self._blamed = code is not None and connection_faults.may_blame_publication(code)
-        if code is None:
-            self._end_with(connection_faults.LOST)
-        elif self._accepted_at is None and not from_broker:
-            self._end_with(connection_faults.closed_before_connack(code, self._plan.mqtt))
+        assert isinstance(client, PahoClient)
+        if flags.is_disconnect_packet_from_server:
+            self._ending.disconnected(client.codes[0] if client.codes else SUCCESS, properties)
         else:
-            self._end_with(connection_faults.disconnected(code, properties, from_broker))
+            self._ending.lost(SUCCESS.value if code is None else code.value, self._accepted_at is not None)
 
     def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:
         received = read_message(self, message)
@@ -384,16 +347,8 @@ class Session:
         self._listener.received(received)
 
     def _on_publish(
-        self, client: Client, _data: object, mid: int, code: ReasonCode, properties: Properties | None
+        self, client: Client, _data: object, mid: int, _code: PahoReasonCode, properties: Properties | None
     ) -> None:
         assert isinstance(client, PahoClient)
-        code = client.puback_code(mid, code)
-        publication = self._under_way.pop(mid, None)
-        if publication is None:
-            return
-        self._release(publication)
-        if code.is_failure:
-            reason = connection_faults.publication_refused(code, properties, publication.topic)
-            self._refuse(publication, reason, code.value)
-        elif publication.token is not None:
-            self._listener.published(publication.token, code.value != connection_faults.NO_MATCHING_SUBSCRIBERS)
+        code = client.codes[0] if client.codes else SUCCESS
+        self._publications.answered(mid, code, properties, time.monotonic())

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from edged.faults import Fault
 from edged.mqtt.connection_faults import LOST
-from edged.mqtt.events import ProtocolVersion
+from edged.mqtt.events import Blame, ProtocolVersion
 from edged.mqtt.events import ReceivedMessage as ReceivedMessage
 from edged.mqtt.grants import Grants
 from edged.settings.mqtt import MqttSettings
@@ -58,6 +58,8 @@ class SessionOptions:
     will_limits: WillLimits = WillLimits()
     former_filters: Sequence[str] = ()
     """Topic filters that the broker's session may hold and that are not wanted any more."""
+    muted: frozenset[str] = frozenset()
+    """Families of topics to which nothing is published at QoS 0: the broker closes the connection on that."""
     recheck_seconds: float | None = None
     """Disconnect so long after CONNACK, to try another version; None: stay."""
 
@@ -110,18 +112,19 @@ class Established:
 class SessionEnd:
     """How the connection ended. `accepted_seconds`: time since CONNACK accepted it, None if that never came.
 
-    `closed_by_broker`: the broker closed it, and gave no reason that has nothing to do with a publication under way.
     `alone_seconds`: for how long a publication that was sent alone had been under way, None if there was none.
     `broker`: its address.
-    `asked`: subscriptions that the broker had not answered.
+    `asked`: subscriptions that the broker had not answered. `begun`: a family of topics (`topics.family`) to which the
+    first publication of QoS 0 had gone a moment before, where the broker closed the connection.
     """
 
     fault: Fault = LOST
     accepted_seconds: float | None = None
-    closed_by_broker: bool = False
+    blame: Blame = Blame.NONE
     alone_seconds: float | None = None
     broker: str = ""
     asked: tuple[Subscription, ...] = ()
+    begun: str | None = None
 
 
 class Listener(Protocol):

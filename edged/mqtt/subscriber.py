@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 
 from paho.mqtt.client import Client
 from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edged.faults import Fault
 from edged.mqtt.connection_faults import SUBSCRIPTION_REFUSED
 from edged.mqtt.grants import Grants
+from edged.mqtt.reason_codes import ReasonCode
 from edged.mqtt.session_types import Subscription
 
 MAX_FILTERS = 8
 """Topic filters in one SUBSCRIBE: AWS IoT Core disconnects clients that send more."""
+_LARGEST_QOS = 2
+"""Of a SUBACK's codes, all larger ones refuse (MQTT 5 §3.9.3)."""
 _SHARED_PREFIX = "$share/"
 
 
@@ -35,6 +38,7 @@ class Subscriber:
         self._warnings: dict[str, Fault] = {}
         self._mid: int | None = None
         self._asked: Sequence[Subscription] = ()
+        self._asked_at = 0.0
         self._leaving: dict[int, Sequence[str]] = {}
         """Topic filters by the packet id of the UNSUBSCRIBE that is not answered yet."""
         self.want(groups)
@@ -43,6 +47,10 @@ class Subscriber:
     def asked(self) -> tuple[Subscription, ...]:
         """Those of the SUBSCRIBE that is not answered yet."""
         return tuple(self._asked)
+
+    def overdue(self, now: float, seconds: float) -> tuple[Subscription, ...]:
+        """The same, where the broker has not answered it for so many seconds."""
+        return self.asked if now - self._asked_at >= seconds else ()
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -87,12 +95,12 @@ class Subscriber:
             if code.is_failure and topic not in self._wanted:
                 self._warnings[topic] = Fault(
                     "mqtt_unsubscription_refused",
-                    f"the broker refuses to unsubscribe {topic}: {code.getName().lower()}; messages still arrive",
+                    f"the broker refuses to unsubscribe {topic}: {code.name}; messages still arrive",
                     "the broker's access control list must let this device unsubscribe",
                 )
 
-    def send_next(self, client: Client, grants: Grants) -> bool:
-        """Queue the next SUBSCRIBE; False when all are answered."""
+    def send_next(self, client: Client, grants: Grants, now: float) -> bool:
+        """Queue the next SUBSCRIBE; False when all are answered. `now`: CLOCK_MONOTONIC seconds."""
         if self._mid is not None:
             return True
         while self._packets:
@@ -104,7 +112,7 @@ class Subscriber:
                         self._refuse(wanted, "shared subscriptions not supported")
                 filters = [wanted for wanted in filters if not wanted.topic.startswith(_SHARED_PREFIX)]
             if filters:
-                self._asked = filters
+                self._asked, self._asked_at = filters, now
                 self._mid = self._subscribe(client, filters)
                 return True
         return False
@@ -114,11 +122,13 @@ class Subscriber:
         if mid != self._mid:
             return False
         words = getattr(properties, "ReasonString", None)
-        for wanted, code in zip(self._asked, codes, strict=False):
+        for wanted, code in itertools.zip_longest(self._asked, codes[: len(self._asked)]):
             if wanted.topic not in self._wanted:
                 continue
-            if code.is_failure:
-                self._refuse(wanted, f"{code.getName().lower()}{f' ({words})' if words else ''}")
+            if code is None:
+                self._refuse(wanted, "its answer lacks this one")
+            elif code.value > _LARGEST_QOS:
+                self._refuse(wanted, f"{code.name}{f' ({words})' if words else ''}")
             elif code.value < wanted.qos:
                 self._warn_of_qos(wanted, code.value)
         self._mid, self._asked = None, ()

@@ -24,6 +24,12 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def family(topic: str) -> str:
+    """What a broker's rights tell apart: a topic, but all streams of a device are one."""
+    head = topic.rpartition("/")[0]
+    return head if head.endswith("/stream") else topic
+
+
 Kind: TypeAlias = Literal["job", "cancel", "status", "ping", "pong"]
 _GROUP_KINDS: dict[str, Kind] = {"cancel": "cancel", "ping": "ping", "pong": "pong"}
 

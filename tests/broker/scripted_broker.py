@@ -68,14 +68,20 @@ class Subscribe:
 
 @dataclass
 class Answer:
-    """The reason code and properties of an answer; `hang_up` closes the connection in its place."""
+    """The reason code and properties of an answer; `hang_up` closes the connection in its place.
+
+    `raw`: properties as bytes, also such as MQTT does not allow. `silent`: the packet is not answered.
+    """
 
     code: int = 0
     hang_up: bool = False
     properties: dict[str, Any] | None = None
+    raw: bytes | None = None
+    silent: bool = False
 
 
 HANG_UP = Answer(hang_up=True)
+NO_ANSWER = Answer(silent=True)
 
 
 class ScriptedBroker:
@@ -199,6 +205,8 @@ class _Conversation:
         if answer.hang_up:
             return None
         rest = _properties(self._version, PacketTypes.CONNACK, answer.properties)
+        if answer.raw is not None:
+            rest = bytes([len(answer.raw)]) + answer.raw
         self._connection.sendall(_packet(CONNACK << 4, bytes([0, answer.code]) + rest))
         return b"" if answer.code == 0 else None
 
@@ -216,8 +224,8 @@ class _Conversation:
         answer = self._broker.on_subscribe(packet)
         properties = None
         if isinstance(answer, Answer):
-            if answer.hang_up:
-                return None
+            if answer.hang_up or answer.silent:
+                return None if answer.hang_up else b""
             codes, properties = [answer.code] * len(filters), answer.properties
         else:
             codes = answer
@@ -245,8 +253,8 @@ class _Conversation:
         packet = Publish(self._client_id, topic, body[at:], qos, bool(header & 1), packet_id)
         self._broker.publishes.put(packet)
         answer = self._broker.on_publish(packet)
-        if answer.hang_up:
-            return None
+        if answer.hang_up or answer.silent:
+            return None if answer.hang_up else b""
         echo = self._echo(packet) if packet.topic in self._filters else b""
         if not qos:
             return echo

@@ -13,12 +13,13 @@ from structlog.testing import capture_logs
 
 from edged.faults import Fault
 from edged.jobs import outbox as outbox_module
-from edged.jobs.outbox import Notice, Outbox
+from edged.jobs.outbox import Outbox
+from edged.jobs.publisher import Notice
 from edged.jobs.records import Delivery, Moment
 from edged.jobs.spool import Spool
 from edged.machine.clock import Clock
 from edged.mqtt.connection_faults import PACKET_TOO_LARGE, QUOTA_EXCEEDED
-from edged.mqtt.events import LinkDown, LinkUp
+from edged.mqtt.events import Blame, LinkDown, LinkUp
 from edged.mqtt.topics import Topics
 
 TOPICS = Topics("edged/v1", "board")
@@ -95,9 +96,9 @@ def make(count: int, window: int = 32, time: Time | None = None) -> tuple[Outbox
     return outbox, link, stub
 
 
-def drop(outbox: Outbox, link: FakeLink, closed_by_broker: bool = False) -> None:
+def drop(outbox: Outbox, link: FakeLink, blame: Blame = Blame.NONE) -> None:
     """Lose the connection, and have a new one."""
-    outbox.disconnected(LinkDown("control", LOST, closed_by_broker))
+    outbox.disconnected(LinkDown("control", LOST, blame))
     link.under_way.clear()
     outbox.connected(UP)
 
@@ -311,7 +312,7 @@ def test_a_result_that_the_broker_closes_on_three_times_is_replaced_and_the_othe
     outbox, link, stub = make(6, window=3, time=time)
     stub.results[1] = bytes(5000)
     outbox.pump()
-    drop(outbox, link, closed_by_broker=True)
+    drop(outbox, link, Blame.POSSIBLE)
     attempts = 0
     with capture_logs() as logs:
         while not outbox.too_large():
@@ -323,7 +324,7 @@ def test_a_result_that_the_broker_closes_on_three_times_is_replaced_and_the_othe
             if link.under_way:
                 attempts += 1
                 time.now += 0.001
-                drop(outbox, link, closed_by_broker=True)
+                drop(outbox, link, Blame.POSSIBLE)
                 assert len(outbox) == 1 or attempts == 1
             time.now += 1.0
             assert attempts <= 5
@@ -510,3 +511,126 @@ def test_the_probe_is_a_small_status_and_the_whole_one_follows() -> None:
     confirm(outbox, link)
     assert [topic for topic, _, _ in link.taken[1:]] == [TOPICS.status, TOPICS.result("j0"), TOPICS.status]
     assert json.loads(link.taken[-1][1])["reason"] == "x" * 5000
+
+
+def answer_documents(outbox: Outbox, link: FakeLink, limit: int) -> None:
+    """A broker that says that documents above `limit` bytes are too large."""
+    while link.under_way:
+        token = link.under_way.pop(0)
+        if len(link.taken[token - 1][1]) > limit:  # tokens count what was taken
+            outbox.refused(token, "packet too large", PACKET_TOO_LARGE)
+        else:
+            outbox.confirmed(token)
+        outbox.pump()
+
+
+def test_a_document_that_was_cut_is_tried_as_a_whole_again_after_an_hour_then_less_and_less_often() -> None:
+    time = Time()
+    outbox, link, _ = make(0, time=time)
+    with_status(outbox)
+    outbox.pump()
+    answer_documents(outbox, link, 200)
+    cut = link.taken[-1][1]
+    whole = []
+    for minute in range(8 * 60):
+        time.now += 60.0
+        before = len(link.taken)
+        outbox.pump()
+        answer_documents(outbox, link, 200)
+        if len(link.taken) > before:
+            assert len(link.taken[before][1]) > 600
+            assert link.taken[-1][1] == cut  # at once what it took before
+            assert outbox.warnings[0].code == "mqtt_document_cut"
+            whole.append(minute + 1)
+    assert whole == [60, 180, 420]
+
+
+@pytest.mark.parametrize("mended", ["broker", "another broker", "another limit"])
+def test_a_document_that_was_cut_is_whole_again_where_the_limit_is_gone(mended: str) -> None:
+    time = Time()
+    outbox, link, _ = make(0, time=time)
+    with_status(outbox)
+    outbox.pump()
+    answer_documents(outbox, link, 200)
+    assert outbox.warnings
+    if mended == "broker":
+        time.now += 3600.0
+    else:
+        outbox.disconnected(LinkDown("control", LOST))
+        other = {"broker": "two:1883"} if mended == "another broker" else {"maximum_packet_size": 10_000}
+        outbox.connected(LinkUp("control", True, "5", **other))  # type: ignore[arg-type]
+        with_status(outbox)
+    outbox.pump()
+    answer_documents(outbox, link, 10_000)
+    assert json.loads(link.taken[-1][1]) == STATUS
+    assert outbox.warnings == ()
+    time.now += 24 * 3600.0
+    before = len(link.taken)
+    outbox.pump()
+    assert len(link.taken) == before
+
+
+def convict(outbox: Outbox, link: FakeLink, time: Time, topic: str, blame: Blame) -> None:
+    """Close the connection on each publication to this topic until that one goes no more for a while."""
+    for _ in range(20):
+        with_status(outbox)
+        outbox.pump()
+        while link.under_way:
+            token = link.under_way[0]
+            if link.taken[int(str(token)) - 1][0] == topic:
+                time.now += 0.001
+                drop(outbox, link, blame)
+                break
+            outbox.confirmed(link.under_way.pop(0))
+            outbox.pump()
+        time.now += 2.0
+
+
+@pytest.mark.parametrize(("blame", "size"), [(Blame.TOPIC, 5000), (Blame.TOPIC, 10), (Blame.POSSIBLE, 900)])
+def test_a_result_whose_topic_the_broker_does_not_allow_is_kept_whole_and_tried_again_after_an_hour(
+    blame: Blame, size: int
+) -> None:
+    time = Time()
+    outbox, link, stub = make(2, time=time)
+    stub.results[1] = bytes(size)
+    with capture_logs() as logs:
+        convict(outbox, link, time, TOPICS.result("j1"), blame)
+    assert outbox.too_large() == []
+    assert len(outbox) == 1
+    assert [(line["job"], line["log_level"]) for line in logs if line["event"] == "result_refused"] == [("j1", "error")]
+    tried = link.results.count("j1")
+    time.now += 3500.0
+    outbox.pump()
+    assert link.results.count("j1") == tried  # it costs the connection at each attempt
+    time.now += 100.0
+    outbox.pump()
+    confirm(outbox, link)
+    assert len(outbox) == 0
+    assert link.taken[-1][1] == bytes(size)
+
+
+def test_a_result_that_was_put_off_goes_to_another_broker_at_once() -> None:
+    time = Time()
+    outbox, link, _ = make(2, time=time)
+    convict(outbox, link, time, TOPICS.result("j1"), Blame.TOPIC)
+    outbox.disconnected(LinkDown("control", LOST))
+    outbox.connected(LinkUp("control", True, "5", broker="two:1883"))
+    outbox.pump()
+    confirm(outbox, link)
+    assert len(outbox) == 0
+
+
+def test_a_broker_that_closes_for_the_rate_convicts_none_and_gets_results_after_a_pause() -> None:
+    time = Time()
+    outbox, link, stub = make(3, time=time)
+    stub.results[1] = bytes(5000)
+    convict(outbox, link, time, TOPICS.result("j1"), Blame.RATE)
+    assert outbox.too_large() == []
+    drop(outbox, link, Blame.RATE)
+    outbox.add([Delivery(2, "j2", "reply", None)])
+    outbox.pump()
+    assert not [topic for topic, _, token in link.taken if topic == "reply"]
+    time.now += 60.0
+    outbox.pump()
+    confirm(outbox, link)
+    assert [topic for topic, _, token in link.taken if topic == "reply"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from edged.jobs.poison import CLOSED_TIMES, PROBE, SMALL_BYTES, Alone, PoisonFinder, Step
+from edged.mqtt.events import Blame
 
 PROBE_SIZE = 300
 WINDOW = 32
@@ -89,11 +90,11 @@ class Network:
         return True
 
     def drop(self, at: float, by_chance: bool = True) -> None:
-        self.now, closed_by_broker = at, True
+        self.now, blame = at, Blame.POSSIBLE
         if by_chance and self.draw.random() < self.half_open:
-            self.now, closed_by_broker = self.now + 90.0, False
+            self.now, blame = self.now + 90.0, Blame.NONE
         self.drops += 1
-        if (convicted := self.finder.disconnected(self.now, closed_by_broker)) is not None:
+        if (convicted := self.finder.disconnected(self.now, blame)) is not None:
             self.convicted.append(convicted)
             del self.queue[convicted]
 
@@ -171,7 +172,7 @@ def closed(finder: PoisonFinder, at: float, took: float = 0.01, size: int = 5000
     finder.sent("small", small, at)
     finder.answered("small")
     finder.sent("a", size, at + 10.0, alone=True)
-    return finder.disconnected(at + 10.0 + took, closed_by_broker=True)
+    return finder.disconnected(at + 10.0 + took, Blame.POSSIBLE)
 
 
 def test_the_third_close_in_a_row_convicts() -> None:
@@ -201,7 +202,7 @@ def test_a_time_out_begins_anew() -> None:
     finder.sent("small", 300, 200.0)
     finder.answered("small")
     finder.sent("a", 5000, 210.0, alone=True)
-    assert finder.disconnected(210.01, closed_by_broker=False) is None
+    assert finder.disconnected(210.01, Blame.NONE) is None
     assert closed(finder, 300.0) is None
 
 
@@ -211,7 +212,7 @@ def test_a_larger_one_that_is_taken_begins_anew() -> None:
     finder.connected(200.0)
     finder.sent("larger", 5001, 200.0)
     finder.answered("larger")
-    finder.disconnected(201.0, closed_by_broker=True)
+    finder.disconnected(201.0, Blame.POSSIBLE)
     assert [closed(finder, at) for at in (300.0, 400.0, 500.0)] == [None, None, "a"]
 
 
@@ -223,7 +224,7 @@ def test_a_broker_that_names_the_size_needs_no_long_stand_but_three_times() -> N
         finder.sent("small", 300, at)
         finder.answered("small")
         finder.sent("a", 5000, at + 0.1, alone=True)
-        found.append(finder.disconnected(at + 0.2, closed_by_broker=True, said_too_large=True))
+        found.append(finder.disconnected(at + 0.2, Blame.SIZE))
     assert found == [None, None, "a"]
 
 
@@ -233,7 +234,7 @@ def test_what_was_under_way_goes_alone_the_smallest_first_after_a_small_one() ->
     assert finder.next(0.0) is Step.FREE
     for key, size in (("c", 3000), ("a", 1000), ("b", 2000)):
         finder.sent(key, size, 0.0)
-    finder.disconnected(0.1, closed_by_broker=False)
+    finder.disconnected(0.1, Blame.NONE)
     assert finder.next(0.2) is Step.WAIT  # there is no connection
     finder.connected(1.0)
     assert finder.next(1.0) is Step.PROBE
@@ -264,11 +265,11 @@ def test_a_probe_that_the_broker_closes_on_holds_nothing_up() -> None:
     finder = PoisonFinder()
     finder.connected(0.0)
     finder.sent("a", 5000, 0.0)
-    finder.disconnected(0.1, closed_by_broker=True)
+    finder.disconnected(0.1, Blame.POSSIBLE)
     finder.connected(1.0)
     assert finder.next(1.0) is Step.PROBE
     finder.sent(PROBE, 300, 1.0, alone=True)
-    assert finder.disconnected(1.1, closed_by_broker=True) is None
+    assert finder.disconnected(1.1, Blame.POSSIBLE) is None
     finder.connected(2.0)
     assert finder.next(2.0) == Alone("a")
 
@@ -279,3 +280,28 @@ def test_what_is_due_no_more_is_no_suspect() -> None:
     finder.forget("a")
     finder.connected(100.0)
     assert finder.next(1000.0) is Step.FREE
+
+
+@pytest.mark.parametrize("blame", [Blame.RATE, Blame.UNANSWERED])
+def test_what_the_broker_may_take_later_is_never_convicted(blame: Blame) -> None:
+    finder = PoisonFinder()
+    for n in range(20):
+        finder.connected(n * 10_000.0)
+        finder.sent("small", 300, n * 10_000.0)
+        finder.answered("small")
+        finder.sent("a", 5000, n * 10_000.0 + 9_000.0, alone=True)
+        assert finder.disconnected(n * 10_000.0 + 9_000.1, blame) is None
+
+
+def test_what_the_broker_leaves_unanswered_holds_up_the_others_a_sixth_of_the_time_at_most() -> None:
+    finder = PoisonFinder()
+    finder.connected(0.0)
+    finder.sent("small", 300, 0.0)
+    finder.answered("small")
+    finder.sent("a", 5000, 1.0, alone=True)
+    assert finder.disconnected(121.0, Blame.UNANSWERED) is None
+    finder.connected(122.0)
+    finder.sent("small", 300, 122.0)
+    finder.answered("small")
+    assert finder.next(122.0 + 5 * 119.0) is Step.FREE
+    assert finder.next(122.0 + 5 * 121.0) == Alone("a")
