@@ -102,6 +102,9 @@ test-brokers: $(VENV)/.dev | mosquitto ## the promises of the contract on other 
 	@BROKERS_NODE=$(abspath $(VENV)-brokers)/node_modules BROKERS_AMQTT=$(abspath $(VENV)-brokers)/python/bin/amqtt \
 		$(BIN)/python tests/brokers/run.py --only '$(ONLY)'
 
+show-brokers: $(VENV)/.dev | mosquitto ## a result that the broker does not take, in a queue, and ten minutes with a short keep-alive time (SECONDS=N)
+	@$(BIN)/python tests/brokers/show.py $(if $(SECONDS),--seconds $(SECONDS))
+
 test-page: $(VENV)/.dev | mosquitto ## the page at / in a real Chromium, light and dark, 360 and 1280 pixels wide; with axe-core (PICTURES=FOLDER; a minute)
 	@command -v chromium >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 	@command -v npm >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends nodejs npm >/dev/null; }

@@ -26,7 +26,8 @@ from edged.jobs.preparer import Preparer, PreparerStatus
 from edged.liveness import EndedThread, Failure, Task, find_failure, load_limit
 from edged.machine.clock import Clock
 from edged.mqtt.events import ConnectionName, DeviceIdFree, DeviceIdTaken, LinkDown, LinkUp
-from edged.mqtt.link import Link, LinkStatus
+from edged.mqtt.link import Link
+from edged.mqtt.link_types import LinkStatus
 from edged.report.http import HttpServer
 from edged.settings import Settings
 from edged.status import DaemonState, ModelFacts, ModelStatus, PrefixStatus, Status

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 
 import structlog
 
-from edged.faults import Fault
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection
 from edged.mqtt.connection_faults import SESSION_TAKEN_OVER
@@ -28,49 +26,22 @@ from edged.mqtt.events import (
     Receipt,
     StatusOutdated,
 )
-from edged.mqtt.group_check import SILENT_SECONDS, GroupCheck
+from edged.mqtt.group_check import GroupCheck
 from edged.mqtt.groups import GroupTopics, Membership
 from edged.mqtt.identity import OFFLINE, DeviceIdWatch, InstanceStatus, KnownInstances, read_status
 from edged.mqtt.known_sessions import KnownSessions
-from edged.mqtt.preferred import STEADY_SECONDS, PreferredBroker
+from edged.mqtt.link_types import LinkStatus, LinkTimes
+from edged.mqtt.preferred import PreferredBroker
 from edged.mqtt.roles import control_role, jobs_role
 from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd
-from edged.mqtt.status_echo import ECHO_SECONDS, StatusEcho
+from edged.mqtt.status_echo import StatusEcho
 from edged.mqtt.topics import Topics
 from edged.settings.mqtt import MqttSettings
 
-PROBE_SECONDS = 30.0
-"""Interval of the checks whether another instance under our device id has left."""
 MOVE_SECONDS = 5.0
 """Time for acknowledgements under way before the device leaves a broker for the preferred one."""
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class LinkStatus:
-    """The link at one moment."""
-
-    connected: bool
-    """Both connections are up with all subscriptions that jobs need."""
-    broker: str | None
-    """Address of the broker that the device is connected to."""
-    protocol: ProtocolVersion | None
-    """The version of MQTT that they speak."""
-    refused: tuple[str, ...]
-    """Topic filters that the broker refused and without which jobs are lost."""
-    groups: Mapping[str, bool]
-    """Whether the device takes the jobs of each of its groups."""
-    left: tuple[str, ...]
-    """Groups that it has left for now."""
-    warnings: tuple[Fault, ...]
-    """Promises of the contract that do not hold on the present or latest connections."""
-    delivery_fault: Fault | None
-    """Why messages do not arrive although the broker granted the subscriptions."""
-    delivery_warning: Fault | None
-    """The same about messages without which the device can work."""
-    stalled_seconds: float
-    """Since the slower of the two loops last turned; each turns at least four times per keep-alive."""
 
 
 class Link:
@@ -90,11 +61,7 @@ class Link:
         instance: str,
         deliver: Callable[[Event], None],
         will_payload: Callable[[], bytes],
-        retry_seconds: tuple[float, float] = (1.0, 60.0),
-        probe_seconds: float = PROBE_SECONDS,
-        silent_seconds: float = SILENT_SECONDS,
-        echo_seconds: float = ECHO_SECONDS,
-        steady_seconds: float = STEADY_SECONDS,
+        times: LinkTimes | None = None,
         sessions: KnownSessions | None = None,
     ) -> None:
         """`instance`: random id of this run of edged, which the will and every status document carry.
@@ -106,30 +73,29 @@ class Link:
         self._groups = GroupTopics(self.topics, groups)
         self._instance = instance
         self._deliver = deliver
-        self._retry_seconds = retry_seconds
-        self._probe_seconds = probe_seconds
+        self._times = times = times or LinkTimes()
         self._known_instances = KnownInstances(instance)
         self._protocol: ProtocolVersion = "5"
         self._broker = mqtt.brokers[0]
         """The settings with the broker of the present or latest control connection."""
         self._preferred = PreferredBroker(
-            mqtt, self.topics, instance, steady_seconds, lambda: self._control.start_over(MOVE_SECONDS)
+            mqtt, self.topics, instance, times.steady, lambda: self._control.start_over(MOVE_SECONDS)
         )
-        self._echo = StatusEcho(self.topics.status, echo_seconds)
-        self._group_check = GroupCheck(self.topics, groups, silent_seconds)
+        self._echo = StatusEcho(self.topics.status, times.echo)
+        self._group_check = GroupCheck(self.topics, groups, times.silent)
         self._lock = threading.Lock()
         self._control_up = False
         self._jobs_wanted = True
         self._taken = False
         self._stopping = threading.Event()
         self._jobs = Connection(
-            jobs_role(self.topics, groups), mqtt, _ConnectionOwner(self, "jobs"), Backoff(*retry_seconds), sessions
+            jobs_role(self.topics, groups), mqtt, _ConnectionOwner(self, "jobs"), Backoff(*times.retry), sessions
         )
         self._control = Connection(
             control_role(self.topics, groups, will_payload),
             mqtt,
             _ConnectionOwner(self, "control"),
-            Backoff(*retry_seconds),
+            Backoff(*times.retry),
             sessions,
         )
 
@@ -350,8 +316,8 @@ class Link:
         threading.Thread(target=self._wait_until_free, name="mqtt-probe", daemon=True).start()
 
     def _wait_until_free(self) -> None:
-        watch = DeviceIdWatch(self._mqtt, self.topics, self._instance, self._retry_seconds)
-        if not watch.wait_until_free(self._probe_seconds, self._stopping):
+        watch = DeviceIdWatch(self._mqtt, self.topics, self._instance, self._times.retry)
+        if not watch.wait_until_free(self._times.probe, self._stopping):
             return
         _log.info("mqtt_device_id_free", device=self.topics.device)
         self._known_instances.other_has_left()

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from patience import PATIENCE, QUIET, eventually
 
 from edged.mqtt.events import LinkDown, LinkUp
 from edged.mqtt.link import Link
+from edged.mqtt.link_types import LinkTimes
 from edged.settings.mqtt import MqttSettings
 
 T = TypeVar("T")
@@ -238,7 +240,9 @@ class Device:
         """What the link's threads call; a test may put another function here."""
         self.seen: list[Any] = []
         settings = {name: options.pop(name) for name in list(options) if name in MqttSettings.model_fields}
-        options.setdefault("retry_seconds", (0.05, 0.2))
+        # Those that a test shortens, such as silent_seconds.
+        names = [time.name for time in fields(LinkTimes) if f"{time.name}_seconds" in options]
+        times = {name: options.pop(f"{name}_seconds") for name in names}
         self.link = Link(
             MqttSettings(**{"host": "127.0.0.1", "port": port, "keep_alive": 60} | settings),
             device,
@@ -246,6 +250,7 @@ class Device:
             instance=self.instance,
             deliver=lambda event: self.receive(event),
             will_payload=lambda: self.status("offline"),
+            times=LinkTimes(**{"retry": (0.05, 0.2)} | times),
             **options,
         )
         self.topics = self.link.topics

@@ -31,6 +31,7 @@ from edged.jobs.spool import Spool
 from edged.machine.clock import Clock
 from edged.mqtt.events import JobReceived, Receipt
 from edged.mqtt.link import Link
+from edged.mqtt.link_types import LinkTimes
 from edged.mqtt.session import Session
 from edged.mqtt.session_types import Publication
 
@@ -158,7 +159,7 @@ def _try_again_soon() -> None:
     init = Link.__init__
 
     def impatient(self: Link, *arguments: Any, **options: Any) -> None:
-        init(self, *arguments, retry_seconds=(0.2, 1.0), **options)
+        init(self, *arguments, times=LinkTimes(retry=(0.2, 1.0)), **options)
 
     Link.__init__ = impatient  # type: ignore[method-assign]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -29,6 +30,8 @@ class Network:
     round_trip: float = 0.05
     limit: float = float("inf")
     half_open: float = 0.0
+    rate: float = float("inf")
+    """The broker closes on more publications within a second, as AWS IoT Core does on more than 100."""
     slow: Callable[[], float] = lambda: 0.0
     """Seconds that the broker takes for an answer beside."""
     now: float = 0.0
@@ -40,11 +43,13 @@ class Network:
 
     def __post_init__(self) -> None:
         self.finder = PoisonFinder(self.draw)
+        self.recent: deque[float] = deque()
 
     def connection(self) -> None:
         """From a connect to the next drop, or until nothing is due."""
         self.now += self.draw.uniform(0.0, 5.0)
         self.finder.connected(self.now)
+        self.recent.clear()
         ends = self.now + self.draw.expovariate(1 / self.mean_up) if self.mean_up < float("inf") else float("inf")
         while True:
             step = self.finder.next(self.now)
@@ -78,7 +83,10 @@ class Network:
         at = self.now
         for size in sizes:
             at += size / self.bytes_per_second
-            if size > self.limit:
+            self.recent.append(at)
+            while self.recent[0] < at - 1.0:
+                self.recent.popleft()
+            if size > self.limit or len(self.recent) > self.rate:
                 closes = at + self.round_trip
                 self.drop(min(closes, ends), by_chance=ends < closes)
                 return False
@@ -161,6 +169,20 @@ def test_several_are_convicted_over_a_line_that_flaps_too(seed: int) -> None:
         network.connection()
         assert network.drops < 300
     assert sorted(map(str, network.convicted)) == sorted(map(str, poison))
+
+
+@pytest.mark.parametrize("round_trip", [0.001, 0.05])
+@pytest.mark.parametrize("rate", [20, 100])
+def test_a_broker_that_hangs_up_on_too_many_at_once_gets_all_of_them_and_convicts_none(
+    rate: int, round_trip: float
+) -> None:
+    for seed in range(5):
+        network = Network(random.Random(seed), rate=rate, round_trip=round_trip, bytes_per_second=1e8)
+        fill(network, 600)
+        while network.queue:
+            network.connection()
+            assert network.drops < 200
+        assert (network.convicted, network.drops > 0) == ([], True)
 
 
 # Rules one by one
