@@ -6,7 +6,6 @@ import contextlib
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,8 +118,17 @@ def test_a_port_that_asks_for_an_alpn_protocol(
     carries_both_ways(device, Peer(broker.port))
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="older Pythons are not so strict")
-def test_an_authority_without_key_usage_is_trusted(make_broker: Make, make_device: Make, keys: Path) -> None:
+def test_an_authority_without_key_usage_is_trusted(
+    make_broker: Make, make_device: Make, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = ssl.create_default_context
+
+    def strict(**options: Any) -> ssl.SSLContext:
+        context = make(**options)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python 3.13 does by itself
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
     port = free_port()
     lines = [f"listener {port} 127.0.0.1", f"certfile {keys / 'broker.pem'}", f"keyfile {keys / 'broker.key'}"]
     make_broker(lines=lines).start()
