@@ -113,7 +113,8 @@ class EnergyStatus:
 class JobSummary:
     """A job without its texts. Times are seconds since the epoch by the board's clock."""
 
-    id: str
+    id: str | None
+    """None of a job with `store: false`, which leaves no trace of itself here."""
     state: str
     """`running`, else the state of its result."""
     received: float

@@ -142,7 +142,7 @@ def _jobs(jobs: Sequence[dict[str, Any]], now: str) -> Table:
     for job in jobs:
         code = f": {job['code'].replace('_', ' ')}" if job["code"] not in (None, job["state"]) else ""
         table.add_row(
-            Text(job["id"]),
+            Text(job["id"] or "–"),
             Text(job["state"] + code, style=_STATES.get(job["state"], "")),
             ago(job["received"], now),
             duration(job["queued_seconds"]),

@@ -83,6 +83,7 @@ class Admission:
         refusal = self._topics.reply_refusal(reply, correlation) if reply is not None else None
         if refusal is not None:
             reply = correlation = None
+        submission: Submission | None = None
         try:
             submission = _read(arrival.payload, self._max_bytes, reply, correlation)
             if refusal is not None:
@@ -95,7 +96,8 @@ class Admission:
                 # Never on result/<id>: that belongs to the job that has the id.
                 self._conflict(error.id, reply, correlation, batch, f"; besides, {error}")
             else:
-                self._reject(error, reply, correlation, batch)
+                shown = submission is None or submission.job.store
+                self._reject(error, reply, correlation, batch, shown)
             return
         if known is None:
             self._add(submission, arrival, batch, now)
@@ -176,8 +178,8 @@ class Admission:
 
         batch.effects.append(tell)
 
-    def _reject(self, error: JobError, reply: str | None, correlation: bytes | None, batch: Batch) -> None:
-        """Answer without taking the job: nothing is stored, and its id stays free."""
+    def _reject(self, error: JobError, reply: str | None, correlation: bytes | None, batch: Batch, shown: bool) -> None:
+        """Answer without taking the job: nothing is stored, and its id stays free. `shown`: in the last jobs."""
         id, code, now = error.id or invalid_id(), error.code, self._clock.wall()
         loaded = self.model.loaded
         document = result_document(
@@ -194,7 +196,7 @@ class Admission:
             if reply is not None:
                 self._outbox.notify(Notice(reply, document, correlation))
             self._metrics.jobs.labels(State.REJECTED.value).inc()
-            self._recent.add(JobSummary(id, State.REJECTED.value, now, now, code=code.value))
+            self._recent.add(JobSummary(id if shown else None, State.REJECTED.value, now, now, code=code.value))
             log.info("job_rejected", job=id, code=code.value)  # not of the error, whose frames hold the payload
 
         batch.effects.append(tell)

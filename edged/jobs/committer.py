@@ -18,6 +18,7 @@ from edged.jobs.endings import Ending
 from edged.jobs.expiry import JobTimes
 from edged.jobs.intake import Intake
 from edged.jobs.outbox import Outbox
+from edged.jobs.recent import RecentJobs
 from edged.jobs.records import Delivery, Moment
 from edged.jobs.results import too_large
 from edged.jobs.schema import SpoolError
@@ -35,11 +36,12 @@ GATHER_SECONDS = 0.05
 class Committer:
     """The ends of jobs that are not on disk yet, the gather window, and the fault of a spool that takes no writes."""
 
-    def __init__(self, spool: Spool, outbox: Outbox, times: JobTimes, metrics: Metrics) -> None:
+    def __init__(self, spool: Spool, outbox: Outbox, times: JobTimes, metrics: Metrics, recent: RecentJobs) -> None:
         self._spool = spool
         self._outbox = outbox
         self._times = times
         self._metrics = metrics
+        self._recent = recent
         self._endings: deque[Ending] = deque()
         self._gathering_since: float | None = None
         self._unwritten_since: float | None = None
@@ -129,6 +131,7 @@ class Committer:
     def _write_ending(self, ending: Ending, now: Moment) -> list[Delivery]:
         """Write a result; the publications that it makes due, none where the job was forgotten meanwhile."""
         if not self._spool.add_result(ending.queued.number, ending.state.value, ending.document, now):
+            self._recent.keep(lambda job: job.id != ending.queued.id)
             return []
         return self._spool.deliveries(ending.queued)
 

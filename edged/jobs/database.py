@@ -94,6 +94,12 @@ class Database:
         """Whether a transaction is open."""
         return self._db.in_transaction
 
+    @property
+    def version(self) -> int:
+        """Another number after another connection has committed, such as that of `edged forget`. Raises SpoolError."""
+        row = self._one("PRAGMA data_version")
+        return int(row[0]) if row else 0
+
     def touch(self) -> None:
         """A write that changes nothing: it shows whether the disk takes writes."""
         version = self._db.execute("PRAGMA user_version").fetchone()[0]

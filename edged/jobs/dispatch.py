@@ -90,7 +90,7 @@ class Dispatch:
     def summaries(self) -> tuple[JobSummary, ...]:
         """The jobs that have a row."""
         return tuple(
-            JobSummary(active.queued.id, "running", active.queued.received.wall, queued_seconds=active.waited)
+            JobSummary(active.queued.shown_id, "running", active.queued.received.wall, queued_seconds=active.waited)
             for active in self._active.values()
             if active.started
         )

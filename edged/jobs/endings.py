@@ -90,7 +90,7 @@ class Endings:
             energy=energy,
         )
         received, state, tokens = queued.received.wall, State.SUCCEEDED, len(event.tokens)
-        self._recent.add(JobSummary(queued.id, state.value, received, now.wall, waited, tokens))
+        self._recent.add(JobSummary(queued.shown_id, state.value, received, now.wall, waited, tokens))
         self._commit(Ending(queued, state, document))
 
     def without_answer(self, queued: Queued, reason: Reason, metadata: dict[str, object] | None, attempts: int) -> None:
@@ -100,7 +100,7 @@ class Endings:
             queued, reason, device=self._device, model=self.model, metadata=metadata, attempts=attempts, now=now
         )
         log.info("job_ended", job=queued.id, state=reason.state.value, code=reason.code.value)
-        summary = JobSummary(queued.id, reason.state.value, queued.received.wall, now, code=reason.code.value)
+        summary = JobSummary(queued.shown_id, reason.state.value, queued.received.wall, now, code=reason.code.value)
         self._recent.add(summary)
         self._commit(Ending(queued, reason.state, document))
 

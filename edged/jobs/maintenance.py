@@ -1,10 +1,14 @@
-"""Regular work on the spool: prunes old jobs, scrubs erased content from the write-ahead log, measures its size."""
+"""Regular work on the spool: prunes old jobs, scrubs erased content from the write-ahead log, measures its size.
+
+What is gone from the spool leaves the list of last jobs too.
+"""
 
 from __future__ import annotations
 
 import time
 
 from edged.jobs.expiry import JobTimes
+from edged.jobs.recent import RecentJobs
 from edged.jobs.spool import Spool
 
 PRUNE_SECONDS = 3600.0
@@ -18,11 +22,13 @@ SCRUB_SECONDS = 60.0
 class Maintenance:
     """When the spool is pruned and scrubbed next."""
 
-    def __init__(self, spool: Spool, times: JobTimes, retention: float) -> None:
+    def __init__(self, spool: Spool, times: JobTimes, retention: float, recent: RecentJobs) -> None:
         """`retention`: seconds for which a delivered job is kept."""
         self._spool = spool
         self._times = times
         self._retention = retention
+        self._recent = recent
+        self._version = spool.version
         self._next_prune = 0.0
         # A process that was killed may have left erased rows in the write-ahead log.
         self._scrub_by: float | None = time.monotonic()
@@ -34,6 +40,9 @@ class Maintenance:
         if now >= self._next_prune:
             self._next_prune = now + min(PRUNE_SECONDS, self._retention / 10)
             self._prune()
+        if self._version != (version := self._spool.version):  # `edged forget`
+            self._version = version
+            self._recent.keep(lambda job: job.id is not None and self._spool.find(job.id) is not None)
         if self._scrub_by is not None and (idle or now >= self._scrub_by):
             self._scrub_by = None if self._spool.scrub() else now + SCRUB_SECONDS
         self._measure()
@@ -44,8 +53,10 @@ class Maintenance:
             self._scrub_by = time.monotonic() + SCRUB_SECONDS
 
     def _prune(self) -> None:
+        moment = self._times.now()
         with self._spool.transaction():
-            removed = self._spool.prune(self._retention, self._times.now(), PRUNED)
+            removed = self._spool.prune(self._retention, moment, PRUNED)
+        self._recent.keep(lambda job: job.finished is None or job.finished >= moment.wall - self._retention)
         if removed:
             self.scrub_later()
         if removed == PRUNED:

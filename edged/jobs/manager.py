@@ -113,8 +113,8 @@ class JobManager:
         self.outbox = Outbox(spool, link, topics, device, clock)
         again, never = recover(spool, ledger.last_end)
         times = JobTimes(clock, spool.last_boottime)
-        self._committer = Committer(spool, self.outbox, times, metrics)
         self._recent = RecentJobs()
+        self._committer = Committer(spool, self.outbox, times, metrics, self._recent)
         self._endings = Endings(device, spool, times, metrics, self._recent, commit=self._committer.end)
         self._pinned = PinnedPrompts(spool)
         self._streams = Streams(self.outbox.stream, pieces_per_second)
@@ -151,7 +151,7 @@ class JobManager:
             device=device,
             max_queued=max_queued,
         )
-        self._maintenance = Maintenance(spool, times, retention)
+        self._maintenance = Maintenance(spool, times, retention, self._recent)
         for queued in again:
             self._dispatch.put(queued)
         for queued, message in never:

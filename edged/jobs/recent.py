@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from edged.status import JobSummary
 
@@ -25,3 +25,9 @@ class RecentJobs:
         self._ended.appendleft(job)
         self.all = tuple(self._ended)
         self.counts = Counter(self.counts) + Counter([job.state])
+
+    def keep(self, wanted: Callable[[JobSummary], bool]) -> None:
+        """Drop all others from the list; they still count."""
+        kept = [job for job in self._ended if wanted(job)]
+        self._ended = deque(kept, maxlen=KEPT)
+        self.all = tuple(kept)

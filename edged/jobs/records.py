@@ -41,6 +41,11 @@ class Queued:
     suspect: bool = False
     """It ran beside others in such a crash: it runs alone from now on."""
 
+    @property
+    def shown_id(self) -> str | None:
+        """The id for the list of last jobs, which has none of a job with `store: false`."""
+        return self.id if self.store else None
+
 
 @dataclass(frozen=True)
 class Known:

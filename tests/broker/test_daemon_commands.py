@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from broker_rig import free_port
 from daemon_fixtures import REFERENCE, Client5, Daemon, Place, job, reference_job
-from patience import PATIENCE
+from patience import PATIENCE, eventually
 
 pytest_plugins = ["daemon_fixtures"]
 
@@ -159,6 +159,7 @@ def test_forget_erases_a_job_beside_the_running_daemon(client: Client5, daemon: 
     assert (done.returncode, done.stdout) == (0, "erased 1 job\n")
     assert b"walrus" not in files(daemon)
     assert b"narwhal" not in files(daemon)
+    eventually(lambda: "secret" not in [told["id"] for told in json.loads(daemon.get("/status.json")[1])["jobs"]])
     client.send(document)
     client.result("secret", 2)  # the id is new again
     assert client.events("secret") == ["accepted", "started"] * 2

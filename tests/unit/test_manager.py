@@ -332,6 +332,55 @@ def test_of_many_jobs_the_last_are_told(world: World) -> None:
     assert len(world.jobs.status().recent) == recent.KEPT
 
 
+def shown(world: World) -> list[tuple[str | None, str]]:
+    return [(one.id, one.state) for one in world.jobs.status().recent]
+
+
+def test_the_last_jobs_have_no_id_of_a_job_that_is_not_to_be_stored(world: World) -> None:
+    world.serve().arrive(job("done", store=False), job("waits", store=False), job("other", store=False, model="x"))
+    world.arrive(job("kept"))
+    world.jobs.flush()
+    world.jobs.engine_event(Started(1))
+    assert shown(world)[0] == (None, "running")
+    world.finish(1)
+    world.cancelled("waits")
+    world.jobs.flush()
+    world.run()
+    assert sorted(shown(world), key=str) == sorted(
+        [(None, "succeeded"), (None, "cancelled"), (None, "rejected"), ("kept", "succeeded")], key=str
+    )
+
+
+def test_the_last_jobs_are_those_that_no_other_process_has_forgotten(world: World, tmp_path: Path) -> None:
+    world.serve().arrive(*(job(id) for id in ("forgotten", "kept", "forgotten-while-it-runs")))
+    world.jobs.flush()
+    for key in (1, 2):
+        world.jobs.engine_event(Started(key))
+        world.finish(key)
+        world.jobs.flush()
+    world.jobs.engine_event(Started(3))
+    with contextlib.closing(Spool(tmp_path / "spool.db")) as beside, beside.transaction():
+        for number in (1, 3):
+            beside.remove(number)
+    world.jobs.tick()
+    world.finish(3)
+    world.jobs.flush()
+    assert shown(world) == [("kept", "succeeded")]
+    assert world.jobs.status().ended == {"succeeded": 3}
+
+
+def test_the_last_jobs_are_younger_than_the_retention(tmp_path: Path) -> None:
+    world = World(tmp_path, retention=0.01).serve()
+    world.arrive(job("old"), b"bad")
+    world.run()
+    world.confirm()
+    world.jobs.flush()
+    assert len(shown(world)) == 2
+    time.sleep(0.02)  # the retention itself
+    world.jobs.tick()
+    assert shown(world) == []
+
+
 def test_a_job_that_ends_when_it_is_handed_over_is_answered_at_once(world: World) -> None:
     world.outcome = lambda *_: JobError(Code.INTERNAL, "it cannot be prepared")
     world.serve().arrive(job("a"), job("b"))

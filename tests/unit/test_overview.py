@@ -175,7 +175,7 @@ def test_a_chart_of_nothing_is_none() -> None:
 def test_the_document_is_json_with_jobs_and_faults() -> None:
     jobs = (
         JobSummary("runs", "running", 1_799_999_990.0, queued_seconds=1.5),
-        JobSummary("late", "expired", 1_799_999_000.0, 1_799_999_900.0, code="expired"),
+        JobSummary(None, "expired", 1_799_999_000.0, 1_799_999_900.0, code="expired"),
     )
     fault = Fault("model_unavailable", "no data file", "copy it again")
     document = json.loads(json.dumps(overview(replace(READY, jobs=jobs, unready=(fault,))).document()))
@@ -183,7 +183,7 @@ def test_the_document_is_json_with_jobs_and_faults() -> None:
     assert document["faults"] == [{"code": "model_unavailable", "message": "no data file", "hint": "copy it again"}]
     assert [(job["id"], job["state"], job["finished"], job["code"]) for job in document["jobs"]] == [
         ("runs", "running", None, None),
-        ("late", "expired", "2027-01-15T07:58:20.000Z", "expired"),
+        (None, "expired", "2027-01-15T07:58:20.000Z", "expired"),
     ]
     assert set(document["history"]) == {"interval_seconds", *SERIES}
     assert document["info"]["device"] == document["health"]["device"] == "board"
