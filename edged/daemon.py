@@ -16,6 +16,7 @@ from typing import NoReturn, TypeAlias
 import structlog
 
 import edged
+from edged import logs
 from edged.announcer import Announcer, warn_about_storage
 from edged.engine.engine import Engine
 from edged.engine.events import EngineEvent, ModelChanged
@@ -212,6 +213,7 @@ class Daemon:
                 self._parts.groups.update(self.status)
                 self._announcer.publish_changes(self.status)
                 self._jobs.tick()
+                logs.tell_held()
         except SpoolError as error:
             log.error("spool_fault", reason=str(error))
         spool = self._parts.spool
@@ -352,6 +354,7 @@ class Daemon:
         parts.spool.close()
         os.close(parts.lock)
         log.info("stopped", outbox=len(self._jobs.outbox), queued=self._jobs.status().queued)
+        logs.tell_held(all=True)
 
     def _publish_last(self) -> None:
         """Publish the results that wait, then the status `offline`, for LINK_STOP_SECONDS at most."""

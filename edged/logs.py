@@ -1,7 +1,7 @@
 """Configures structlog: lines on a terminal, JSON elsewhere, fields for journald.
 
-Warnings and errors are counted by their event, so that each of them moves a metric too. No caller logs a prompt or a
-secret.
+Warnings and errors are counted by their event, so that each of them moves a metric too. docs/log.md lists all events.
+No caller logs a prompt or a secret.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import structlog
+
+from edged.log_limit import LineLimit
 
 JOURNAL = "/run/systemd/journal/socket"
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
@@ -43,6 +45,7 @@ class Noted:
 _noted: dict[tuple[str, str], Noted] = {}
 """By event and level, the one that came last at the end."""
 _lock = threading.Lock()
+_limit = LineLimit(time.monotonic)
 
 
 def noted() -> tuple[Noted, ...]:
@@ -62,17 +65,26 @@ def _note(event: str, level: str, fields: structlog.typing.EventDict) -> None:
         _noted[event, level] = Noted(event, level, count, time.time(), reason, hint)
 
 
+def tell_held(*, all: bool = False) -> None:
+    """Write what a storm of one event held back, once it is over; `all`: at once. To be called now and then."""
+    for level, fields in _limit.held(all=all):
+        getattr(structlog.get_logger(), level)(**fields)
+
+
 def configure(level: str, format: Literal["auto", "json", "console"]) -> None:
     """Log to stderr from `level` upwards; `auto` is console on a terminal and JSON elsewhere.
 
     Where stderr goes to journald, it gets the same JSON and each field besides, for `journalctl EDGED_JOB=…`.
     """
+    global _limit
+    _limit = LineLimit(time.monotonic)
     least: int = getattr(logging, level.upper())
 
     def count(_logger: Any, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        if name in _COUNTED:
+        again = "suppressed" in event  # by tell_held()
+        if name in _COUNTED and not again:
             _note(event["event"], name, event)
-        if getattr(logging, name.upper()) < least:
+        if getattr(logging, name.upper()) < least or not (again or _limit.take(name, event)):
             raise structlog.DropEvent
         return event
 

@@ -50,7 +50,8 @@ def export(
     connection.start()
     connection.open()
     log.info("exporting", broker=settings.mqtt.address, http=address(http.host, server.port))
-    stopping.wait()
+    while not stopping.wait(5.0):
+        logs.tell_held()
     connection.stop(1.0)
     connection.join(3.0)
     server.stop()

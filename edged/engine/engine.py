@@ -150,8 +150,7 @@ class Engine:
             self._admit(active)
             self._step(active)
         except Exception as error:  # our own fault; any row may have caused it, waiting requests go on
-            log.exception("engine_step_failed")
-            self._fail(active, list(active.slots.rows), f"the engine failed: {one_line(error)}")
+            self._fail(active, list(active.slots.rows), f"the engine failed: {one_line(error)}", exc_info=True)
         self._publish_use(active)
         self._rest()
 
@@ -357,8 +356,8 @@ class Engine:
         self._active = None
         self._lifecycle.lose()
 
-    def _fail(self, active: _ActiveModel, rows: list[Sequence], reason: str) -> None:
-        log.error("engine_step_failed", jobs=len(rows), reason=reason)
+    def _fail(self, active: _ActiveModel, rows: list[Sequence], reason: str, *, exc_info: bool = False) -> None:
+        log.error("engine_step_failed", jobs=len(rows), reason=reason, exc_info=exc_info)
         for row in rows:
             self._deliver(Ended(row.request.key, failure=reason, tokens=row.made))
             self._leave(active, row)

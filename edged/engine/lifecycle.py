@@ -68,6 +68,7 @@ class ModelLifecycle:
         if self._lost is not None:  # after that event: nobody prepares a prompt for it any more
             self._lost.release()
             self._lost = None
+        unexpected: Exception | None = None
         try:
             self.loaded = self._load()
         except (TooLargeError, UnreadableError, MemoryError) as error:
@@ -84,11 +85,11 @@ class ModelLifecycle:
         except PackageError as error:
             reason = str(error)
         except Exception as error:  # a package must never take the daemon down
-            log.exception("model_load_failed", reason=one_line(error))
+            unexpected = error
             reason = f"loading failed unexpectedly: {one_line(error)}"
         else:
             return self.loaded
-        log.error("model_unavailable", reason=reason)
+        log.error("model_unavailable", reason=reason, exc_info=unexpected)
         self._deliver(ModelChanged("unavailable", reason))
         return None
 

@@ -145,7 +145,12 @@ class Admission:
         if arrival.response_topic is not None:
             self._outbox.remember(queued.number, queued.id, arrival.response_topic, arrival.correlation)
         batch.accepted.append(queued)
-        batch.effects.append(lambda: self._outbox.tell(queued.id, "accepted"))
+
+        def tell() -> None:
+            self._outbox.tell(queued.id, "accepted")
+            log.info("job_accepted", job=queued.id, priority=queued.priority)
+
+        batch.effects.append(tell)
 
     def _repeat(self, id: str, known: Known, reply: str | None, correlation: bytes | None, batch: Batch) -> None:
         """The same job again: say so, and answer (again) where it asks."""

@@ -38,11 +38,11 @@ class BrokenPromises:
         for warning in self.warnings:
             if warning in self._logged or not self._log:
                 continue
-            told = {"connection": self._connection, "reason": warning.message, "hint": warning.hint}
-            if warning.code == SUBSCRIPTION_REFUSED:
-                _log.error("mqtt_subscription_refused", **told)
+            code, reason, hint = warning.code, warning.message, warning.hint
+            if code == SUBSCRIPTION_REFUSED:
+                _log.error("mqtt_subscription_refused", connection=self._connection, reason=reason, hint=hint)
             else:
-                _log.warning("mqtt_promise_broken", code=warning.code, **told)
+                _log.warning("mqtt_promise_broken", connection=self._connection, code=code, reason=reason, hint=hint)
         self._logged = frozenset(self.warnings)
 
     def document_refused(self, topic: str, reason: str) -> None:

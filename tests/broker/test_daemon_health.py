@@ -15,6 +15,7 @@ from daemon_fixtures import Client5, Daemon, Place, job, reference_job
 from patience import eventually
 from prometheus_client.parser import text_string_to_metric_families
 
+from edged.log_limit import BURST
 from edged.report.metric_table import TABLE
 
 pytest_plugins = ["daemon_fixtures"]
@@ -156,6 +157,29 @@ def test_the_page_and_its_document_tell_of_jobs_without_their_text(client: Clien
     assert secret not in text + daemon.get("/")[1]
     made = json.loads(text)["history"]["generated_tokens_per_second"]
     assert len(made) == 360
+
+
+def test_at_info_a_job_costs_two_lines(client: Client5, daemon: Daemon) -> None:
+    assert client.ask(job("two-lines", 7, stream=True))["state"] == "succeeded"
+    lines = [json.loads(line) for line in daemon.log().splitlines() if "two-lines" in line]
+    assert [line["event"] for line in lines] == ["job_accepted", "job_succeeded"]
+
+
+def test_a_storm_of_one_event_is_cut_and_counted(place: Place) -> None:
+    daemon, client = place.daemon().start(), place.client()
+    before = len(daemon.log().splitlines())
+    for n in range(3 * BURST):
+        client.send({**job(f"storm-{n}"), "model": "another"})
+    client.wait(f"result/storm-{3 * BURST - 1}")
+    assert client.ask(job("after-the-storm"))["state"] == "succeeded"
+    assert daemon.end() == 0
+    told = daemon.logged("job_rejected")
+    assert len(told) + sum(line.get("suppressed", 0) for line in told) == 3 * BURST
+    assert len(told) < 2 * BURST
+    assert any(line.get("suppressed") for line in told)
+    assert told[-1]["job"] == f"storm-{3 * BURST - 1}"
+    assert len(daemon.logged("job_succeeded")) == 1
+    assert len(daemon.log().splitlines()) - before < 2 * BURST
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[2] / "edged"
 Graph = Mapping[str, frozenset[str]]
 
 LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"edged.log_limit"}),
     frozenset({"edged", "edged.durable", "edged.erasure", "edged.logs", "edged.faults"}),
     frozenset({"edged.machine", "edged.status", "edged.liveness"}),
     frozenset({"edged.settings", "edged.tls"}),

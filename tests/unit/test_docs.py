@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 CONTRACT = (ROOT / "docs/contract.md").read_text(encoding="utf-8")
 
 
-PAGES = ("alerts", "architecture", "clients", "contract", "operating", "security", "boards")
+PAGES = ("alerts", "architecture", "clients", "contract", "operating", "security", "boards", "log")
 
 
 def section(title: str) -> str:
