@@ -12,8 +12,10 @@ from pathlib import Path
 
 import structlog
 
+from edged import energy_day
 from edged.announcer import Announcer
 from edged.daemon import Daemon, Inbox, Parts
+from edged.energy_day import EnergyDay
 from edged.engine import runtime
 from edged.engine.engine import Engine
 from edged.engine.kept_bits import BITS
@@ -111,7 +113,7 @@ def build(
         note_running=ledger.write_running,
         observer=energy,
     )
-    governor = _governor(settings, board, sampler, engine)
+    governor = _governor(settings, board, clock, sampler, engine, energy)
     preparer = Preparer(inbox.put)
     jobs = JobManager(
         device=device,
@@ -184,8 +186,13 @@ def _open_state(settings: Settings, clock: Clock, supervisor: Supervisor) -> tup
         raise state_dir_refused(settings, error) from None
 
 
-def _governor(settings: Settings, board: Board, sampler: Sampler, engine: Engine) -> Governor:
-    idle, busy, budget = settings.power.idle_watts, settings.power.busy_watts, settings.power.budget_watts
+def _governor(
+    settings: Settings, board: Board, clock: Clock, sampler: Sampler, engine: Engine, energy: EnergyLedger
+) -> Governor:
+    power = settings.power
+    idle, busy, joules, day = power.idle_watts, power.busy_watts, power.budget_joules_per_day, None
+    if joules is not None:
+        day = EnergyDay(joules, settings.state_dir / energy_day.FILE, clock, energy.status)
 
     def apply(limit: EngineLimit) -> None:
         engine.limit = limit
@@ -193,7 +200,9 @@ def _governor(settings: Settings, board: Board, sampler: Sampler, engine: Engine
     def configured(duty: float) -> float | None:
         return idle + duty * (busy - idle) if idle is not None and busy is not None else None
 
-    return Governor(lambda: sampler.readings, thermal_limits(board), apply, configured, budget=budget)
+    return Governor(
+        lambda: sampler.readings, thermal_limits(board), apply, configured, budget=power.budget_watts, day=day
+    )
 
 
 def _energy(settings: Settings, wake: Callable[[], None], loading: Callable[[], bool]) -> EnergyLedger:

@@ -350,6 +350,7 @@ class Daemon:
         parts.engine.stop(timeout=2.0)
         parts.http.stop()
         parts.sampler.stop()
+        parts.governor.close()
         parts.ledger.close()
         parts.spool.close()
         os.close(parts.lock)

@@ -2,16 +2,19 @@
 
 The policy is govern(), a pure function. Lower frequencies cost less than pauses, so the firmware may lower them first:
 edged pauses where that does not suffice. Pauses between steps lower heat and mean power. They do not lower the power of
-a step, so a weak supply makes edged leave the jobs of its groups to others. Rows are lowered for memory alone.
+a step, so a weak supply makes edged leave the jobs of its groups to others. Rows are lowered for memory alone. Of a
+day's energy four fifths are spent at full speed, the rest ever more slowly, so that it lasts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
 
+from edged.energy_day import EnergyDay
 from edged.engine.steps import EngineLimit
 from edged.faults import Fault
 from edged.machine.sensors.quantities import PRESSURE, TEMPERATURE
@@ -38,8 +41,14 @@ STARVED, FED = 0.2, 0.05
 """Share of ten seconds that tasks waited for memory: above the one rows are lowered, below the other raised."""
 FEWER_SECONDS, MORE_SECONDS = 10.0, 60.0
 """Time from a change of the rows, to fewer or to more, until the next."""
+SPENT, REGAINED = 0.8, 0.75
+"""Used share of a day's energy: above the one the duty falls, and above the other it stays below 1."""
+LAST = 0.95
+"""At this share it has fallen to LEAST_DAY_DUTY: what jobs take beyond is in the rest."""
+LEAST_DAY_DUTY = 0.01
+"""With the day's energy used up."""
 UNKNOWN_SECONDS = 60.0
-"""Without a known power for so long, a budget of watts is said not to be kept."""
+"""Without a known power for so long, a budget is said not to be kept."""
 _WATTS_SECONDS = 10.0
 """The power is averaged over about so long."""
 _SUPPLY = frozenset({"under_voltage", "average_over_current", "instantaneous_over_current"})
@@ -56,11 +65,16 @@ class Strain:
     watts: float | None = None
     memory_stall: float | None = None
     """Share of the last ten seconds in which some task waited for memory."""
+    day_share: float | None = None
+    """Used share of the day's energy."""
 
 
 @dataclass(frozen=True)
 class Hold:
-    """How the engine is held back: `duty` of its time, at most `rows` (None: all), and why. `watts`: their mean."""
+    """How the engine is held back: at most `rows` (None: all), and why. `watts`: their mean.
+
+    `duty`: share of its time that heat and watts leave; `day_duty`: what the day's energy leaves.
+    """
 
     duty: float = 1.0
     rows: int | None = None
@@ -71,6 +85,12 @@ class Hold:
     """Seconds of a reason to shed groups, less those without one."""
     row_pause: float = 0.0
     """Seconds until the rows may change again."""
+    day_duty: float = 1.0
+
+    @property
+    def share(self) -> float:
+        """Of its time in which the engine may compute."""
+        return min(self.duty, self.day_duty)
 
 
 def govern(hold: Hold, strain: Strain, seconds: float, *, budget: float | None, most_rows: int) -> Hold:
@@ -99,20 +119,31 @@ def govern(hold: Hold, strain: Strain, seconds: float, *, budget: float | None, 
         causes.add("memory")
     if strain.weak_supply:
         causes.add("power_supply")
-    change = seconds if strain.weak_supply or duty < SHED_DUTY else -seconds
+    day_duty = _day_duty(hold.day_duty, strain.day_share)
+    if day_duty < 1.0:
+        causes.add("energy_budget")
+    change = seconds if strain.weak_supply or min(duty, day_duty) < SHED_DUTY else -seconds
     strained = min(MOST_STRAINED, max(0.0, hold.strained + change))
     sheds = strained > (0.0 if hold.sheds_groups else SHED_SECONDS)
     # A reason stands as long as its effect does.
     lasting = {reason for reason in hold.reasons & {"heat", "power_budget"} if duty < 1.0}
     if sheds and "power_supply" in hold.reasons:
         lasting.add("power_supply")
-    return Hold(duty, rows, frozenset(causes | lasting), sheds, watts, strained, row_pause)
+    return Hold(duty, rows, frozenset(causes | lasting), sheds, watts, strained, row_pause, day_duty)
 
 
 def _mean(before: float | None, now: float | None, seconds: float) -> float | None:
     if before is None or now is None:
         return now
     return before + min(1.0, seconds / _WATTS_SECONDS) * (now - before)
+
+
+def _day_duty(before: float, share: float | None) -> float:
+    """What the day's energy leaves, of which `share` is used; `before`: what it left last."""
+    begins = REGAINED if before < 1.0 else SPENT
+    if share is None or share <= begins:
+        return 1.0
+    return max(LEAST_DAY_DUTY, (LAST - share) / (LAST - begins))
 
 
 def _rows(hold: Hold, strain: Strain, seconds: float, most: int) -> tuple[int | None, float]:
@@ -128,6 +159,7 @@ def _rows(hold: Hold, strain: Strain, seconds: float, most: int) -> tuple[int | 
 
 _HINTS = {
     "heat": "improve the cooling",
+    "energy_budget": "raise power.budget_joules_per_day, or send fewer jobs",
     "memory": "lower model.rows or cache.ram_bytes, or stop other programs",
     "power_budget": "raise power.budget_watts, or send fewer jobs",
     "power_supply": "use a stronger power supply and a shorter cable",
@@ -153,47 +185,65 @@ class Governor:
         configured: Callable[[float], float | None] = lambda _duty: None,
         *,
         budget: float | None = None,
+        day: EnergyDay | None = None,
     ) -> None:
         """`limits`: degrees Celsius by zone. `apply` tells the engine.
 
-        `configured`: watts at a duty, of a board without a sensor, where the settings tell them.
+        `configured`: watts at a duty, of a board without a sensor, where the settings tell them. `budget`: watts;
+        `day`: the energy of the last 24 hours, where that has a budget.
         """
         self._readings = readings
         self._limits = limits
         self._apply = apply
         self._budget = budget
+        self._day = day
         self._configured = configured
         self._hold = Hold()
         self._at: float | None = None
         self._unknown = 0.0
-        """Seconds without a power to hold against the budget."""
+        """Seconds without a power to hold against a budget."""
 
     def update(self, now: float, most_rows: int, running: bool) -> None:
         """Decide anew, at this CLOCK_MONOTONIC second. `running`: whether jobs run."""
         seconds = min(5.0, now - self._at) if self._at is not None else 1.0
         self._at = now
         before = self._hold
+        if self._day is not None:
+            self._day.update()
         strain = self._strain(now, running)
         self._hold = govern(before, strain, seconds, budget=self._budget, most_rows=most_rows)
         self._note_unknown(strain, seconds)
-        self._apply(EngineLimit(self._hold.duty, self._hold.rows))
+        self._apply(EngineLimit(self._hold.share, self._hold.rows))
         if self._hold.reasons - before.reasons:
-            log.warning("board_limited", reasons=sorted(self._hold.reasons), duty=round(self._hold.duty, 2))
+            log.warning("board_limited", reasons=sorted(self._hold.reasons), duty=round(self._hold.share, 2))
         elif before.reasons and not self._hold.reasons:
             log.info("board_unlimited")
 
     def _note_unknown(self, strain: Strain, seconds: float) -> None:
-        before = self._unknown
-        self._unknown = before + seconds if self._budget is not None and strain.watts is None else 0.0
+        """Say that a budget cannot be kept."""
+        before, hopeless = self._unknown, strain.day_share == math.inf
+        unknown = self._budget is not None and strain.watts is None
+        unknown = unknown or (self._day is not None and strain.day_share is None)
+        self._unknown = before + seconds if unknown or hopeless else 0.0
         if before < UNKNOWN_SECONDS <= self._unknown:
             hint = "no sensor measures the power here: set power.idle_watts and power.busy_watts, or no budget"
+            if hopeless:
+                hint = "the idle board alone takes as much: raise power.budget_joules_per_day"
             log.warning("power_budget_not_kept", hint=hint)
+
+    def close(self) -> None:
+        """Write down what must outlive a restart."""
+        if self._day is not None:
+            self._day.update()
+            self._day.save()
 
     @property
     def status(self) -> GovernorStatus:
         """What was decided last."""
-        hold = self._hold
-        return GovernorStatus(hold.duty, hold.rows, tuple(sorted(hold.reasons)), hold.sheds_groups)
+        hold, day = self._hold, self._day
+        reasons = tuple(sorted(hold.reasons))
+        used, budget = (day.joules, day.budget) if day is not None else (None, None)
+        return GovernorStatus(hold.share, hold.rows, reasons, hold.sheds_groups, used, budget)
 
     def _strain(self, now: float, running: bool) -> Strain:
         readings = self._readings()
@@ -207,4 +257,5 @@ class Governor:
             weak_supply=not _SUPPLY.isdisjoint(readings.throttled(now)),
             watts=watts,
             memory_stall=readings.of(PRESSURE, now).get(("memory", "some")),
+            day_share=self._day.share if self._day is not None else None,
         )

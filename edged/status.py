@@ -91,9 +91,13 @@ class GovernorStatus:
     duty: float = 1.0
     rows: int | None = None
     reasons: tuple[str, ...] = ()
-    """Of `heat`, `power_budget`, `power_supply`, `memory`."""
+    """Of `energy_budget`, `heat`, `memory`, `power_budget`, `power_supply`."""
     sheds_groups: bool = False
     """Whether jobs of groups are better taken by other devices."""
+    day_joules: float | None = None
+    """What the board took in the last 24 hours, where they have a budget and the power is known."""
+    day_budget: float | None = None
+    """`power.budget_joules_per_day`."""
 
 
 @dataclass(frozen=True)

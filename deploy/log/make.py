@@ -29,6 +29,8 @@ MEANINGS = {
     "document_too_large": "a retained document is too large for the broker, or lacks fields because of its limit",
     "drain_cut_short": "running jobs did not finish within `drain_seconds`; they run again after the next start",
     "draining": "the daemon is told to end and lets running jobs finish",
+    "energy_day_not_kept": "the energy of the last 24 hours cannot be written down",
+    "energy_day_refused": "the file with the energy of the last 24 hours is damaged",
     "engine_command_failed": "a fault of edged's own in a command to the engine; it costs one request at most",
     "engine_ended": "the engine's thread has ended; the process ends too",
     "engine_request_failed": "a fault of edged's own in one request, which fails",
@@ -180,13 +182,13 @@ def _calls(tree: ast.Module) -> Iterator[ast.Call]:
             yield node
 
 
-def page() -> str:
+def page(found: dict[str, Event]) -> str:
     """The page as it should be."""
     parts = [HEAD]
     for level in ("error", "warning", "info", "debug"):
         rows = [
             f"| `{name}` | {' '.join(f'`{one}`' if one != '…' else one for one in event.fields)} | {MEANINGS[name]} |\n"
-            for name, event in events().items()
+            for name, event in found.items()
             if level in event.levels
         ]
         if rows:
@@ -195,4 +197,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(page(events()), encoding="utf-8")

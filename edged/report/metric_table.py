@@ -15,7 +15,7 @@ from edged.machine.sensors.quantities import QUANTITIES, Labels, Quantity
 from edged.machine.sensors.readings import Readings
 from edged.status import Status
 
-REASONS = ("heat", "memory", "power_budget", "power_supply")
+REASONS = ("energy_budget", "heat", "memory", "power_budget", "power_supply")
 """Why the governor holds jobs back."""
 
 Values = Mapping[Labels, float]
@@ -78,9 +78,8 @@ def _energy_tokens(scrape: Scrape) -> Values:
     return {(phase,): float(count) for phase, count in energy.tokens.items() if energy.source}
 
 
-def _idle_watts(scrape: Scrape) -> Values:
-    watts = scrape.status.energy.idle_watts
-    return {} if watts is None else _one(watts)
+def _optional(value: float | None) -> Values:
+    return {} if value is None else _one(value)
 
 
 def _ages(scrape: Scrape) -> Values:
@@ -252,7 +251,13 @@ TABLE: tuple[Row, ...] = (
         ("phase",),
         _energy_tokens,
     ),
-    Row("edged_energy_idle_watts", "gauge", "Power of the board while no job runs", (), _idle_watts),
+    Row(
+        "edged_energy_idle_watts",
+        "gauge",
+        "Power of the board while no job runs",
+        (),
+        lambda s: _optional(s.status.energy.idle_watts),
+    ),
     Row(
         "edged_governor_duty_ratio",
         "gauge",
@@ -263,9 +268,23 @@ TABLE: tuple[Row, ...] = (
     Row(
         "edged_governor_limited",
         "gauge",
-        "1 while the board's `heat`, `memory`, `power_supply` or `power_budget` holds jobs back",
+        "1 while the board's `heat`, `memory`, `power_supply`, `power_budget` or `energy_budget` holds jobs back",
         ("reason",),
         lambda s: {(reason,): float(reason in s.status.governor.reasons) for reason in REASONS},
+    ),
+    Row(
+        "edged_energy_day_joules",
+        "gauge",
+        "Energy of the board in the last 24 hours, where they have a budget",
+        (),
+        lambda s: _optional(s.status.governor.day_joules),
+    ),
+    Row(
+        "edged_energy_day_budget_joules",
+        "gauge",
+        "`power.budget_joules_per_day`, where it is set",
+        (),
+        lambda s: _optional(s.status.governor.day_budget),
     ),
     Row(
         "edged_board_info",

@@ -240,6 +240,14 @@ class PowerSettings(Section):
         description="Most that the board may draw, averaged over ten seconds: jobs pause for it; unset: no limit.",
         examples=[5.0],
     )
+    budget_joules_per_day: float | None = Field(
+        default=None,
+        ge=100,
+        le=1e9,
+        description="Most energy of the board in any 24 hours, for a battery or the sun: jobs slow down before it is "
+        "used up; unset: no limit.",
+        examples=[350_000.0],
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> PowerSettings:
@@ -248,6 +256,9 @@ class PowerSettings(Section):
             raise conflict(f"{missing}_watts", f"must be set together with power.{present}_watts")
         if self.idle_watts is not None and self.busy_watts is not None and self.busy_watts < self.idle_watts:
             raise conflict("busy_watts", "must not be less than power.idle_watts")
+        budget, idle = self.budget_joules_per_day, (self.idle_watts or 0.0) * 86400
+        if budget is not None and budget <= idle:
+            raise conflict("budget_joules_per_day", f"must be more than the {idle:.0f} J of power.idle_watts in a day")
         return self
 
 

@@ -85,6 +85,27 @@ def test_energy_of_results_and_metrics_agree(place: Place) -> None:
     assert sample(daemon, "edged_energy_idle_watts") == 2
 
 
+def test_a_days_energy_is_made_to_last_and_is_known_after_a_restart(place: Place) -> None:
+    """10 kW while it computes: the first second takes what the idle board leaves of the day's energy."""
+    power = {"power__idle_watts": "0.01", "power__busy_watts": "10000", "power__budget_joules_per_day": "2000"}
+    daemon = place.daemon(**power).start()
+    assert sample(daemon, "edged_energy_day_budget_joules") == 2000
+    assert sample(daemon, "edged_governor_limited", reason="energy_budget") == 0
+    client = place.client()
+    for n in range(50):
+        client.ask(job(f"spends-{n}", 40))
+        if sample(daemon, "edged_governor_limited", reason="energy_budget"):
+            break
+    used = sample(daemon, "edged_energy_day_joules")
+    assert used > 0.8 * (2000 - 864)
+    eventually(lambda: "board_limited" in daemon.get("/readyz")[1])
+    assert daemon.end() == 0
+    daemon.start()
+    eventually(lambda: sample(daemon, "edged_governor_limited", reason="energy_budget") == 1)
+    assert sample(daemon, "edged_energy_day_joules") >= used
+    assert client.ask(job("slow"))["state"] == "succeeded"
+
+
 def test_the_metrics_move(client: Client5, daemon: Daemon) -> None:
     names = ("edged_prompt_tokens_total", "edged_generated_tokens_total", "edged_job_duration_seconds_count")
     before = [sample(daemon, name) for name in names]

@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edged", "edged.durable", "edged.erasure", "edged.logs", "edged.faults"}),
     frozenset({"edged.machine", "edged.status", "edged.liveness"}),
     frozenset({"edged.settings", "edged.tls"}),
-    frozenset({"edged.engine", "edged.mqtt", "edged.report", "edged.certificates"}),
+    frozenset({"edged.engine", "edged.mqtt", "edged.report", "edged.certificates", "edged.energy_day"}),
     frozenset({"edged.models", "edged.jobs", "edged.endpoints", "edged.governor", "edged.fleet"}),
     frozenset({"edged.discovery"}),
     frozenset({"edged.observer", "edged.announcer", "edged.startup", "edged.membership"}),

@@ -84,9 +84,10 @@ def generator() -> Any:
 
 def test_the_page_of_events_is_what_the_code_logs() -> None:
     make = generator()
-    assert make.MEANINGS.keys() == make.events().keys()
-    assert make.PAGE.read_text(encoding="utf-8") == make.page(), "run deploy/log/make.py"
-    assert make.events().keys() >= OF_JOBS
+    events = make.events()
+    assert make.MEANINGS.keys() == events.keys()
+    assert make.PAGE.read_text(encoding="utf-8") == make.page(events), "run deploy/log/make.py"
+    assert events.keys() >= OF_JOBS
 
 
 # Storms

@@ -157,6 +157,10 @@ def test_the_file_and_the_bound_are_named_for(toml: Any, text: str, expected: st
         ('[mqtt]\nca_file = "/c"', "mqtt.tls = false (from default): must be true where mqtt.ca_file is set"),
         ("[power]\nidle_watts = 2", "power.busy_watts is not set: must be set together with power.idle_watts"),
         ("[power]\nidle_watts = 5\nbusy_watts = 4", "must not be less than power.idle_watts"),
+        (
+            "[power]\nidle_watts = 2\nbusy_watts = 4\nbudget_joules_per_day = 172800",
+            "must be more than the 172800 J of power.idle_watts in a day",
+        ),
         ('[http]\ncert_file = "/c"', "http.key_file is not set: must be set together with http.cert_file"),
         ('[http]\nclient_ca_file = "/c"', "http.cert_file is not set: must be set where http.client_ca_file is"),
         ('[http]\nhost = "0.0.0.0"', "must be set where http.host is 0.0.0.0, or http.plain_text be true"),
