@@ -22,10 +22,11 @@ from edged.engine.kept_bits import BITS
 from edged.engine.kept_manifests import MANIFESTS, KeptManifests
 from edged.engine.kv_scales import SCALES, KeptScales
 from edged.engine.loaded_model import LoadedModel, load_model
+from edged.engine.own_speed import SPEED, OwnSpeed
 from edged.engine.package import signature
 from edged.engine.prefix_files import PREFIXES
 from edged.engine.scrubber import Scrubber
-from edged.engine.steps import EngineLimit
+from edged.engine.steps import EngineLimit, StepObservers
 from edged.governor import Governor
 from edged.jobs.crash import CrashLedger
 from edged.jobs.document import State
@@ -106,12 +107,13 @@ def build(
     scrubber = Scrubber(
         settings.model.scrub_interval, idle=lambda: not engine.status.rows, found=lambda: engine.check_again()
     )
+    speed = OwnSpeed(settings.state_dir / SPEED)
     engine = Engine(
-        load=_loader(settings, board, supervisor, model_path, model_name, scrubber),
+        load=_loader(settings, board, supervisor, model_path, model_name, scrubber, speed),
         watch=lambda: signature(model_path),
         deliver=inbox.put,
         note_running=ledger.write_running,
-        observer=energy,
+        observer=StepObservers(energy, speed),
     )
     governor = _governor(settings, board, clock, sampler, engine, energy)
     preparer = Preparer(inbox.put)
@@ -134,7 +136,7 @@ def build(
         energy=energy,
     )
     observer = Observer(
-        Observed(engine, scrubber, preparer, jobs, link, http, energy, governor),
+        Observed(engine, scrubber, preparer, jobs, link, http, energy, speed, governor),
         settings,
         clock,
         device=device,
@@ -232,7 +234,13 @@ def _link(settings: Settings, device: str, instance: str, inbox: Inbox, latest: 
 
 
 def _loader(
-    settings: Settings, board: Board, supervisor: Supervisor, path: Path, name: str | None, scrubber: Scrubber
+    settings: Settings,
+    board: Board,
+    supervisor: Supervisor,
+    path: Path,
+    name: str | None,
+    scrubber: Scrubber,
+    speed: OwnSpeed,
 ) -> Callable[[], LoadedModel]:
     manifests = KeptManifests(settings.state_dir / MANIFESTS, may_add=True)
     scales = KeptScales(settings.state_dir / SCALES, may_add=True)
@@ -242,7 +250,7 @@ def _loader(
         # onnxruntime 1.23 holds the GIL during a load: no thread can send a sign of life.
         supervisor.long_work(load_limit(path, settings.model.kv_cache == "int8"))
         try:
-            return load_model(
+            loaded = load_model(
                 settings,
                 board,
                 available,
@@ -254,6 +262,8 @@ def _loader(
                 bits_file=settings.state_dir / BITS,
                 scales=scales,
             )
+            speed.serve(loaded, board)
+            return loaded
         finally:
             supervisor.long_work_done()
 

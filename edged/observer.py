@@ -16,6 +16,7 @@ from edged.certificates import Certificates
 from edged.engine import ort
 from edged.engine.engine import Engine
 from edged.engine.events import ModelChanged
+from edged.engine.own_speed import OwnSpeed
 from edged.engine.scrubber import Scrubber
 from edged.engine.status import EngineStatus
 from edged.faults import Fault
@@ -46,6 +47,7 @@ class Observed:
     link: Link
     http: HttpServer
     energy: EnergyLedger
+    speed: OwnSpeed
     governor: Governor
 
 
@@ -187,6 +189,7 @@ class Observer:
             jobs=jobs.recent,
             ended=jobs.ended,
             tokens_per_second=jobs.speed,
+            slowdown=parts.speed.ratio,
             energy=parts.energy.status(),
             governor=governor,
             certificates=self._certificates.ends(),

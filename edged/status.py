@@ -185,6 +185,8 @@ class Status:
     """How many jobs ended since the start, by state."""
     tokens_per_second: Mapping[str, float] = field(default_factory=dict)
     """Of the last answer: prefill and decode."""
+    slowdown: float | None = None
+    """Time of the last ten minutes' decoding steps by that of the best such ones on this board; None: too few steps."""
     energy: EnergyStatus = EnergyStatus()
     governor: GovernorStatus = GovernorStatus()
     certificates: Mapping[str, float] = field(default_factory=dict)

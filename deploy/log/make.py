@@ -120,6 +120,8 @@ MEANINGS = {
     "search_entries_unheeded": "the package's `search` has entries that edged does not apply",
     "sensor_failed": "a fault of edged's own in a sensor; the others continue",
     "session_lost": "onnxruntime's session no longer works, and the model is loaded again",
+    "speed_not_kept": "this board's best speed cannot be written down",
+    "speed_refused": "the file with this board's best speed is damaged",
     "splits_not_probed": "where prompts may be split cannot be measured",
     "spool_damaged": "the spool is damaged; the daemon restarts to recover it",
     "spool_fault": "the spool cannot be written or read",

@@ -278,7 +278,9 @@ class Engine:
         past = [row.computed for row in rows]
         if plan.companion is not None:
             past.append(plan.companion)
-        told = tuple(StepRow(row.request.key, plan.count, row.computed < len(row.request.prompt)) for row in rows)
+        told = tuple(
+            StepRow(row.request.key, plan.count, row.computed < len(row.request.prompt), row.computed) for row in rows
+        )
         began = time.monotonic()
         self._publish(busy_since=began)
         self._observer.began(began)

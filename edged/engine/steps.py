@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepRow:
-    """The part of one request in a step: `tokens` computed of it, `prompt` where they are its prompt's."""
+    """The part of one request in a step: `tokens` computed of it, `prompt` where they are its prompt's.
+
+    `past`: its tokens that were computed before.
+    """
 
     key: int
     tokens: int
     prompt: bool
+    past: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,20 @@ class StepObserver:
 
     def ended(self, step: StepRecord) -> None:
         """The step that began last has ended."""
+
+
+class StepObservers(StepObserver):
+    """Tells several observers."""
+
+    def __init__(self, *observers: StepObserver) -> None:
+        self._observers = observers
+
+    def began(self, at: float) -> None:
+        """A step begins."""
+        for observer in self._observers:
+            observer.began(at)
+
+    def ended(self, step: StepRecord) -> None:
+        """It has ended."""
+        for observer in self._observers:
+            observer.ended(step)

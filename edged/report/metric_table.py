@@ -122,6 +122,13 @@ TABLE: tuple[Row, ...] = (
         "Time between two tokens of one answer",
         buckets=TOKEN_SECONDS,
     ),
+    Row(
+        "edged_decode_slowdown_ratio",
+        "gauge",
+        "Time of the last ten minutes' decoding steps by that of the best on this board with as many rows and context",
+        (),
+        lambda s: _optional(s.status.slowdown),
+    ),
     Row("edged_prompt_tokens_total", "counter", "Tokens read"),
     Row("edged_generated_tokens_total", "counter", "Tokens made"),
     Row("edged_prefix_cache_hit_tokens_total", "counter", "Prompt tokens that were not computed again"),
