@@ -154,9 +154,10 @@ test-runtimes: ## the engine and known answers under older onnxruntimes and besi
 		$$venv/bin/pytest -q tests/unit/test_known_answers.py tests/unit/test_engine.py tests/unit/test_mapped_weights.py -k 'test_verify or not (gemma2 or sliding)'; \
 	done
 
-test-templates: $(VENV)-templates/.done ## published chat templates, rendered as transformers renders them (minutes; downloads 150 MB once)
+test-templates: $(VENV)-templates/.done ## published chat templates, rendered as transformers renders them, and calls of tools (minutes; downloads 150 MB once)
 	@PYTHONPATH=. $(VENV)-templates/bin/python tests/templates/compare.py $(VENV)-templates/published
 	@PYTHONPATH=. $(VENV)-templates/bin/python tests/templates/guard.py $(VENV)-templates/published
+	@PYTHONPATH=. $(VENV)-templates/bin/python tests/templates/tools.py $(VENV)-templates/published
 
 fields: $(VENV)/.dev ## each field of a job that changes what is chosen or asked, beside its reference on random cases
 	@$(BIN)/python tests/benchmarks/fields.py
@@ -263,10 +264,10 @@ $(VENV)-peers/.done: pyproject.toml
 		-e '.[cpu]' psutil gguf 'onnxruntime-genai>=0.18' --no-cache-dir --no-binary llama-cpp-python llama-cpp-python
 	@touch $@
 
-$(VENV)-templates/.done: tests/templates/fetch.py
+$(VENV)-templates/.done: tests/templates/fetch.py tests/templates/requirements.txt
 	@[ -x $(VENV)-templates/bin/python ] || $(PYTHON) -m venv $(VENV)-templates
 	@echo "installing transformers and downloading published templates (a few minutes) …"
-	@$(VENV)-templates/bin/python -m pip install --quiet --disable-pip-version-check transformers jinja2
+	@$(VENV)-templates/bin/python -m pip install --quiet --disable-pip-version-check -r tests/templates/requirements.txt
 	@$(VENV)-templates/bin/python tests/templates/fetch.py $(VENV)-templates/published
 	@touch $@
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import structlog
 
+from edged.engine.detokenizer import TextStream
 from edged.engine.events import Ended
 from edged.engine.loaded_model import LoadedModel
 from edged.engine.sequence import Request, Sequence
@@ -72,7 +73,7 @@ class Backlog:
         try:
             return Sequence(
                 request=request,
-                text=model.tokenizer.stream(request.stop, request.prompt if request.continued else ()),
+                text=_text(request, model),
                 eos=model.tokenizer.eos,
                 ragged=model.package.batches_ragged_rows,
                 signature=model.signature,
@@ -85,3 +86,8 @@ class Backlog:
 
 def _fits(request: Request, model: LoadedModel) -> bool:
     return bool(request.prompt) and len(request.prompt) + request.max_tokens <= model.context
+
+
+def _text(request: Request, model: LoadedModel) -> TextStream:
+    shown = model.tokenizer.tool_markers if request.tools is not None else ()
+    return model.tokenizer.stream(request.stop, request.prompt if request.continued else (), shown)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edged.engine.template import ChatTemplate, TemplateRefusalError
+from edged.engine.tool_format import ToolFormat
+from edged.engine.tool_probe import ToolsFound, find_tools
 
 SystemText = Literal["template", "first_user_message"]
 Turns = Literal["control_tokens", "plain_text"]
@@ -67,7 +69,11 @@ class Chat:
         self.refusal: str | None = None
         """Why the template does not render a plain question, None where it does."""
         self._probe()
+        found = find_tools(self._ask) if "tool" in source else None
+        self.tools: ToolFormat | None = None if found is None else found.format
+        """How the model writes calls of tools; None where the template gives it none, or in a format unknown here."""
         control, self.turns = self._control_tokens(added, eos)
+        control |= _around_calls(found, added) if found is not None else set()
         self.control = frozenset(control)
         """Texts of the tokens that a job's text may not become."""
         self._pattern = (
@@ -80,17 +86,23 @@ class Chat:
         messages: Sequence[Message],
         variables: Mapping[str, Any] | None = None,
         continue_final: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Rendered:
-        """Render `messages`; `variables` are what else the template may use, such as tools.
+        """Render `messages`; `variables` are what else the template may use.
 
         With `continue_final` the text ends with the content of the last message, which is text, and no new turn begins.
+        `tools` that the model may call, and calls in messages, are for a template with self.tools. The arguments of
+        these calls are JSON objects.
 
         Raises ChatError where the template would drop a message, TemplateRefusalError, TemplateFaultError.
         """
         messages = _system_first(messages) if self.system == "first_user_message" else messages
         variables = {**(variables or {}), "add_generation_prompt": False} if continue_final else (variables or {})
+        if self.tools is not None:
+            messages, given_tools = self.tools.fitted(messages, tools)
+            variables = {**variables, **given_tools}
         self._check_kept(messages, variables)
-        fitted = [_typed(message) for message in messages] if self._typed else messages
+        fitted = self._fitted(messages)
         strings = list(_strings([[_without_role(message) for message in fitted], list(variables.values())]))
         separator = self._separator(strings)
         separate = self._separate(separator) if separator is not None else _unchanged
@@ -98,6 +110,8 @@ class Chat:
 
         def render(change: Callable[[str], str]) -> str:
             given = [{**_mapped(_without_role(message), change), "role": message["role"]} for message in fitted]
+            if self.tools is not None and self.tools.calls_in_content:
+                given = [dict(self.tools.with_calls(message)) for message in given]
             if end is not None:
                 given[-1]["content"] = end.marked(given[-1]["content"])
             text = self._template.render(given, **{name: _mapped(value, change) for name, value in variables.items()})
@@ -118,6 +132,14 @@ class Chat:
         """End the template's process."""
         self._template.close()
 
+    def _fitted(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with contents of the type that the template takes."""
+        return [_typed(message) for message in messages] if self._typed else messages
+
+    def _ask(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        """Render as it is. Raises TemplateRefusalError, TemplateFaultError."""
+        return self._template.render(self._fitted(messages), **variables)
+
     def _probe(self) -> None:
         """Find out how the template takes a user's content, and whether it keeps system text."""
         question = [{"role": "user", "content": _marker(0)}]
@@ -129,7 +151,7 @@ class Chat:
             return
         chat = [{"role": "system", "content": _marker(0)}, {"role": "user", "content": _marker(1)}]
         try:
-            text = self._template.render([_typed(message) for message in chat] if self._typed else chat)
+            text = self._ask(chat, {})
         except TemplateRefusalError:
             text = ""
         if _marker(0) not in text:
@@ -149,21 +171,23 @@ class Chat:
                     self._known.clear()
                 self._known[case] = dropped
         if dropped is not None and messages[dropped]["content"]:
-            raise ChatError(
-                f"the model's chat template leaves out what role {roles[dropped]!r} says in message {dropped + 1}: "
-                + ("send prompt in place of messages" if roles[dropped] == "user" else "use another role, such as user")
-            )
+            right = "send prompt in place of messages" if roles[dropped] == "user" else "use another role, such as user"
+            right = "leave out the content beside its tool_calls" if "tool_calls" in messages[dropped] else right
+            reason = f"leaves out what role {roles[dropped]!r} says in message {dropped + 1}"
+            raise ChatError(f"the model's chat template {reason}: {right}")
 
     def _dropped(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> int | None:
         """The first message whose content is not in the render, by markers in place of contents."""
         marked = [
-            {**message, "content": _marker(at)} if isinstance(message.get("content"), str) else message
+            {**message, "content": _marker(at)}
+            if isinstance(content := message.get("content"), str)
+            # A template may write calls only where nothing is said.
+            and (content or "tool_calls" not in message)
+            else message
             for at, message in enumerate(messages)
         ]
         try:
-            text = self._template.render(
-                [_typed(message) for message in marked] if self._typed else marked, **variables
-            )
+            text = self._ask(marked, variables)
         except TemplateRefusalError:
             return None  # the render of the messages themselves says so
         return next((at for at in range(len(marked)) if self._is_lost(marked[at], text, at)), None)
@@ -187,7 +211,7 @@ class Chat:
         for count in (3, 1):
             chat = [{"role": role, "content": _marker(at)} for at, role in enumerate(roles[:count])]
             try:
-                text = self._template.render([_typed(message) for message in chat] if self._typed else chat)
+                text = self._ask(chat, {})
                 break
             except TemplateRefusalError:
                 continue
@@ -285,6 +309,13 @@ def _masking(control: Iterable[str], source: str) -> tuple[Callable[[str], bool]
         return pattern.sub(lambda found: found[0] if len(found[0]) > 1 else _MASK, text)
 
     return (lambda text: search(text) is not None), mask
+
+
+def _around_calls(found: ToolsFound, added: Mapping[str, bool]) -> set[str]:
+    """Added tokens that stand around calls and their results, so that no text can forge them."""
+    result = re.split("|".join(re.escape(text) for text, special in added.items() if special) or "$^", found.after)[0]
+    tokens = {text for text in added if len(text) > 1 and not re.fullmatch(r"[\w\s]*", text)}
+    return {text for text in tokens if text in found.before or text in result or text in found.format.markers}
 
 
 def _system_first(messages: Sequence[Message]) -> list[Message]:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from edged.engine.loaded_model import LoadedModel
 from edged.engine.sequence import Sequence
+from edged.engine.tool_format import Call
 from edged.faults import Fault
 
 
@@ -57,6 +58,8 @@ class Finished:
     ended: float
     probabilities: tuple[float, ...] | None = None
     """Of the labels, where the request had some."""
+    calls: tuple[Call, ...] = ()
+    """Calls of tools; `text` is what the answer says before them."""
 
     @classmethod
     def of(cls, row: Sequence) -> Finished:
@@ -73,6 +76,7 @@ class Finished:
             token_times=tuple(row.token_times),
             ended=time.monotonic(),
             probabilities=None if row.scores is None else row.scores.probabilities,
+            calls=() if row.calls is None else row.calls.calls,
         )
 
     @property

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -23,6 +23,7 @@ from edged.engine.json_schema import rewritten
 from edged.engine.schema_form import GrammarError, UnservedGrammarError
 from edged.engine.schema_size import least_size
 from edged.engine.tokenizer import Tokenizer
+from edged.engine.tool_format import ToolChoice, ToolFormat, arguments
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -55,6 +56,19 @@ class GrammarSource:
     def is_json(self) -> bool:
         """Whether the answers are JSON."""
         return self.kind in ("json_schema", "json_object")
+
+
+@dataclass(frozen=True)
+class ToolSource:
+    """Tools that an answer may call, or must: the schema of each one's arguments by its name.
+
+    `several`: whether it may call more than one.
+    """
+
+    format: ToolFormat
+    schemas: Mapping[str, Any]
+    choice: ToolChoice
+    several: bool = True
 
 
 class Grammars:
@@ -90,18 +104,42 @@ class Grammars:
             return self._compile(source, '" " @answer', answer)
         return self._compile(source, '" "? @answer', answer)
 
+    def compile_tools(self, source: ToolSource) -> Grammar:
+        """The grammar of one answer with tools.
+
+        Raises GrammarError and UnservedGrammarError; the first words say which tool it is where that is known.
+        """
+        if self.unavailable is not None:
+            raise UnservedGrammarError(self.unavailable)
+        parts = []
+        for at, (name, schema) in enumerate(source.schemas.items()):
+            try:
+                parts.append({"name": arguments(at), **_answer(GrammarSource("json_schema", schema))})
+            except (GrammarError, UnservedGrammarError) as error:
+                raise type(error)(f"{name}: {error}") from None
+        rules = source.format.lark(tuple(source.schemas), source.choice, source.several)
+        return self._compiled(rules, parts, UnservedGrammarError, shown=True)
+
     def _compile(self, source: GrammarSource, start: str, answer: Mapping[str, Any]) -> Grammar:
+        # A JSON schema is checked before: what llguidance refuses of it is valid and not served.
+        refusal = UnservedGrammarError if source.is_json else GrammarError
+        return self._compiled(f"start: {start}", [{"name": "answer", **answer}], refusal)
+
+    def _compiled(
+        self, rules: str, parts: Sequence[Mapping[str, Any]], refusal: type[ValueError], shown: bool = False
+    ) -> Grammar:
+        """`rules` in Lark's syntax name `parts` as @name. `shown`: tokens that mark calls of tools are text."""
         from llguidance import LLMatcher, LLParserLimits
 
         # Tokens are the model's choice even where the grammar leaves no other text.
-        top = f'%llguidance {{"no_forcing": true}}\nstart: {start}'
-        text = json.dumps({"grammars": [{"lark_grammar": top}, {"name": "answer", **answer}]})
-        self._try_out(source, text)
+        top = f'%llguidance {{"no_forcing": true}}\n{rules}'
+        text = json.dumps({"grammars": [{"lark_grammar": top}, *parts]})
+        self._try_out(refusal, text)
         vocabulary = self._known_vocabulary()
         matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=LLParserLimits(**_LIMITS))
         if matcher.is_error():
-            raise _refusal(source, first_line(matcher.get_error()))
-        grammar = Grammar(matcher, vocabulary.silent, vocabulary.eos)
+            raise refusal(first_line(matcher.get_error()))
+        grammar = Grammar(matcher, vocabulary.unmarked if shown else vocabulary.silent, vocabulary.eos)
         try:
             grammar.denied(matcher.deep_copy())
         except ConstraintError as error:
@@ -125,7 +163,7 @@ class Grammars:
             self._vocabulary = _Vocabulary.of(self._tokenizer)
         return self._vocabulary
 
-    def _try_out(self, source: GrammarSource, text: str) -> None:
+    def _try_out(self, refusal: type[ValueError], text: str) -> None:
         if self._trial is None:
             return
         try:
@@ -133,7 +171,7 @@ class Grammars:
         except BombError as error:
             raise UnservedGrammarError(str(error)) from None
         if reason:
-            raise _refusal(source, first_line(reason))
+            raise refusal(first_line(reason))
 
     def _may_begin_with_space(self, grammar: Grammar) -> bool:
         return not grammar.denied(grammar.matcher.deep_copy())[self._known_vocabulary().spaces].all()
@@ -145,6 +183,8 @@ class _Vocabulary:
 
     tokenizer: LLTokenizer
     silent: Denied
+    unmarked: Denied
+    """The silent tokens but those that mark calls of tools."""
     eos: NDArray[np.int64]
     spaces: NDArray[np.int64]
     """Tokens that begin with a space."""
@@ -161,13 +201,16 @@ class _Vocabulary:
         tokens = tokenizer.answer_bytes() or []
         eos = sorted(tokenizer.eos)
         silent = np.array([not token for token in tokens], np.bool_)
+        for token, text in tokenizer.tool_markers.items():
+            tokens[token] = text
+        unmarked = np.array([not token for token in tokens], np.bool_)
         spaces = np.array([id for id, token in enumerate(tokens) if token.startswith(b" ")], np.int64)
         longest = max(len(token) for token in tokens)
         properties = max(_colons(token) for token in tokens)
         made = LLTokenizer(TokenizerWrapper(_Tokens(eos[0], tokens)), eos_token=eos, slices=_SLICES)
         tokens.clear()  # llguidance keeps the list, and a copy of it
         log.info("grammars_ready", tokens=len(silent), seconds=round(time.monotonic() - started, 2))
-        return cls(made, silent, np.array(eos, np.int64), spaces, longest, properties)
+        return cls(made, silent, unmarked, np.array(eos, np.int64), spaces, longest, properties)
 
 
 class _Tokens:
@@ -212,8 +255,3 @@ def _answer(source: GrammarSource) -> dict[str, Any]:
     from llguidance import regex_to_lark
 
     return {"lark_grammar": f"start: ANSWER\nANSWER: /{regex_to_lark(source.definition, '')}/"}
-
-
-def _refusal(source: GrammarSource, reason: str) -> ValueError:
-    """A JSON schema is checked before: what llguidance refuses of it is valid and not served."""
-    return UnservedGrammarError(reason) if source.is_json else GrammarError(reason)

@@ -13,6 +13,7 @@ from edged.engine.constraint import Constraint, Grammar
 from edged.engine.detokenizer import TextStream
 from edged.engine.labels import Labels, Scores
 from edged.engine.sampler import Sampler, Sampling
+from edged.engine.tool_format import CallText, ToolFormat
 
 PRIORITY_SECONDS = 300.0
 """A job goes before those of the next priority that came up to this much earlier. So urgent jobs go first, and none
@@ -43,6 +44,8 @@ class Request:
     """What the answer must be. It belongs to this request alone."""
     labels: Labels | None = None
     """What the answer must be one of: their probabilities are computed, and no token is sampled."""
+    tools: ToolFormat | None = None
+    """The answer may call tools, in this format."""
     signature: str | None = None
     """LoadedModel.signature of the model that the prompt was prepared for. Another model does not run it; None: any."""
 
@@ -97,6 +100,7 @@ class Sequence:
     sampler: Sampler = field(init=False)
     constraint: Constraint | None = field(init=False)
     scores: Scores | None = field(init=False)
+    calls: CallText | None = field(init=False)
     _pieces: list[str] = field(default_factory=list)
     _taken: int = 0
 
@@ -105,6 +109,7 @@ class Sequence:
         self.sampler = Sampler(self.request.sampling, self.request.prompt)
         self.constraint = None if self.request.grammar is None else self.request.grammar.begin()
         self.scores = None if self.request.labels is None else Scores(self.request.labels)
+        self.calls = None if self.request.tools is None else CallText(self.request.tools)
         self.tokens = self.tokens or list(self.request.prompt)
 
     @property
@@ -176,12 +181,14 @@ class Sequence:
         piece = "" if stop else self.text.push(token)
         if stop or (full and constraint is None):  # a grammar has no broken characters: what is cut off is left out
             piece += self.text.finish()
-        if piece:
-            self._pieces.append(piece)
         if stop or complete or self.text.stopped:
             self.finish_reason = "stop"
         elif full:
             self.finish_reason = "length"
+        if self.calls is not None:
+            piece = self.calls.push(piece) + (self.calls.finish() if self.finish_reason else "")
+        if piece:
+            self._pieces.append(piece)
         return [token]
 
     def _advance_scores(self, scores: Scores, logits: NDArray[np.floating]) -> list[int]:

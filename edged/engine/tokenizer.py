@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken
@@ -13,6 +13,7 @@ from edged.engine.chat import Chat, ChatError
 from edged.engine.detokenizer import TextStream, TokenBytes, detokenizers
 from edged.engine.package import Package, PackageError
 from edged.engine.template import ChatTemplate, TemplateFaultError
+from edged.engine.tool_format import ToolFormat
 
 _CONTEXT = 8
 """Tokens of a prompt that the decoder is given before those of its continuation."""
@@ -69,13 +70,21 @@ class Tokenizer:
         """How the chat template treats a job's messages, None without a template.
 
         `system`: "template", or "first_user_message" where the template has no place for system text. `turns`:
-        "control_tokens", which a job's text cannot hold, or "plain_text", which it can imitate. `refuses`: the reason
-        of a template that does not render a plain question.
+        "control_tokens", which a job's text cannot hold, or "plain_text", which it can imitate. `tools`: the format
+        of calls, absent where it is none of the known ones. `refuses`: the reason of a template that does not render a
+        plain question.
         """
         if self._chat is None:
             return None
         facts: dict[str, str] = {"system": self._chat.system, "turns": self._chat.turns}
+        if self._chat.tools is not None:
+            facts["tools"] = self._chat.tools.name
         return facts if self._chat.refusal is None else {**facts, "refuses": self._chat.refusal}
+
+    @property
+    def tools(self) -> ToolFormat | None:
+        """How the model writes calls of tools; None where it cannot be given any."""
+        return None if self._chat is None else self._chat.tools
 
     @property
     def faults(self) -> list[str]:
@@ -114,11 +123,13 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         variables: Mapping[str, Any] | None = None,
         continue_final: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[int]:
         """Token ids of the rendered chat; the template writes the special tokens, none are added.
 
         Control tokens in a job's strings are encoded as text. `variables`: what else the template may use; they go
-        before those that each render has. `continue_final`: the ids end with the last message's content.
+        before those that each render has. `continue_final`: the ids end with the last message's content. `tools`, and
+        calls in messages: as for Chat.render.
 
         Raises PromptError without a template, or where it would drop a message or make a control token out of a job's
         text, or for a variable that the package itself gives; TemplateRefusalError or TemplateFaultError as
@@ -130,7 +141,7 @@ class Tokenizer:
         if given := sorted(self._given & variables.keys()):
             raise PromptError(f"the model's package itself gives the chat template {given[0]}: leave it out")
         try:
-            rendered = self._chat.render(messages, variables, continue_final)
+            rendered = self._chat.render(messages, variables, continue_final, tools)
         except ChatError as error:
             raise PromptError(str(error)) from None
         encoding = self._encoding(rendered.text, add_special_tokens=False)
@@ -171,15 +182,23 @@ class Tokenizer:
                 return tokens
         return None
 
-    def stream(self, stop: Sequence[str] = (), continued: Sequence[int] = ()) -> TextStream:
+    def stream(
+        self, stop: Sequence[str] = (), continued: Sequence[int] = (), shown: Collection[int] = ()
+    ) -> TextStream:
         """Turns the tokens of one answer into text as they come.
 
         `continued`: the token ids that the answer is a continuation of, so that a space between them is kept. A stop
-        string that is a special token's text ends the answer at that token.
+        string that is a special token's text ends the answer at that token. `shown`: special tokens that have a text.
         """
         ends = frozenset(self._special[text] for text in stop if text in self._special)
         context = [token for token in continued[-_CONTEXT:] if token not in self._silent]
-        return TextStream(self._detokenizer(context), stop, self._silent, ends)
+        return TextStream(self._detokenizer(context), stop, self._silent.difference(shown), ends)
+
+    @property
+    def tool_markers(self) -> dict[int, bytes]:
+        """The special tokens with which calls of tools are written, and their text."""
+        texts = () if self.tools is None else self.tools.markers
+        return {self._special[text]: text.encode() for text in texts if text in self._special}
 
     @property
     def joins_bytes(self) -> bool:

@@ -7,7 +7,7 @@ import re
 import uuid
 from datetime import datetime
 from enum import Enum
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
@@ -15,17 +15,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    StringConstraints,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from edged.jobs import response_format
+from edged.jobs import tools as tools_field
+from edged.jobs.messages import MAX_MESSAGES, Message, check_messages
+from edged.jobs.refusals import refuse
 from edged.jobs.response_format import ResponseFormat
+from edged.jobs.tools import NamedTool, Tool
 from edged.mqtt.topics import ID_ALLOWED, is_id
 from edged.settings import template_kwargs
 
-MAX_MESSAGES = MAX_PARTS = 1000
 MAX_BIASES = 1024
 MAX_STOPS = 16
 MAX_STOP_IDS = 256
@@ -34,7 +35,6 @@ MAX_TTL = 10 * 365 * 86400
 _STOP_ALLOWED = f"text or a list of up to {MAX_STOPS} texts, each of 1 to 256 characters"
 _STOP_IDS_ALLOWED = f"a list of up to {MAX_STOP_IDS} token ids"
 _TIME_ALLOWED = "an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z"
-_PARTS_ALLOWED = f'text or a list of 1 to {MAX_PARTS} parts such as {{"type": "text", "text": "…"}}'
 _BIAS_ALLOWED = (
     f'an object of up to {MAX_BIASES} token ids with what is added to their logits, -100 to 100, such as {{"42": -100}}'
 )
@@ -88,45 +88,6 @@ def _whole(value: object) -> object:
 
 _WHOLE = BeforeValidator(_whole)
 """Stands after the bounds: those that follow a validator are missing in the JSON schema."""
-
-
-class Message(BaseModel):
-    """One turn of a chat."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    role: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]{1,32}$")] = Field(
-        description="who speaks: system, user, assistant, or what the chat template knows",
-        json_schema_extra={"allowed": "a word of up to 32 letters, such as system, user or assistant"},
-    )
-    content: str | list[dict[str, Any]] = Field(
-        description="what is said: text, or parts of it, which are joined by line breaks",
-        json_schema_extra={"allowed": _PARTS_ALLOWED},
-    )
-
-    @property
-    def text(self) -> str:
-        """What is said, as one text. vLLM and llama.cpp join parts the same way."""
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(part["text"] for part in self.content)
-
-    @property
-    def is_well_formed(self) -> bool:
-        """Whether a list of parts has the form that it must have. Parts of other types than text may have any."""
-        if isinstance(self.content, str):
-            return True
-        return 1 <= len(self.content) <= MAX_PARTS and all(
-            isinstance(part.get("type"), str)
-            and (part["type"] != "text" or (part.keys() == {"type", "text"} and isinstance(part["text"], str)))
-            for part in self.content
-        )
-
-    @property
-    def foreign_part(self) -> str | None:
-        """The type of the first part that is no text, None without one."""
-        parts = [] if isinstance(self.content, str) else self.content
-        return next((part["type"] for part in parts if part["type"] != "text"), None)
 
 
 class Cache(BaseModel):
@@ -223,6 +184,18 @@ class Job(BaseModel):
         description=f"up to {MAX_STOP_IDS} token ids that end the answer and are not part of its text",
         json_schema_extra={"allowed": _STOP_IDS_ALLOWED},
     )
+    tools: list[Tool] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=tools_field.MAX_TOOLS,
+        description="tools that the model may call",
+        json_schema_extra={"allowed": tools_field.TOOLS_ALLOWED},
+    )
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        default=None,
+        description="none: no call; auto (default): text or calls; required: calls; a tool: one call of it",
+        json_schema_extra={"allowed": tools_field.CHOICE_ALLOWED},
+    )
     response_format: ResponseFormat | None = Field(
         default=None,
         description="the structure that the answer must have",
@@ -268,23 +241,23 @@ class Job(BaseModel):
     @classmethod
     def _one_limit(cls, value: Any) -> Any:
         if isinstance(value, dict) and {"max_tokens", "max_completion_tokens"} <= value.keys():
-            _refuse("max_completion_tokens", "stands there beside its other name max_tokens: send one of them")
+            refuse("max_completion_tokens", "stands there beside its other name max_tokens: send one of them")
         return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Job:
         if self.id is not None and not is_id(self.id):
-            _refuse("id", f"must be {ID_ALLOWED}")
+            refuse("id", f"must be {ID_ALLOWED}")
         if self.messages is None and self.prompt is None:
-            _refuse("messages", f"or prompt must be there, such as {EXAMPLE}")
+            refuse("messages", f"or prompt must be there, such as {EXAMPLE}")
         if self.messages is not None and self.prompt is not None:
-            _refuse("messages", "and prompt are both there: send one of them")
+            refuse("messages", "and prompt are both there: send one of them")
         if isinstance(self.prompt, (str, list)) and not self.prompt:
-            _refuse("prompt", "must not be empty")
+            refuse("prompt", "must not be empty")
         if len(self.stops) > MAX_STOPS or not all(1 <= len(stop) <= 256 for stop in self.stops):
-            _refuse("stop", f"must be {_STOP_ALLOWED}")
+            refuse("stop", f"must be {_STOP_ALLOWED}")
         if self.logit_bias is not None and not _is_bias(self.logit_bias):
-            _refuse("logit_bias", f"must be {_BIAS_ALLOWED}")
+            refuse("logit_bias", f"must be {_BIAS_ALLOWED}")
         self._check_structure()
         self._check_chat()
         if self.deadline is not None:
@@ -293,27 +266,37 @@ class Job(BaseModel):
 
     def _check_structure(self) -> None:
         """Refuse what would end a structured answer where its structure does not."""
-        if self.response_format is not None and self.response_format.type != "text":
-            kind = self.response_format.type
-            for field in ("stop", "stop_token_ids", "ignore_eos", *(_OF_TOKENS if kind == "choice" else ())):
-                if getattr(self, field) not in (None, False, 0, [], {}):
-                    _refuse(field, f"does not go with a response_format of type {kind!r}")
+        structured = self.response_format is not None and self.response_format.type != "text"
+        unfit: tuple[str, ...] = ("stop", "stop_token_ids", "ignore_eos") if structured or self.offered else ()
+        beside = "tools"
+        if self.response_format is not None and structured:
+            beside = f"a response_format of type {self.response_format.type!r}"
+            unfit += tuple(_OF_TOKENS) if self.response_format.type == "choice" else ()
+        if self.offered:
+            unfit += ("continue_final_message", *(("response_format",) if structured else ()))
+        for field in unfit:
+            if getattr(self, field) not in (None, False, 0, [], {}):
+                refuse(field, f"does not go with {'tools' if field == 'response_format' else beside}")
 
     def _check_chat(self) -> None:
         """Refuse what a chat template cannot be given."""
-        for place, message in enumerate(self.messages or ()):
-            if not message.is_well_formed:
-                _refuse(f"messages.{place}.content", f"must be {_PARTS_ALLOWED}")
-        for field in ("chat_template_kwargs", "continue_final_message"):
+        check_messages(self.messages or ())
+        tools_field.check_tools(self.tools or (), self.tool_choice)
+        for field in ("chat_template_kwargs", "continue_final_message", "tools"):
             if getattr(self, field) and self.messages is None:
-                _refuse(field, "is for messages, which a chat template renders: leave it out beside prompt")
+                refuse(field, "is for messages, which a chat template renders: leave it out beside prompt")
         wrong = template_kwargs.refusal(self.chat_template_kwargs or {})
         if wrong is not None:
-            _refuse("chat_template_kwargs", wrong)
+            refuse("chat_template_kwargs", wrong)
         if self.continue_final_message and self.messages is not None:
             last = self.messages[-1]
             if last.role != "assistant" or (last.foreign_part is None and not last.text.strip()):
-                _refuse("continue_final_message", "needs a last message of role assistant that says something")
+                refuse("continue_final_message", "needs a last message of role assistant that says something")
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that the model may call."""
+        return [] if self.tool_choice == "none" else list(self.tools or ())
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -346,23 +329,19 @@ def _is_bias(value: dict[str, Any]) -> bool:
 def parse_time(text: str) -> float:
     """Unix time of an RFC 3339 date-time."""
     if not _RFC3339.fullmatch(text):
-        _refuse("deadline", f"must be {_TIME_ALLOWED}")
+        refuse("deadline", f"must be {_TIME_ALLOWED}")
     try:
         # Python 3.10 knows neither Z nor more than six digits of a second.
         return datetime.fromisoformat(
             re.sub(r"(\.\d{1,6})\d*", lambda m: m[1].ljust(7, "0"), text.upper()).replace("Z", "+00:00")
         ).timestamp()
     except (ValueError, OverflowError):
-        _refuse("deadline", "is not a time that exists")
+        refuse("deadline", "is not a time that exists")
 
 
 def invalid_id() -> str:
     """An id to answer a payload under that has none that can be used."""
     return f"invalid-{uuid.uuid4().hex}"
-
-
-def _refuse(field: str, reason: str) -> NoReturn:
-    raise PydanticCustomError("edged", "{text}", {"text": f"{field} {reason}"})
 
 
 def result_document(

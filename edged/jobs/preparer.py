@@ -17,6 +17,7 @@ import structlog
 
 import edged
 from edged.engine.constraint import Grammar
+from edged.engine.grammar import ToolSource
 from edged.engine.labels import MAX_NODES, Labels
 from edged.engine.loaded_model import LoadedModel
 from edged.engine.sampler import Sampling
@@ -24,7 +25,10 @@ from edged.engine.schema_form import GrammarError, UnservedGrammarError
 from edged.engine.sequence import Request
 from edged.engine.template import TemplateFaultError, TemplateRefusalError
 from edged.engine.tokenizer import PromptError
+from edged.engine.tool_format import ToolChoice
 from edged.jobs.document import Code, Job, JobError
+from edged.jobs.messages import chat
+from edged.jobs.tools import NamedTool
 
 log = structlog.get_logger(__name__)
 
@@ -170,10 +174,11 @@ def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float
         stream=job.stream,
         ignore_eos=job.ignore_eos,
         continued=continued,
-        grammar=_grammar(job, id, loaded, prompt if continued else []),
+        grammar=_grammar(job, id, loaded, prompt if continued else []) or _tools_grammar(job, id, loaded),
         labels=_labels(job, id, loaded, prompt if continued else []),
         store=job.store,
         pin=job.cache is not None and job.cache.pin,
+        tools=loaded.tokenizer.tools if job.offered else None,
         signature=loaded.signature,
     )
 
@@ -253,6 +258,25 @@ def _grammar(job: Job, id: str, loaded: LoadedModel, continued: list[int]) -> Gr
         raise JobError(Code.UNSUPPORTED, reason, id) from None
 
 
+def _tools_grammar(job: Job, id: str, loaded: LoadedModel) -> Grammar | None:
+    """The grammar of an answer that may call tools; None where the job offers none."""
+    offered = job.offered
+    format = loaded.tokenizer.tools if offered else None
+    if format is None:
+        return None
+    named = job.tool_choice.function.name if isinstance(job.tool_choice, NamedTool) else None
+    schemas = {
+        tool.function.name: tool.function.schema_of_arguments for tool in offered if named in (None, tool.function.name)
+    }
+    must: ToolChoice = "auto" if job.tool_choice in (None, "auto") else "required"
+    try:
+        return loaded.grammars.compile_tools(ToolSource(format, schemas, must, several=named is None))
+    except GrammarError as error:
+        raise JobError(Code.INVALID_JOB, f"tools: {error}", id) from None
+    except UnservedGrammarError as error:
+        raise JobError(Code.UNSUPPORTED, f"tools with these parameters are not served: {error}", id) from None
+
+
 def _labels(job: Job, id: str, loaded: LoadedModel, continued: list[int]) -> Labels | None:
     """The labels that the job's answer is one of; None where it is no choice. `continued` as for _grammar."""
     texts = None if job.response_format is None else job.response_format.choice
@@ -286,15 +310,23 @@ def _check_whole(id: str, loaded: LoadedModel, continued: list[int]) -> None:
         raise JobError(Code.INVALID_JOB, reason, id)
 
 
+def _check_tools_served(id: str, loaded: LoadedModel) -> None:
+    if loaded.tokenizer.tools is None:
+        reason = (
+            "tools are not served with this model: its chat template gives it none, or writes calls in another format "
+            "than those of Hermes and Qwen, Llama 3, Mistral, Phi-4 or plain JSON"
+        )
+        raise JobError(Code.UNSUPPORTED, reason, id)
+
+
 def _encode(job: Job, id: str, loaded: LoadedModel) -> list[int]:
     tokenizer = loaded.tokenizer
     try:
         if job.messages is not None:
-            return tokenizer.encode_messages(
-                [{"role": message.role, "content": message.text} for message in job.messages],
-                job.chat_template_kwargs,
-                job.continue_final_message,
-            )
+            if job.offered or any(message.tool_calls for message in job.messages):
+                _check_tools_served(id, loaded)
+            given = job.chat_template_kwargs, job.continue_final_message, [tool.given for tool in job.offered]
+            return tokenizer.encode_messages(chat(job.messages), *given)
         if isinstance(job.prompt, str):
             return tokenizer.encode_text(job.prompt)
         return tokenizer.check_ids(job.prompt or [])

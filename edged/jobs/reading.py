@@ -11,16 +11,16 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from edged.jobs.document import EXAMPLE, Cache, Code, Job, JobError, Message
+from edged.jobs import tools
+from edged.jobs.document import EXAMPLE, Cache, Code, Job, JobError
+from edged.jobs.messages import Message
+from edged.jobs.nesting import MAX_DEPTH, deeper_than
 from edged.jobs.response_format import JsonSchema, ResponseFormat
 from edged.mqtt.topics import is_id
 from edged.settings.keys import allowed
 
-MAX_DEPTH = 64
-"""Levels of nesting. Far below what json and pydantic survive, which differs with how deep the stack is already: what
-was accepted once must be readable for ever."""
 MAX_READ = 4 << 20
 """Bytes. A larger payload is refused unread: parsed, it would take many times its size in memory."""
 MAX_FAULTS, MAX_LOOKED = 5, 50
@@ -104,10 +104,10 @@ def check_served(job: Job, id: str) -> None:
 def canonical_json(document: object) -> bytes:
     """JSON with sorted keys and no spaces, in UTF-8. Raises UnicodeEncodeError for a lone surrogate.
 
-    The keys of a job's response_format stay in their order: an answer has its properties in the schema's.
+    The keys of a job's response_format and tools stay in their order: an answer has its properties in the schema's.
     """
-    if isinstance(document, dict) and _ORDERED in document:
-        parts = [f"{_compact(name)}:{_compact(document[name], name != _ORDERED)}" for name in sorted(document)]
+    if isinstance(document, dict) and not _ORDERED.isdisjoint(document):
+        parts = [f"{_compact(name)}:{_compact(document[name], name not in _ORDERED)}" for name in sorted(document)]
         return f"{{{','.join(parts)}}}".encode()
     return _compact(document).encode()
 
@@ -116,7 +116,7 @@ def _compact(value: object, sort_keys: bool = True) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=sort_keys, separators=(",", ":"), allow_nan=False)
 
 
-_ORDERED = "response_format"
+_ORDERED = frozenset({"response_format", "tools"})
 
 
 def explain(error: ValidationError) -> str:
@@ -134,11 +134,11 @@ def explain(error: ValidationError) -> str:
         if detail["type"] == "extra_forbidden":
             told = _unknown(parts)
         elif detail["type"] == "missing":
-            told = f"{where} is missing: it must be {_ALLOWED[parts[-1]]}"
+            told = f"{where} is missing: it must be {_ALLOWED[_path(parts)]}"
         else:
             value, is_ = detail["input"], "is" if where == field else f"but {where} is"
             shown = _shown(value) if detail["type"] == "literal_error" and isinstance(value, str) else _what(value)
-            told = f"{field} must be {_ALLOWED[field.rpartition('.')[2]]}, {is_} {shown}"
+            told = f"{field} must be {_ALLOWED[_path(field.split('.'))]}, {is_} {shown}"
         # Of a union's members the one that was read furthest was meant.
         if field not in found or found[field][0] < len(parts):
             found[field] = len(parts), told
@@ -146,7 +146,7 @@ def explain(error: ValidationError) -> str:
 
 
 def _unknown(parts: list[str]) -> str:
-    meant = _meant(parts[-1], parts[0] if len(parts) > 1 else "")
+    meant = _meant(parts[-1], _path(parts[:-1]))
     place = f" in {'.'.join(parts[:-1])}" if len(parts) > 1 else ""
     return f"unknown field {_shown(parts[-1])}{place}" + (f"; did you mean {meant!r}?" if meant else ": leave it out")
 
@@ -155,7 +155,7 @@ def _meant(name: str, owner: str) -> str | None:
     """The field that an unknown one stands for: its name elsewhere, its beginning, or a slip of the finger."""
     if not owner and name in _ELSEWHERE:
         return _ELSEWHERE[name]
-    fields = [field for field in _FIELDS[owner] if field != "logprobs"]
+    fields = [field for field in _MODELS[owner].model_fields if field != "logprobs"]
     begun = [field for field in fields if len(name) >= 3 and field.startswith(name)]
     if len(begun) == 1:
         return begun[0]
@@ -173,16 +173,28 @@ def _what(value: object) -> str:
 
 
 def _is_union_tag(part: str) -> bool:
-    return part == "str" or part.startswith("list[")
+    return part in ("str", "NamedTool") or part.startswith(("list[", "literal["))
 
 
-_FIELDS = {
-    "": Job.model_fields,
-    "messages": Message.model_fields,
-    "cache": Cache.model_fields,
-    "response_format": ResponseFormat.model_fields,
+def _path(parts: list[str]) -> str:
+    """A place in the document without places in lists and members of unions: a key of _MODELS, or a field of one."""
+    return ".".join(part for part in parts if not part.isdecimal() and not _is_union_tag(part))
+
+
+_MODELS: dict[str, type[BaseModel]] = {
+    "": Job,
+    "messages": Message,
+    "messages.tool_calls": tools.ToolCall,
+    "messages.tool_calls.function": tools.CalledFunction,
+    "tools": tools.Tool,
+    "tools.function": tools.Function,
+    "tool_choice": tools.NamedTool,
+    "tool_choice.function": tools.FunctionName,
+    "cache": Cache,
+    "response_format": ResponseFormat,
+    "response_format.json_schema": JsonSchema,
 }
-"""The fields that may stand in the document, and in a field of it."""
+"""The document, and objects in it, by their places."""
 _ELSEWHERE: dict[str, str | None] = {
     **dict.fromkeys(
         "max_new_tokens max_output_tokens max_gen_len n_predict num_predict max_length".split(), "max_tokens"
@@ -197,13 +209,15 @@ _ELSEWHERE: dict[str, str | None] = {
         "response_format",
     ),
     "random_seed": "seed",
+    "functions": "tools",
+    "function_call": "tool_choice",
     # What edged has not, though a field of another meaning is called almost so.
     **dict.fromkeys("min_tokens top_a top_n min_k return_tokens stream_options".split()),
 }
 """The fields by their names in other servers; None: edged has no such field."""
 _ALLOWED = {
-    name: allowed(schema)
-    for model in (JsonSchema, ResponseFormat, Cache, Message, Job)
+    f"{place}.{name}".removeprefix("."): allowed(schema)
+    for place, model in _MODELS.items()
     for name, schema in model.model_json_schema()["properties"].items()
 }
 _ALLOWED["max_completion_tokens"] = _ALLOWED["max_tokens"]
@@ -232,7 +246,7 @@ def _read_object(payload: bytes, id: str | None) -> dict[str, Any]:
     except ValueError as error:
         reason, readable = str(error), True
     else:
-        if isinstance(document, dict) and _deeper_than(document, MAX_DEPTH):
+        if isinstance(document, dict) and deeper_than(document, MAX_DEPTH):
             reason = _TOO_DEEP
         elif isinstance(document, dict):
             return document
@@ -275,22 +289,6 @@ def _not_json(error: json.JSONDecodeError) -> str:
     if not error.doc.strip():
         return "empty"
     return f"not JSON: {error.msg[:1].lower()}{error.msg[1:]} at line {error.lineno} column {error.colno}"
-
-
-def _deeper_than(document: object, levels: int) -> bool:
-    """Whether `document` has more levels; level by level, since recursion is what is to be feared."""
-    level = [document]
-    for _ in range(levels):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, (dict, list))
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, (dict, list))
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError
 
 from edged.engine.grammar import GrammarSource
+from edged.jobs.refusals import refuse
 
 MAX_LABELS, MAX_LABEL = 256, 256
 """Labels of a choice, and characters of one."""
@@ -66,17 +66,17 @@ class ResponseFormat(BaseModel):
     def _fits_together(self) -> ResponseFormat:
         wanted = _BESIDE.get(self.type)
         if wanted is not None and getattr(self, wanted) is None:
-            _refuse(f"response_format of type {self.type!r} needs the field {wanted}")
+            refuse(f"response_format of type {self.type!r}", f"needs the field {wanted}")
         for other in _BESIDE.values():
             if other != wanted and getattr(self, other) is not None:
-                _refuse(f"response_format of type {self.type!r} has no field {other}")
+                refuse(f"response_format of type {self.type!r}", f"has no field {other}")
         labels = self.choice
         if labels is not None and not (
             1 <= len(labels) <= MAX_LABELS
             and len(set(labels)) == len(labels)
             and all(1 <= len(label) <= MAX_LABEL for label in labels)
         ):
-            _refuse(f"response_format.choice must be {_LABELS_ALLOWED}")
+            refuse("response_format.choice", f"must be {_LABELS_ALLOWED}")
         return self
 
     @property
@@ -91,7 +91,3 @@ class ResponseFormat(BaseModel):
 
 ALLOWED = _FORMAT_ALLOWED
 """What the field must be, in words."""
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise PydanticCustomError("edged", "{text}", {"text": reason})

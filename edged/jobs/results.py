@@ -10,6 +10,7 @@ from edged.engine.events import Finished
 from edged.jobs.document import Code, Job, State, result_document
 from edged.jobs.energy import JobEnergy
 from edged.jobs.records import Queued
+from edged.jobs.tools import document_of
 from edged.machine.clock import format_time
 
 
@@ -60,7 +61,8 @@ def success(
         text=finished.text,
         token_ids=list(finished.tokens) if job.return_token_ids else None,
         probabilities=_probabilities(job, finished),
-        finish_reason=finished.reason,
+        tool_calls=document_of(finished.calls, id),
+        finish_reason="tool_calls" if finished.calls and finished.reason == "stop" else finished.reason,
         usage={
             "prompt_tokens": finished.prompt_tokens,
             "cached_tokens": finished.cached_tokens,

@@ -16,7 +16,8 @@ from patience import PATIENCE
 
 from edged.cli.common import BadUseError, job_document
 from edged.jobs.document import Code, Job, JobError, State, parse_time, result_document
-from edged.jobs.reading import MAX_DEPTH, MAX_FAULTS, MAX_READ, Submission, canonical_json, read_submission
+from edged.jobs.nesting import MAX_DEPTH
+from edged.jobs.reading import MAX_FAULTS, MAX_READ, Submission, canonical_json, read_submission
 from edged.machine.clock import format_time
 
 LIMIT = 1 << 20
@@ -317,7 +318,7 @@ def test_an_unknown_field_that_is_another_servers_or_a_slip_is_led_to_ours(name:
 
 @pytest.mark.parametrize(
     "name",
-    "n best_of tools tool_choice functions function_call user suffix echo top_logprobs stream_options "
+    "n best_of user suffix echo top_logprobs stream_options "
     "min_tokens bad_words allowed_token_ids typical_p tfs_z top_a mirostat "
     "mirostat_tau xtc_probability dry_multiplier num_ctx keep_alive num_beams do_sample length_penalty early_stopping "
     "use_beam_search add_generation_prompt documents truncate_prompt_tokens skip_special_tokens cache_salt modalities "

@@ -145,7 +145,7 @@ def test_a_chat_goes_to_the_tokenizer_with_all_that_the_job_says_of_it(monkeypat
     ]
     fields: Any = {"chat_template_kwargs": {"x": 1}, "continue_final_message": True}
     request = prepare(Job(id="a", messages=chat, max_tokens=2, **fields), 0, "a", SERVING)
-    assert given == [([{"role": "user", "content": "a\nb"}, chat[1]], {"x": 1}, True)]
+    assert given == [([{"role": "user", "content": "a\nb"}, chat[1]], {"x": 1}, True, [])]
     assert request.continued
     assert not prepare(Job(id="a", messages=chat, max_tokens=2), 0, "a", SERVING).continued
 
