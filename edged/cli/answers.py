@@ -24,6 +24,7 @@ from edged.cli.common import (
     choose_runtime,
     end,
     job_document,
+    said,
     settings_or_exit,
 )
 from edged.engine import events
@@ -87,19 +88,16 @@ def generate(
             break
         elif isinstance(event, events.Ended):
             end(FAILED, f"internal: {event.failure}")
-    if json_:
-        result = success(
-            submission.job,
-            event,
-            id=submission.id,
-            device="local",
-            model=loaded.package.name,
-            received=received,
-            now=time.time(),
-            waited=started - began,
-        )
-        typer.echo(result.decode())
-    else:
-        typer.echo()
+    result = success(
+        submission.job,
+        event,
+        id=submission.id,
+        device="local",
+        model=loaded.package.name,
+        received=received,
+        now=time.time(),
+        waited=started - began,
+    )
+    typer.echo(result.decode() if json_ else said(json.loads(result)).removeprefix(event.text))
     with contextlib.suppress(OSError):
         engine.stop(timeout=2.0)

@@ -89,3 +89,9 @@ def job_document(prompt: str | None, job: str | None, **fields: Any) -> dict[str
         if not isinstance(document, dict):
             raise BadUseError(f"--job {job} must hold a JSON object")
     return {**document, **{name: value for name, value in fields.items() if value is not None}}
+
+
+def said(result: dict[str, Any]) -> str:
+    """A result as a person reads it: the text, then calls of tools and ranked documents, one a line."""
+    lines = [*result.get("tool_calls", ()), *result.get("ranking", ())]
+    return "\n".join(filter(None, [result.get("text"), *(json.dumps(line, ensure_ascii=False) for line in lines)]))

@@ -23,6 +23,7 @@ from edged.cli.common import (
     broker_flags,
     end,
     job_document,
+    said,
     settings_or_exit,
 )
 from edged.jobs.document import JobError
@@ -61,7 +62,7 @@ def submit(
     document = job_document(prompt, job, id=id, max_tokens=max_tokens)
     document.setdefault("id", f"submit-{uuid.uuid4().hex[:12]}")
     if not json_:
-        document.setdefault("stream", True)
+        document.setdefault("stream", "documents" not in document)
     try:
         read_submission(json.dumps(document).encode(), _JOB_BYTES)
     except JobError as error:
@@ -173,7 +174,7 @@ def _conclude(result: dict[str, Any], terminal: _Terminal, json_: bool) -> None:
     if not json_:
         speed = result.get("tokens_per_second", {}).get("decode")
         usage = result["usage"]
-        terminal.complete(result["text"])
+        terminal.complete(said(result))
         typer.echo(
             f"[{result['device']}: {usage['completion_tokens']} tokens in {result['timings']['total']:.2f} s"
             + (f", {speed:.0f} tok/s]" if speed else "]"),

@@ -278,9 +278,7 @@ class Engine:
         past = [row.computed for row in rows]
         if plan.companion is not None:
             past.append(plan.companion)
-        told = tuple(
-            StepRow(row.request.key, plan.count, row.computed < len(row.request.prompt), row.computed) for row in rows
-        )
+        told = tuple(StepRow(row.request.key, plan.count, row.computed < row.given, row.computed) for row in rows)
         began = time.monotonic()
         self._publish(busy_since=began)
         self._observer.began(began)
@@ -307,7 +305,7 @@ class Engine:
     def _advance(self, active: _ActiveModel, plan: StepPlan, logits: NDArray[np.floating]) -> None:
         slots, prefixes = active.slots, active.model.prefixes
         rows = slots.rows[plan.first : plan.first + plan.rows]
-        self._prompt_tokens += sum(max(0, min(plan.count, len(row.request.prompt) - row.computed)) for row in rows)
+        self._prompt_tokens += sum(max(0, min(plan.count, row.given - row.computed)) for row in rows)
         # All rows first: one that ends below moves another, with as much of its cache as `computed` says.
         for slot, row in enumerate(rows, plan.first):
             before, row.computed = row.computed, row.computed + plan.count

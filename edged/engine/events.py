@@ -58,6 +58,8 @@ class Finished:
     ended: float
     probabilities: tuple[float, ...] | None = None
     """Of the labels, where the request had some."""
+    scores: tuple[float, ...] | None = None
+    """Of the documents that were ranked, in their order; `prompt_tokens` are those of all of them."""
     calls: tuple[Call, ...] = ()
     """Calls of tools; `text` is what the answer says before them."""
 
@@ -70,12 +72,13 @@ class Finished:
             text=row.all_text,
             tokens=tuple(row.generated),
             reason=row.finish_reason,
-            prompt_tokens=len(row.request.prompt),
+            prompt_tokens=len(row.request.prompt) + (0 if row.ranks is None else row.ranks.ranking.tokens),
             cached_tokens=row.reused,
             started=row.started,
             token_times=tuple(row.token_times),
             ended=time.monotonic(),
             probabilities=None if row.scores is None else row.scores.probabilities,
+            scores=None if row.ranks is None else tuple(row.ranks.scores),
             calls=() if row.calls is None else row.calls.calls,
         )
 

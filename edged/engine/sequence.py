@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edged.engine.constraint import Constraint, Grammar
 from edged.engine.detokenizer import TextStream
 from edged.engine.labels import Labels, Scores
+from edged.engine.ranking import Ranking, Ranks
 from edged.engine.sampler import Sampler, Sampling
 from edged.engine.tool_format import CallText, ToolFormat
 
@@ -44,6 +45,8 @@ class Request:
     """What the answer must be. It belongs to this request alone."""
     labels: Labels | None = None
     """What the answer must be one of: their probabilities are computed, and no token is sampled."""
+    ranking: Ranking | None = None
+    """What is ranked in place of an answer. `max_tokens` is the size of the longest document."""
     tools: ToolFormat | None = None
     """The answer may call tools, in this format."""
     signature: str | None = None
@@ -101,6 +104,7 @@ class Sequence:
     constraint: Constraint | None = field(init=False)
     scores: Scores | None = field(init=False)
     calls: CallText | None = field(init=False)
+    ranks: Ranks | None = field(init=False)
     _pieces: list[str] = field(default_factory=list)
     _taken: int = 0
 
@@ -110,7 +114,8 @@ class Sequence:
         self.constraint = None if self.request.grammar is None else self.request.grammar.begin()
         self.scores = None if self.request.labels is None else Scores(self.request.labels)
         self.calls = None if self.request.tools is None else CallText(self.request.tools)
-        self.tokens = self.tokens or list(self.request.prompt)
+        self.ranks = None if self.request.ranking is None else Ranks(self.request.ranking)
+        self.tokens = self.tokens or [*self.request.prompt, *(() if self.ranks is None else self.ranks.due)]
 
     @property
     def pending(self) -> int:
@@ -128,14 +133,19 @@ class Sequence:
         return None if self.behind or self.alone or not self.ragged else self.long_rope
 
     @property
+    def given(self) -> int:
+        """How many of the known tokens are given to the model, not made by it."""
+        return len(self.request.prompt) if self.ranks is None else len(self.tokens)
+
+    @property
     def made(self) -> int:
         """How many tokens the model made."""
-        return len(self.tokens) - len(self.request.prompt)
+        return len(self.tokens) - self.given
 
     @property
     def generated(self) -> list[int]:
         """The tokens that the model made."""
-        return self.tokens[len(self.request.prompt) :]
+        return self.tokens[self.given :]
 
     @property
     def all_text(self) -> str:
@@ -169,6 +179,9 @@ class Sequence:
             return []
         if self.scores is not None:
             return self._advance_scores(self.scores, logits)
+        if self.ranks is not None:
+            self._advance_ranks(self.ranks, logits)
+            return []
         constraint = self.constraint
         token = self.sampler.sample(logits, None if constraint is None else constraint.denied())
         self.token_times.append(time.monotonic())
@@ -206,3 +219,12 @@ class Sequence:
         self._pieces.append(scores.labels.texts[chosen])
         self.finish_reason = "stop"
         return list(tokens)
+
+    def _advance_ranks(self, ranks: Ranks, logits: NDArray[np.floating]) -> None:
+        """Go to the next document, over what was computed of the last one."""
+        if ranks.note(logits):
+            self.token_times.append(time.monotonic())
+            self.finish_reason = "stop"
+            return
+        self.tokens[len(self.request.prompt) :] = ranks.due
+        self.computed = min(self.computed, ranks.ranking.shared)

@@ -15,12 +15,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StringConstraints,
     model_validator,
 )
 
 from edged.jobs import response_format
 from edged.jobs import tools as tools_field
 from edged.jobs.messages import MAX_MESSAGES, Message, check_messages
+from edged.jobs.ranking import DOCUMENTS_ALLOWED, GO_TOGETHER, INSTRUCTION, MAX_DOCUMENTS, check_documents
 from edged.jobs.refusals import refuse
 from edged.jobs.response_format import ResponseFormat
 from edged.jobs.tools import NamedTool, Tool
@@ -127,6 +129,21 @@ class Job(BaseModel):
         default=None,
         description="in place of messages: text without a template, or exactly these token ids",
         json_schema_extra={"allowed": "text or a list of token ids"},
+    )
+    query: Annotated[str, StringConstraints(min_length=1)] | None = Field(
+        default=None, description="what the documents are ranked for", json_schema_extra={"allowed": "text"}
+    )
+    documents: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_DOCUMENTS,
+        description="in place of messages: texts to rank by whether they answer the query",
+        json_schema_extra={"allowed": DOCUMENTS_ALLOWED},
+    )
+    instruction: Annotated[str, StringConstraints(min_length=1)] | None = Field(
+        default=None,
+        description=f"what to ask of each document, to be answered with yes or no; default: {INSTRUCTION}",
+        json_schema_extra={"allowed": "text that is not empty"},
     )
     max_tokens: Annotated[int, Field(ge=1, le=1 << 24), _WHOLE] = Field(
         default=256,
@@ -248,7 +265,10 @@ class Job(BaseModel):
     def _fits_together(self) -> Job:
         if self.id is not None and not is_id(self.id):
             refuse("id", f"must be {ID_ALLOWED}")
-        if self.messages is None and self.prompt is None:
+        check_documents(self.query, self.documents, self.instruction)
+        if self.documents is not None:
+            self._check_ranking()
+        if self.messages is None and self.prompt is None and self.documents is None:
             refuse("messages", f"or prompt must be there, such as {EXAMPLE}")
         if self.messages is not None and self.prompt is not None:
             refuse("messages", "and prompt are both there: send one of them")
@@ -263,6 +283,12 @@ class Job(BaseModel):
         if self.deadline is not None:
             parse_time(self.deadline)
         return self
+
+    def _check_ranking(self) -> None:
+        """Refuse what has no meaning without an answer."""
+        for field, told in type(self).model_fields.items():
+            if field not in GO_TOGETHER and getattr(self, field) != told.get_default():
+                refuse(field, "does not go with documents, which are ranked in place of an answer")
 
     def _check_structure(self) -> None:
         """Refuse what would end a structured answer where its structure does not."""
@@ -283,7 +309,7 @@ class Job(BaseModel):
         check_messages(self.messages or ())
         tools_field.check_tools(self.tools or (), self.tool_choice)
         for field in ("chat_template_kwargs", "continue_final_message", "tools"):
-            if getattr(self, field) and self.messages is None:
+            if getattr(self, field) and self.messages is None and self.documents is None:
                 refuse(field, "is for messages, which a chat template renders: leave it out beside prompt")
         wrong = template_kwargs.refusal(self.chat_template_kwargs or {})
         if wrong is not None:

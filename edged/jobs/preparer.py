@@ -5,6 +5,7 @@ It has a thread of its own, since a chat template or a tokenizer from outside ma
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import queue
@@ -28,6 +29,7 @@ from edged.engine.tokenizer import PromptError
 from edged.engine.tool_format import ToolChoice
 from edged.jobs.document import Code, Job, JobError
 from edged.jobs.messages import chat
+from edged.jobs.ranking import INSTRUCTION, MAX_NAMED, UnrankableError, messages_about, ranking_of
 from edged.jobs.tools import NamedTool
 
 log = structlog.get_logger(__name__)
@@ -140,6 +142,8 @@ def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float
             f"the job wants model {job.model!r}, this device serves {loaded.package.name!r}",
             id,
         )
+    if job.documents is not None:
+        return _rank(job, number, id, loaded, received)
     prompt = _encode(job, id, loaded)
     if len(prompt) + job.max_tokens > loaded.context:
         raise JobError(
@@ -179,6 +183,42 @@ def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float
         store=job.store,
         pin=job.cache is not None and job.cache.pin,
         tools=loaded.tokenizer.tools if job.offered else None,
+        signature=loaded.signature,
+    )
+
+
+def _rank(job: Job, number: int, id: str, loaded: LoadedModel, received: float) -> Request:
+    """The request of a job that ranks documents."""
+    query, instruction = job.query or "", job.instruction or INSTRUCTION
+    if loaded.tokenizer.chat is None or "refuses" in loaded.tokenizer.chat:
+        raise JobError(
+            Code.UNSUPPORTED, "ranking needs a chat template, and the model's package has none that works", id
+        )
+    prompts = []
+    for document in job.documents or ():
+        with _refusals(id):
+            about = messages_about(document, query, instruction)
+            prompts.append(loaded.tokenizer.encode_messages(about, job.chat_template_kwargs))
+    if above := [at for at, prompt in enumerate(prompts) if len(prompt) > loaded.context]:
+        named = ", ".join(f"documents.{at} ({len(prompts[at])})" for at in above[:MAX_NAMED])
+        more = f" and {len(above) - MAX_NAMED} more" if len(above) > MAX_NAMED else ""
+        reason = (
+            f"{named}{more} with instruction and query have more tokens than this device's context of {loaded.context}"
+        )
+        raise JobError(Code.CONTEXT_EXCEEDED, f"{reason}: shorten these documents", id)
+    try:
+        begun, ranking = ranking_of(prompts, loaded)
+    except UnrankableError as error:
+        raise JobError(Code.UNSUPPORTED, f"ranking is not served with this model: {error}", id) from None
+    return Request(
+        key=number,
+        prompt=begun,
+        max_tokens=max(map(len, ranking.documents)),
+        priority=job.priority,
+        received=received,
+        ranking=ranking,
+        store=job.store,
+        pin=job.cache is not None and job.cache.pin,
         signature=loaded.signature,
     )
 
@@ -321,7 +361,7 @@ def _check_tools_served(id: str, loaded: LoadedModel) -> None:
 
 def _encode(job: Job, id: str, loaded: LoadedModel) -> list[int]:
     tokenizer = loaded.tokenizer
-    try:
+    with _refusals(id):
         if job.messages is not None:
             if job.offered or any(message.tool_calls for message in job.messages):
                 _check_tools_served(id, loaded)
@@ -330,6 +370,13 @@ def _encode(job: Job, id: str, loaded: LoadedModel) -> list[int]:
         if isinstance(job.prompt, str):
             return tokenizer.encode_text(job.prompt)
         return tokenizer.check_ids(job.prompt or [])
+
+
+@contextlib.contextmanager
+def _refusals(id: str) -> Iterator[None]:
+    """Turns what goes wrong while a prompt is rendered and tokenized into a JobError."""
+    try:
+        yield
     except PromptError as error:
         raise JobError(Code.INVALID_JOB, str(error), id) from None
     except TemplateRefusalError as error:

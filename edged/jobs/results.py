@@ -58,7 +58,8 @@ def success(
         State.SUCCEEDED,
         model=model,
         metadata=job.metadata,
-        text=finished.text,
+        text=finished.text if finished.scores is None else None,
+        ranking=_ranking(finished),
         token_ids=list(finished.tokens) if job.return_token_ids else None,
         probabilities=_probabilities(job, finished),
         tool_calls=document_of(finished.calls, id),
@@ -85,6 +86,14 @@ def success(
 
 def _energy_fields(energy: JobEnergy) -> dict[str, Any]:
     return {"energy_joules": round(energy.joules, 3), "energy_source": energy.source}
+
+
+def _ranking(finished: Finished) -> list[dict[str, Any]] | None:
+    """The documents by score, the best first; None where none were ranked."""
+    if finished.scores is None:
+        return None
+    order = sorted(enumerate(finished.scores), key=lambda ranked: -ranked[1])
+    return [{"index": index, "score": round(score, 6)} for index, score in order]
 
 
 def _probabilities(job: Job, finished: Finished) -> dict[str, float] | None:

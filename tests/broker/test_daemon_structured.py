@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from daemon_fixtures import Client5, Daemon, Place, job
+from patience import PATIENCE
 
 pytest_plugins = ["daemon_fixtures"]
 
@@ -63,6 +64,18 @@ def test_a_choice_has_the_probability_of_each_label(client: Client5, daemon: Dae
     assert sum(result["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
     assert result["text"] == max(result["probabilities"], key=lambda label: result["probabilities"][label])
     assert result["usage"]["completion_tokens"] >= 1
+
+
+def test_documents_are_ranked(client: Client5, daemon: Daemon) -> None:
+    documents = ["The pump runs.", "The valve is open.", "It is noon."]
+    result = client.ask({"id": "ranked", "query": "Is the valve open?", "documents": documents})
+    scores = [one["score"] for one in result["ranking"]]
+    assert (result["state"], sorted(scores, reverse=True)) == ("succeeded", scores)
+    assert sorted(one["index"] for one in result["ranking"]) == [0, 1, 2]
+    assert all(0 < score < 1 for score in scores)
+    asked = daemon.background("submit", "--job", "-", stdin=json.dumps({"query": "x", "documents": ["a"]}))
+    said, _ = asked.communicate(timeout=PATIENCE)
+    assert json.loads(said)["index"] == 0
 
 
 def test_pieces_join_to_the_answer(client: Client5, daemon: Daemon) -> None:
