@@ -10,6 +10,7 @@ import structlog
 from edged.engine.detokenizer import TextStream
 from edged.engine.events import Ended
 from edged.engine.loaded_model import LoadedModel
+from edged.engine.logprobs import Logprobs
 from edged.engine.sequence import Request, Sequence
 from edged.engine.session import one_line
 
@@ -74,6 +75,7 @@ class Backlog:
             return Sequence(
                 request=request,
                 text=_text(request, model),
+                logprobs=_logprobs(request, model),
                 eos=model.tokenizer.eos,
                 ragged=model.package.batches_ragged_rows,
                 signature=model.signature,
@@ -91,3 +93,7 @@ def _fits(request: Request, model: LoadedModel) -> bool:
 def _text(request: Request, model: LoadedModel) -> TextStream:
     shown = model.tokenizer.tool_markers if request.tools is not None else ()
     return model.tokenizer.stream(request.stop, request.prompt if request.continued else (), shown)
+
+
+def _logprobs(request: Request, model: LoadedModel) -> Logprobs | None:
+    return None if request.top_logprobs is None else Logprobs(request.top_logprobs, model.tokenizer.token_bytes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edged.engine.loaded_model import LoadedModel
+from edged.engine.logprobs import PlaceLogprobs
 from edged.engine.sequence import Sequence
 from edged.engine.tool_format import Call
 from edged.faults import Fault
@@ -58,6 +59,8 @@ class Finished:
     ended: float
     probabilities: tuple[float, ...] | None = None
     """Of the labels, where the request had some."""
+    logprobs: tuple[PlaceLogprobs, ...] | None = None
+    """Of each token but an ending one, where the request asked for them."""
     scores: tuple[float, ...] | None = None
     """Of the documents that were ranked, in their order; `prompt_tokens` are those of all of them."""
     calls: tuple[Call, ...] = ()
@@ -78,6 +81,7 @@ class Finished:
             token_times=tuple(row.token_times),
             ended=time.monotonic(),
             probabilities=None if row.scores is None else row.scores.probabilities,
+            logprobs=None if row.logprobs is None else tuple(row.logprobs.places),
             scores=None if row.ranks is None else tuple(row.ranks.scores),
             calls=() if row.calls is None else row.calls.calls,
         )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edged.engine.constraint import Constraint, Grammar
 from edged.engine.detokenizer import TextStream
 from edged.engine.labels import Labels, Scores
+from edged.engine.logprobs import Logprobs
 from edged.engine.ranking import Ranking, Ranks
 from edged.engine.sampler import Sampler, Sampling
 from edged.engine.tool_format import CallText, ToolFormat
@@ -45,6 +46,8 @@ class Request:
     """What the answer must be. It belongs to this request alone."""
     labels: Labels | None = None
     """What the answer must be one of: their probabilities are computed, and no token is sampled."""
+    top_logprobs: int | None = None
+    """How many of the likeliest tokens are told with each token's probability; None: no probabilities are."""
     ranking: Ranking | None = None
     """What is ranked in place of an answer. `max_tokens` is the size of the longest document."""
     tools: ToolFormat | None = None
@@ -100,6 +103,7 @@ class Sequence:
     """Its prefix is being read from disk: nothing to compute yet."""
     unheld: list[int] = field(default_factory=list)
     """Its blocks that came from disk and are not in the cache in RAM yet, by number."""
+    logprobs: Logprobs | None = None
     sampler: Sampler = field(init=False)
     constraint: Constraint | None = field(init=False)
     scores: Scores | None = field(init=False)
@@ -183,12 +187,15 @@ class Sequence:
             self._advance_ranks(self.ranks, logits)
             return []
         constraint = self.constraint
+        own = None if self.logprobs is None else logits.astype(np.float64)
         token = self.sampler.sample(logits, None if constraint is None else constraint.denied())
         self.token_times.append(time.monotonic())
         self.tokens.append(token)
         if constraint is not None:
             constraint.take(token)
         stop = token in self.request.stop_tokens or (token in self.eos and not self.request.ignore_eos)
+        if own is not None and self.logprobs is not None and not stop:
+            self.logprobs.note(own, token)
         complete = constraint is not None and constraint.complete
         full = self.made >= self.request.max_tokens
         piece = "" if stop else self.text.push(token)

@@ -220,6 +220,13 @@ class Tokenizer:
         none = self._silent | self.eos
         return [b"" if token in none else self._bytes.read(token) for token in range(self._vocabulary)]
 
+    def token_bytes(self, token: int) -> bytes:
+        """The text of one token, that of special tokens too. It may be a part of a character."""
+        if self._bytes is not None:
+            return self._bytes.read(token)
+        text: str = self._tokenizer.decode([token], skip_special_tokens=False)
+        return text.encode()
+
     def close(self) -> None:
         """End the template's process."""
         if self._chat is not None:

@@ -40,8 +40,8 @@ _TIME_ALLOWED = "an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z"
 _BIAS_ALLOWED = (
     f'an object of up to {MAX_BIASES} token ids with what is added to their logits, -100 to 100, such as {{"42": -100}}'
 )
-_OF_TOKENS = "top_p top_k min_p repetition_penalty presence_penalty frequency_penalty logit_bias".split()
-"""Fields that change how tokens are chosen; a choice draws a label."""
+_OF_TOKENS = "top_p top_k min_p repetition_penalty presence_penalty frequency_penalty logit_bias logprobs".split()
+"""Fields for how tokens are chosen; a choice draws a label."""
 _TURN = '{"role": "user", "content": "…"}'
 EXAMPLE = f'{{"id": "a", "messages": [{_TURN}]}}'
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
@@ -218,8 +218,9 @@ class Job(BaseModel):
         description="the structure that the answer must have",
         json_schema_extra={"allowed": response_format.ALLOWED},
     )
-    logprobs: Annotated[int, Field(ge=0, le=20), _WHOLE] | None = Field(
-        default=None, description="not served by this version"
+    logprobs: bool = Field(default=False, description="put the probability of each token of the answer in the result")
+    top_logprobs: Annotated[int, Field(ge=0, le=20), _WHOLE] | None = Field(
+        default=None, description="with logprobs: so many of the likeliest tokens at each place"
     )
     stream: bool = Field(default=False, description="send pieces of the answer as it is made")
     priority: Annotated[int, Field(ge=0, le=9), _WHOLE] = Field(default=5, description="0 to 9, higher first")
@@ -280,6 +281,8 @@ class Job(BaseModel):
             refuse("logit_bias", f"must be {_BIAS_ALLOWED}")
         self._check_structure()
         self._check_chat()
+        if self.top_logprobs is not None and not self.logprobs:
+            refuse("top_logprobs", "needs logprobs: true beside it")
         if self.deadline is not None:
             parse_time(self.deadline)
         return self

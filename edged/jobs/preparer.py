@@ -183,6 +183,7 @@ def prepare(job: Job, number: int, id: str, loaded: LoadedModel, received: float
         store=job.store,
         pin=job.cache is not None and job.cache.pin,
         tools=loaded.tokenizer.tools if job.offered else None,
+        top_logprobs=(job.top_logprobs or 0) if job.logprobs else None,
         signature=loaded.signature,
     )
 

@@ -90,8 +90,6 @@ def read_job(document: dict[str, Any], id: str | None) -> Job:
 
 def check_served(job: Job, id: str) -> None:
     """Raise JobError for a field that is valid but not served by this version."""
-    if job.logprobs is not None:
-        raise JobError(Code.UNSUPPORTED, "logprobs are not served by this version: leave them out", id)
     for place, message in enumerate(job.messages or ()):
         if message.foreign_part is not None:
             raise JobError(
@@ -155,7 +153,7 @@ def _meant(name: str, owner: str) -> str | None:
     """The field that an unknown one stands for: its name elsewhere, its beginning, or a slip of the finger."""
     if not owner and name in _ELSEWHERE:
         return _ELSEWHERE[name]
-    fields = [field for field in _MODELS[owner].model_fields if field != "logprobs"]
+    fields = list(_MODELS[owner].model_fields)
     begun = [field for field in fields if len(name) >= 3 and field.startswith(name)]
     if len(begun) == 1:
         return begun[0]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edged.engine.events import Finished
+from edged.engine.logprobs import TokenLogprob
 from edged.jobs.document import Code, Job, State, result_document
 from edged.jobs.energy import JobEnergy
 from edged.jobs.records import Queued
@@ -61,6 +62,7 @@ def success(
         text=finished.text if finished.scores is None else None,
         ranking=_ranking(finished),
         token_ids=list(finished.tokens) if job.return_token_ids else None,
+        logprobs=_logprobs(finished),
         probabilities=_probabilities(job, finished),
         tool_calls=document_of(finished.calls, id),
         finish_reason="tool_calls" if finished.calls and finished.reason == "stop" else finished.reason,
@@ -86,6 +88,21 @@ def success(
 
 def _energy_fields(energy: JobEnergy) -> dict[str, Any]:
     return {"energy_joules": round(energy.joules, 3), "energy_source": energy.source}
+
+
+def _logprobs(finished: Finished) -> dict[str, Any] | None:
+    """The probabilities of tokens as OpenAI has them; None where none were asked for."""
+    if finished.logprobs is None:
+        return None
+    content = [
+        {**_logprob(place.chosen), "top_logprobs": [_logprob(one) for one in place.top]} for place in finished.logprobs
+    ]
+    return {"content": content}
+
+
+def _logprob(one: TokenLogprob) -> dict[str, Any]:
+    token = one.bytes.decode("utf-8", "replace")
+    return {"token": token, "logprob": round(one.logprob, 6), "bytes": list(one.bytes)}
 
 
 def _ranking(finished: Finished) -> list[dict[str, Any]] | None:

@@ -139,7 +139,7 @@ def documents() -> Iterator[Row]:
         "guided_json": "response_format",
     }.items():
         counts["same" if refusal(wrong).endswith(f"did you mean '{right}'?") else "different"] += 1
-    for known in ("top_logprobs", "best_of", "modalities", "audio"):
+    for known in ("best_of", "modalities", "audio"):
         counts["same" if refusal(known).endswith("leave it out") else "different"] += 1
     yield "unknown fields", "a field that helps, or none", counts, "the advice"
 

@@ -85,7 +85,7 @@ def test_a_broken_number_under_the_id_of_another_job_is_a_conflict(client: Clien
         ({"seed": 1 << 70}, "seed must be a whole number from 0 to"),
         ({"deadline": "tomorrow"}, "RFC 3339"),
         ({"model": "gpt"}, "serves 'phi3'"),
-        ({"logprobs": 3}, "logprobs are not served"),
+        ({"logprobs": 3}, "logprobs must be true or false, is 3"),
         ({"response_format": {"type": "json_object"}, "stop": "x"}, "stop does not go with a response_format"),
         ({"response_format": REGEX, "ignore_eos": False}, "response_format of type 'regex': "),
         ({"response_format": SCHEMA, "ignore_eos": False}, "with this content is not served: Unimplemented keys"),

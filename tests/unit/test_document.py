@@ -318,10 +318,10 @@ def test_an_unknown_field_that_is_another_servers_or_a_slip_is_led_to_ours(name:
 
 @pytest.mark.parametrize(
     "name",
-    "n best_of user suffix echo top_logprobs stream_options "
+    "n best_of user suffix echo stream_options "
     "min_tokens bad_words allowed_token_ids typical_p tfs_z top_a mirostat "
     "mirostat_tau xtc_probability dry_multiplier num_ctx keep_alive num_beams do_sample length_penalty early_stopping "
-    "use_beam_search add_generation_prompt documents truncate_prompt_tokens skip_special_tokens cache_salt modalities "
+    "use_beam_search add_generation_prompt truncate_prompt_tokens skip_special_tokens cache_salt modalities "
     "audio service_tier reasoning_effort verbosity logits_processors prompt_logprobs grammar".split(),
 )
 def test_a_field_that_edged_does_not_have_gets_no_misleading_advice(name: str) -> None:
@@ -403,11 +403,6 @@ def test_a_part_that_is_no_text_is_unsupported_and_named(type: str) -> None:
     error = refusal(said([{"type": "text", "text": "What is this?"}, {"type": type, type: {"url": "data:"}}]))
     assert error.code is Code.UNSUPPORTED
     assert f"messages.0.content has a part of type {type!a}: this version serves text" in str(error)
-
-
-@pytest.mark.parametrize("fields", [{"logprobs": 2}])
-def test_what_this_version_lacks_is_unsupported(fields: dict[str, Any]) -> None:
-    assert refusal(job(**fields)).code is Code.UNSUPPORTED
 
 
 def test_a_twice_given_field_is_named_even_inside() -> None:
