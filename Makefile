@@ -199,7 +199,7 @@ demo-model: $(VENV)-demo-model/.done ## train the demo model anew (three quarter
 test-schemas: $(VENV)/.dev ## real JSON schemas with judged values: make test-schemas SCHEMAS=FOLDER [MODELS='FOLDER …'] (minutes)
 	@$(BIN)/python tests/schemas/check.py $(or $(SCHEMAS),$(error SCHEMAS=FOLDER: .jsonl or .jsonl.gz with name, schema, tests)) $(or $(MODELS),$(sort $(wildcard tests/fixtures/models/phi3 $(dir $(REAL_MODEL)) $(dir $(LARGE_VOCABULARY)))))
 
-.PHONY: real-model test-real bench-real
+.PHONY: real-model test-real bench-real bench-structured
 real-model: $(REAL_MODEL) ## build a package of SmolLM2-135M-Instruct in .real-model (minutes; gigabytes the first time)
 
 test-real: $(VENV)/.dev $(VENV)-genai/.done $(REAL_MODEL) | mosquitto ## a real model's ids beside onnxruntime-genai's: alone, in company, over MQTT, from disk (ten minutes)
@@ -207,6 +207,9 @@ test-real: $(VENV)/.dev $(VENV)-genai/.done $(REAL_MODEL) | mosquitto ## a real 
 
 bench-real: $(REAL_MODEL) $(VENV)-peers/.done ## the real model beside llama.cpp with the same weights (minutes)
 	@$(VENV)-peers/bin/python tests/benchmarks/real.py
+
+bench-structured: $(VENV)/.dev $(REAL_MODEL) ## a choice among labels and a ranking of documents beside reading them, with the real model (a minute)
+	@$(BIN)/python tests/benchmarks/structured.py
 
 # What builds it has gigabytes, and is installed only where there is no model yet; to build it anew, delete .real-model.
 $(REAL_MODEL):
