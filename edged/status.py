@@ -53,6 +53,10 @@ class ModelFacts:
     """The dtype of keys and values."""
     kv_cache_reason: str | None
     """Why that is the published one though an int8 cache is asked for."""
+    speculation: bool
+    """Whether drafts of answers are tried."""
+    speculation_reason: str | None
+    """Why not, though model.speculation is on."""
     split_tokens: int
     """Prompts are split at multiples of this many tokens only."""
     chat: dict[str, str] | None
@@ -176,6 +180,10 @@ class Status:
     """Tokens of prompts that the model has computed since the start."""
     generated_tokens: int = 0
     """Tokens that it has made, also of answers that are not finished."""
+    accepted_drafts: int = 0
+    """Tokens that were guessed since the start, and became tokens of answers."""
+    rejected_drafts: int = 0
+    """Those that were guessed and did not."""
     kv_used_ratio: float = 0.0
     prefixes: PrefixStatus = PrefixStatus()
     max_stall_kept: bool = True

@@ -262,6 +262,9 @@ def _model(settings: Settings, board: Board) -> Iterator[Finding]:
     if loaded.kv_reason is not None:
         hint = 'the reason says what would help; model.kv_cache = "published" asks for no other cache'
         yield Finding("model", "warn", f"its KV cache is as published, not int8: {loaded.kv_reason}", hint)
+    if loaded.speculation_reason is not None:
+        hint = 'the reason says what would help; model.speculation = "off" asks for none'
+        yield Finding("model", "warn", f"no tokens are guessed: {loaded.speculation_reason}", hint)
     if path == DEMO_FOLDER:
         hint = "edged model pull and use one of your own, or set model.path"
         yield Finding("model", "warn", "it is the built-in demo model", hint)

@@ -181,7 +181,8 @@ def verify(
 ) -> None:
     """Check that a package answers as recorded; exit code 1 if it does not, or if nothing is recorded."""
     check_folder("--model", model)
-    settings = settings_or_exit(config, model={"path": model, "rows": 1, "kv_cache": "published"})
+    plain = {"rows": 1, "kv_cache": "published", "speculation": "off"}
+    settings = settings_or_exit(config, model={"path": model, **plain})
     logs.configure("error", "auto")
     choose_runtime(settings)
     path, name = served(settings)

@@ -27,6 +27,8 @@ _LONGEST = 4096
 _ROTARY = ("do_rotary", "rotary_interleaved")
 """Attributes that change each token by itself."""
 _PAST, _PRESENT = ("pk", "pv"), ("nk", "nv")
+MOST_NEW = 32
+"""Most tokens that DecodeProbe computes in a step."""
 _STEPS = 30
 """int8 numbers in one standard deviation of the random keys and values; 4.2 fit."""
 _LARGEST_CACHE = 4 << 20
@@ -75,38 +77,39 @@ class AttentionProbe:
 
 
 class DecodeProbe:
-    """A package's attention with all heads, for one token of each of several rows behind equally many others."""
+    """A package's attention with all heads over a prompt of random numbers, whose last tokens it computes."""
 
     def __init__(self, numbers: dict[str, float], package: Package, threads: int, int8: bool = False) -> None:
         """As AttentionProbe."""
-        self._heads = int(numbers["num_heads"]), int(numbers["kv_num_heads"])
-        self._package = package
-        self._dtype = np.int8 if int8 else NUMPY_DTYPES[package.kv_dtype]
-        self._session = _session(numbers, package, threads, int8)
-
-    def read(self, rows: int) -> NDArray[Any]:
-        """Attention of `rows` equal rows, [rows, heads * size]."""
-        package, (heads, kv_heads) = self._package, self._heads
+        heads, kv_heads, size = int(numbers["num_heads"]), int(numbers["kv_num_heads"]), package.head_size
         # More than one block of keys, so that they can be shared out among threads.
-        length = max(_LARGEST_CACHE // (32 * package.head_size) + 2, min(package.sliding_window, _LONGEST))
+        self._length = max(_LARGEST_CACHE // (32 * size) + 2, min(package.sliding_window, _LONGEST))
+        self._dtype = NUMPY_DTYPES[package.kv_dtype]
         chance = np.random.default_rng(0)
-        dtype = NUMPY_DTYPES[package.kv_dtype]
 
-        def numbers(*shape: int) -> NDArray[Any]:
-            return np.repeat(chance.standard_normal((1, *shape), np.float32).astype(dtype), rows, axis=0)
+        def normal(*shape: int) -> NDArray[Any]:
+            return chance.standard_normal((1, *shape), np.float32)
 
-        inputs = {
-            "query": numbers(1, heads * package.head_size),
-            "key": numbers(1, kv_heads * package.head_size),
-            "value": numbers(1, kv_heads * package.head_size),
-            "last": np.full(rows, length - 1, np.int32),
-            "total": np.array(length, np.int32),
-        }
-        scale = _STEPS if self._dtype == np.int8 else 1
-        past = [(scale * numbers(kv_heads, length, package.head_size)).astype(self._dtype) for _ in _PAST]
-        out = np.empty((rows, 1, heads * package.head_size), dtype)
+        widths = {"query": heads * size, "key": kv_heads * size, "value": kv_heads * size}
+        self._inputs = {name: normal(MOST_NEW, width).astype(self._dtype) for name, width in widths.items()}
+        cached, scale = (np.int8, _STEPS) if int8 else (self._dtype, 1)
+        self._past = [(scale * normal(kv_heads, self._length, size)).astype(cached) for _ in _PAST]
+        self._session = _session(numbers, package, threads, int8)
+        self.read(1, MOST_NEW)  # fills the cache
+
+    def read(self, rows: int, new: int = 1) -> NDArray[Any]:
+        """Attention of the last token, which `rows` equal rows compute in a step of `new` tokens, [rows, heads * size].
+
+        Several tokens are for one row only.
+        """
+        inputs = {name: np.repeat(array[:, MOST_NEW - new :], rows, axis=0) for name, array in self._inputs.items()}
+        inputs["last"] = np.full(rows, self._length - 1, np.int32)
+        inputs["total"] = np.array(self._length, np.int32)
+        # np.repeat would copy for one row too, whose cache is to be filled.
+        past = self._past if rows == 1 else [np.repeat(plane, rows, axis=0) for plane in self._past]
+        out = np.empty((rows, new, self._inputs["query"].shape[2]), self._dtype)
         _run(self._session, inputs, past, out)
-        result: NDArray[Any] = out[:, 0]
+        result: NDArray[Any] = out[:, -1]
         return result
 
 

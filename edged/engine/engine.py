@@ -28,6 +28,7 @@ from edged.engine.scheduler import ChunkBudget, StepPlan, schedule, token_steps
 from edged.engine.sequence import Request, Sequence
 from edged.engine.session import one_line
 from edged.engine.slots import Slots
+from edged.engine.speculation import Speculation
 from edged.engine.status import EngineStatus
 from edged.engine.steps import EngineLimit, StepObserver, StepRecord, StepRow
 
@@ -86,6 +87,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._active: _ActiveModel | None = None
         self._backlog = Backlog()
+        self._speculation = Speculation()
         self._steps = 0
         self._last_chunk = 0
         """Number of the last step that read a chunk."""
@@ -269,12 +271,17 @@ class Engine:
         model, rows = active.model, active.slots.rows
         chunk = active.budget.chunk(model.chunk, token_steps(rows))
         switch, pad = model.package.rope_switch, model.bits.lone_row_differs
-        return schedule(rows, chunk, switch, self._last_chunk, pad, model.splits)
+        plan = schedule(rows, chunk, switch, self._last_chunk, pad, model.splits)
+        return self._speculation.with_drafts(plan, rows, switch) if plan is not None and model.drafts else plan
 
     def _compute(self, active: _ActiveModel, plan: StepPlan) -> NDArray[np.floating] | None:
-        """The logits after each row's last token, [rows, vocabulary]; None where the step failed."""
+        """The logits after each row's last known token and its drafts; None where the step failed.
+
+        [rows, vocabulary], or with drafts [1, 1 + drafts, vocabulary].
+        """
         rows = active.slots.rows[plan.first : plan.first + plan.rows]
-        ids = np.array([row.tokens[row.computed : row.computed + plan.count] for row in rows], np.int64)
+        known = [row.tokens[row.computed : row.computed + plan.known] for row in rows]
+        ids = np.array([[*tokens, *plan.drafts] for tokens in known], np.int64)
         past = [row.computed for row in rows]
         if plan.companion is not None:
             past.append(plan.companion)
@@ -283,7 +290,8 @@ class Engine:
         self._publish(busy_since=began)
         self._observer.began(began)
         try:
-            logits = active.model.session.step(plan.first, ids, past, plan.width)
+            session = active.model.session
+            logits = (session.forward if plan.drafts else session.step)(plan.first, ids, past, plan.width)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             self._note_step(StepRecord(began, time.monotonic(), told))
             self._publish(busy_since=None)
@@ -305,10 +313,10 @@ class Engine:
     def _advance(self, active: _ActiveModel, plan: StepPlan, logits: NDArray[np.floating]) -> None:
         slots, prefixes = active.slots, active.model.prefixes
         rows = slots.rows[plan.first : plan.first + plan.rows]
-        self._prompt_tokens += sum(max(0, min(plan.count, row.given - row.computed)) for row in rows)
+        self._prompt_tokens += sum(max(0, min(plan.known, row.given - row.computed)) for row in rows)
         # All rows first: one that ends below moves another, with as much of its cache as `computed` says.
         for slot, row in enumerate(rows, plan.first):
-            before, row.computed = row.computed, row.computed + plan.count
+            before, row.computed = row.computed, row.computed + plan.known
             row.last_step = self._steps
             if plan.chunk:
                 self._last_chunk = self._steps
@@ -317,7 +325,7 @@ class Engine:
                 prefixes.hold(row, slot, most=1)
         for row, row_logits in zip(rows, logits, strict=True):
             try:
-                self._generated_tokens += len(row.advance(row_logits))
+                self._generated_tokens += len(self._speculation.advance(row, row_logits, plan.drafts))
             except (NotFiniteError, ConstraintError) as error:
                 self._fail(active, [row], f"{error} at token {row.made + 1}")
                 continue
@@ -378,6 +386,8 @@ class Engine:
             batch_rows=self.status.batch_rows if rows else 0,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
+            accepted_drafts=self._speculation.accepted,
+            rejected_drafts=self._speculation.rejected,
             kv_used_ratio=sum(row.computed for row in rows) / (model.rows * model.context),
             prefixes=model.prefixes.status,
             max_stall_kept=active.budget.kept,

@@ -65,6 +65,8 @@ class Finished:
     """Of the documents that were ranked, in their order; `prompt_tokens` are those of all of them."""
     calls: tuple[Call, ...] = ()
     """Calls of tools; `text` is what the answer says before them."""
+    speculated: int | None = None
+    """Tokens that were in a draft; None: no drafts were tried."""
 
     @classmethod
     def of(cls, row: Sequence) -> Finished:
@@ -84,6 +86,7 @@ class Finished:
             logprobs=None if row.logprobs is None else tuple(row.logprobs.places),
             scores=None if row.ranks is None else tuple(row.ranks.scores),
             calls=() if row.calls is None else row.calls.calls,
+            speculated=None if row.drafts is None else row.speculated,
         )
 
     @property

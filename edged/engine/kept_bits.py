@@ -20,6 +20,7 @@ import edged
 from edged.durable import write_durably
 from edged.engine import ort
 from edged.engine.bit_classes import BitClasses, find_bit_classes
+from edged.engine.draft_probe import single_tokens_agree
 from edged.engine.manifest import checksum_of
 from edged.engine.package import Package
 from edged.engine.providers import CPU
@@ -46,6 +47,7 @@ class _Document:
     format: Literal[1] = 1
     splits: dict[str, SplitRule] = field(default_factory=dict)
     classes: dict[str, BitClasses] = field(default_factory=dict)
+    single_tokens: dict[str, bool] = field(default_factory=dict)
 
 
 _DOCUMENT = TypeAdapter(_Document)
@@ -78,18 +80,34 @@ class KeptBits:
 
     def classes(self, session: ModelSession, rows: int) -> BitClasses:
         """As find_bit_classes(). Writes what was measured since this object was made."""
-        key = self._key(
-            session.providers, self._package.fingerprint(), rows, session.logits_computed, session.layout.dtype
-        )
+        key = self._session_key(session, rows)
         classes = self._kept.classes.get(key)
         if classes is None:
             classes = find_bit_classes(session, rows)
             if session.device == "cpu" and not (classes.batches_differ or classes.chunks_differ):
                 self._keep(self._kept.classes, key, classes)
+        self._write()
+        return classes
+
+    def single_tokens(self, session: ModelSession, bits: BitClasses) -> bool:
+        """As single_tokens_agree(). Writes what was measured."""
+        key = self._session_key(session, bits)
+        agree = self._kept.single_tokens.get(key, False)
+        if not agree:
+            agree = single_tokens_agree(session, bits)
+            if agree:
+                self._keep(self._kept.single_tokens, key, agree)
+        self._write()
+        return agree
+
+    def _write(self) -> None:
         if self._measured and self._file is not None:
             _write(self._file, self._kept)
             self._measured = False
-        return classes
+
+    def _session_key(self, session: ModelSession, *more: object) -> str:
+        fingerprint = self._package.fingerprint()
+        return self._key(session.providers, fingerprint, *more, session.logits_computed, session.layout.dtype)
 
     def _key(self, providers: Sequence[str], *more: object) -> str:
         """A digest of what decides a measurement."""

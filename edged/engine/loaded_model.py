@@ -13,6 +13,7 @@ import structlog
 
 from edged.engine import ort, runtime
 from edged.engine.bit_classes import BitClasses
+from edged.engine.drafts import Drafts, NGramDrafts
 from edged.engine.grammar import Grammars
 from edged.engine.grammar_trial import Trial
 from edged.engine.integrity import Damage
@@ -82,6 +83,10 @@ class LoadedModel:
     """Why the KV cache is the published one though model.kv_cache = "int8"; None: it is as that says."""
     manifest: Manifest | None = None
     """What the package's files were checked against."""
+    drafts: Callable[[], Drafts] | None = None
+    """Makes what proposes drafts for one answer; None: model.speculation is off, or cannot be had."""
+    speculation_reason: str | None = None
+    """Why drafts are not tried though model.speculation = "on"; None: it is as that says."""
 
     @property
     def same_ids_in_any_company(self) -> bool:
@@ -173,6 +178,9 @@ def _load(
         opened, fault = _open(opening, tokenizer, plan, int8, scales)
         session, rows = opened.session, opened.plan.memory.rows
         bits = opening.kept_bits.classes(session, rows)
+        drafts, speculation_reason = None, None
+        if wanted.speculation == "on":
+            drafts, speculation_reason = _drafts(opening, opened, bits)
         # The last row needs a slot after it to share a step with. Of that slot only the first token is ever written,
         # so it takes a page of memory per head and layer.
         cache = session.make_cache(rows + bits.lone_row_differs, context)
@@ -201,6 +209,8 @@ def _load(
         signature=signature,
         logits_reason=opened.logits_reason,
         kv_reason=kv_reason or fault,
+        drafts=drafts,
+        speculation_reason=speculation_reason,
     )
 
 
@@ -236,6 +246,22 @@ def _open(
         return open_int8(opening, tokenizer, plan, scales), None
     except Int8FaultError as error:
         return open_published(opening, tokenizer, opening.plan(int8=False)), str(error)
+
+
+def _drafts(opening: Opening, opened: Opened, bits: BitClasses) -> tuple[type[Drafts] | None, str | None]:
+    """What proposes drafts, or why none may be tried: tokens must have the same bits whatever steps have drafts."""
+    session = opened.session
+    if session.device != "cpu":
+        return None, "it is served on the CPU only"
+    if session.logits_computed == "last":
+        return None, "the graph computes logits after the last token of a step alone: build it without prune_lm_head"
+    if bits.batches_differ or bits.chunks_differ or not opened.plan.splits.holds:
+        return None, "a job's tokens depend on the steps that compute them in any case here"
+    if not opening.kept_bits.single_tokens(session, bits):
+        cache = session.layout.dtype
+        hint = "" if cache == "int8" else ', set model.kv_cache = "int8"'
+        return None, f"with a KV cache of {cache}, single tokens round otherwise here than several at once{hint}"
+    return NGramDrafts, None
 
 
 def _prefixes(
@@ -277,6 +303,9 @@ def _log_loaded(loaded: LoadedModel) -> None:
     if loaded.kv_reason is not None:
         hint = "the KV cache takes about four times the memory of int8; the reason says what would help"
         log.warning("kv_cache_as_published", model=loaded.package.name, reason=loaded.kv_reason, hint=hint)
+    if loaded.speculation_reason is not None:
+        hint = "answers take one step for each token; the ids are those that speculation would give"
+        log.warning("speculation_off", model=loaded.package.name, reason=loaded.speculation_reason, hint=hint)
     for fault in loaded.tokenizer.faults:
         log.warning("package_fault", model=loaded.package.name, fault=fault)
     if loaded.package.search.unheeded:

@@ -17,6 +17,8 @@ class StepPlan:
 
     `companion`: a lone row shares its step with the slot after it, which has so many tokens in the cache. The keys and
     values that the step writes there are overwritten when that row computes the same position itself.
+
+    `drafts`: guesses, which are the last of the `count` tokens. Only a step of one row has some.
     """
 
     first: int
@@ -24,11 +26,17 @@ class StepPlan:
     count: int
     width: int
     companion: int | None = None
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def known(self) -> int:
+        """Tokens of each row that are not drafts."""
+        return self.count - len(self.drafts)
 
     @property
     def chunk(self) -> bool:
         """Whether the step reads several tokens of one row."""
-        return self.count > 1
+        return self.known > 1
 
 
 def schedule(

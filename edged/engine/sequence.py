@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edged.engine.constraint import Constraint, Grammar
 from edged.engine.detokenizer import TextStream
+from edged.engine.drafts import Drafts
 from edged.engine.labels import Labels, Scores
 from edged.engine.logprobs import Logprobs
 from edged.engine.ranking import Ranking, Ranks
@@ -54,6 +55,11 @@ class Request:
     """The answer may call tools, in this format."""
     signature: str | None = None
     """LoadedModel.signature of the model that the prompt was prepared for. Another model does not run it; None: any."""
+
+    @property
+    def makes_text(self) -> bool:
+        """Whether its answer is made token by token: neither a choice nor a ranking."""
+        return self.labels is None and self.ranking is None
 
     @property
     def rank(self) -> float:
@@ -104,6 +110,10 @@ class Sequence:
     unheld: list[int] = field(default_factory=list)
     """Its blocks that came from disk and are not in the cache in RAM yet, by number."""
     logprobs: Logprobs | None = None
+    drafts: Drafts | None = None
+    """Proposes tokens of its answer; None: none are tried."""
+    speculated: int = 0
+    """Tokens of the answer that were in a draft."""
     sampler: Sampler = field(init=False)
     constraint: Constraint | None = field(init=False)
     scores: Scores | None = field(init=False)
@@ -210,6 +220,24 @@ class Sequence:
         if piece:
             self._pieces.append(piece)
         return [token]
+
+    def verify(self, logits: NDArray[np.floating], drafts: tuple[int, ...]) -> list[int]:
+        """Choose tokens after a step that computed the last known token and, behind it, `drafts`.
+
+        `logits`: [1 + drafts, vocabulary]. Each token is chosen as `advance` does, with the same draws, as long as the
+        draft before it was right: so the tokens are those that single steps would give. What the step computed of wrong
+        drafts is forgotten. Returns the tokens made. Raises as `advance`.
+        """
+        made = self.advance(logits[0])
+        for draft, following in zip(drafts, logits[1:], strict=True):
+            if self.tokens[-1] != draft:
+                break
+            self.speculated += 1
+            if self.finish_reason is not None:
+                break
+            self.computed += 1
+            made += self.advance(following)
+        return made
 
     def _advance_scores(self, scores: Scores, logits: NDArray[np.floating]) -> list[int]:
         """Go to the next beginning of a label, over what was computed of another; after the last one, choose."""

@@ -23,6 +23,10 @@ class EngineStatus:
     """Tokens of prompts that were computed since the start; those from the prefix cache are not among them."""
     generated_tokens: int = 0
     """Tokens that were made since the start, also of answers that are not finished."""
+    accepted_drafts: int = 0
+    """Tokens of drafts since the start that became tokens of answers."""
+    rejected_drafts: int = 0
+    """Those that did not."""
     kv_used_ratio: float = 0.0
     """Share of the KV cache that holds tokens."""
     prefixes: PrefixStatus = PrefixStatus()  # noqa: RUF009  (frozen)

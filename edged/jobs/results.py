@@ -70,6 +70,7 @@ def success(
             "prompt_tokens": finished.prompt_tokens,
             "cached_tokens": finished.cached_tokens,
             "completion_tokens": len(finished.tokens),
+            **({} if finished.speculated is None else {"speculated_tokens": finished.speculated}),
             **({} if energy is None else _energy_fields(energy)),
         },
         timings={

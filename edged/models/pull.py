@@ -128,9 +128,10 @@ def check_package(settings: Settings, board: Board, folder: Path, name: str) -> 
     The known answers need only one short row, so they are compared even if the rows and context of the settings do not
     fit. Raises PackageError, and TooLargeError if not even the weights fit now.
     """
+    least = {"rows": 1, "context": _LEAST_CONTEXT, "kv_cache": "published", "speculation": "off"}
     small = settings.model_copy(
         update={
-            "model": settings.model.model_copy(update={"rows": 1, "context": _LEAST_CONTEXT, "kv_cache": "published"}),
+            "model": settings.model.model_copy(update=least),
             "cache": settings.cache.model_copy(update={"ram_bytes": 0}),
         }
     )

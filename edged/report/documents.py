@@ -140,6 +140,8 @@ def _model_facts(status: Status) -> dict[str, Any]:
         "response_formats_reason": facts.response_formats_reason,
         "kv_cache": facts.kv_cache,
         "kv_cache_reason": facts.kv_cache_reason,
+        "speculation": "on" if facts.speculation else "off",
+        "speculation_reason": facts.speculation_reason,
         "split_tokens": facts.split_tokens,
         "max_stall_kept": status.max_stall_kept,
         "chat": facts.chat,

@@ -131,6 +131,16 @@ TABLE: tuple[Row, ...] = (
     ),
     Row("edged_prompt_tokens_total", "counter", "Tokens read"),
     Row("edged_generated_tokens_total", "counter", "Tokens made"),
+    Row(
+        "edged_speculated_tokens_total",
+        "counter",
+        "Tokens that were guessed with `model.speculation`; `accepted` is `true` for those that the model gave itself",
+        ("accepted",),
+        lambda s: {
+            ("true",): float(s.status.accepted_drafts),
+            ("false",): float(s.status.rejected_drafts),
+        },
+    ),
     Row("edged_prefix_cache_hit_tokens_total", "counter", "Prompt tokens that were not computed again"),
     Row("edged_batch_rows", "gauge", "Rows of the last decoding step", (), lambda s: _one(s.status.batch_rows)),
     Row(

@@ -100,6 +100,10 @@ class ModelSettings(Section):
         description="A text to measure the scales of an int8 KV cache with; unset: a built-in one.",
         examples=["/etc/edged/calibration.txt"],
     )
+    speculation: Literal["off", "on"] = Field(
+        default="off",
+        description="Whether to guess tokens that an answer repeats, and to check several in one step.",
+    )
     prefill_chunk: int = Field(
         default=256, ge=2, le=4096, description="Most prompt tokens that are computed in one step."
     )
