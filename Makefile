@@ -179,6 +179,10 @@ bench-prefill: $(VENV)/.dev $(if $(MODEL),,$(REAL_MODEL) $(LARGE_VOCABULARY)) ##
 bench-int8: $(VENV)/.dev $(REAL_MODEL) ## an int8 KV cache beside the published one: memory, perplexity, speed [MODEL=FOLDER] (minutes)
 	@$(BIN)/python tests/benchmarks/int8.py $(MODEL)
 
+.PHONY: bench-speculation
+bench-speculation: $(VENV)/.dev $(REAL_MODEL) ## guessed tokens beside single steps: a real model's wall time, the same ids [MODEL=FOLDER] (minutes)
+	@$(BIN)/python tests/benchmarks/speculation.py $(MODEL)
+
 bench-card: $(VENV)/.dev | mosquitto ## what a job writes to the card, counted at the block device (root; four minutes)
 	@$(BIN)/python tests/benchmarks/card.py
 

@@ -32,7 +32,8 @@ def single_tokens_agree(session: ModelSession, bits: BitClasses) -> bool:
         return False
     int8 = session.layout.dtype == "int8"
     for numbers in package.graph.attentions:
-        if not _attention_agrees(AttentionProbe(numbers, package, session.threads, int8)):
+        # With more threads than its one head, the probe would share out the keys, which the model may not do.
+        if not _attention_agrees(AttentionProbe(numbers, package, 1, int8)):
             return False
         if numbers["num_heads"] < session.threads:
             shared_out = DecodeProbe(numbers, package, session.threads, int8)

@@ -402,3 +402,11 @@ class TestWhereItHolds:
         one = load("phi3", kv_cache="published", speculation="off")
         one.close()
         assert (one.drafts, one.speculation_reason) == (None, None)
+
+    @needs_int8
+    @pytest.mark.parametrize("name", ["phi3", "gemma"])
+    def test_more_threads_than_the_probes_one_head_do_not_matter(self, name: str) -> None:
+        one = load(name, threads=2)
+        one.close()
+        assert one.package.graph.attentions[0]["num_heads"] >= 2
+        assert one.speculation_reason is None
