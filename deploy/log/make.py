@@ -122,6 +122,7 @@ MEANINGS = {
     "session_lost": "onnxruntime's session no longer works, and the model is loaded again",
     "speed_not_kept": "this board's best speed cannot be written down",
     "speed_refused": "the file with this board's best speed is damaged",
+    "speculation_off": "no answer is guessed ahead here, though the settings ask for it, and why",
     "splits_not_probed": "where prompts may be split cannot be measured",
     "spool_damaged": "the spool is damaged; the daemon restarts to recover it",
     "spool_fault": "the spool cannot be written or read",
