@@ -1,0 +1,318 @@
+"""The desired document: what may stand in it, and what is wrong with one that is refused."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from edged.faults import Fault
+from edged.models.listing import NAME, NAME_ALLOWED, RESERVED
+from edged.mqtt.topics import ID_ALLOWED, is_id
+from edged.settings.keys import allowed
+
+MOST_BYTES = 16_384
+"""The largest document that is read."""
+MOST_SECONDS = 30 * 86400
+WAVE = frozenset({"percent", "abort"})
+"""The fields that change while a rollout goes on; a conductor's key signs them. All others are the release."""
+SIGNATURES = frozenset({"signature", "wave_signature"})
+_MOST_FAULTS = 3
+_TIME_ALLOWED = "an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z"
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)")
+_SOURCE = re.compile(r"(hf:|https?://|/)\S{1,2000}")
+_SOURCE_ALLOWED = "a source as `edged model pull` takes it: hf:…, an http(s) URL or a folder's absolute path"
+_SIGNATURE_ALLOWED = "an Ed25519 signature in base64, 88 characters"
+_DAY_TIME_ALLOWED = "a time of the day in UTC, such as 02:30"
+
+
+class RefusedError(ValueError):
+    """A desired document that is not followed."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+def _whole(value: object) -> object:
+    """Read a whole number that is written as 5.0, as in a job."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53 else value
+
+
+def _allowed(text: str) -> dict[str, Any]:
+    return {"allowed": text}
+
+
+_DayTime = Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+_Signature = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{86}==$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class WantedModel(_Strict):
+    """The package that the device is to serve."""
+
+    source: str = Field(description="where it is pulled from", json_schema_extra=_allowed(_SOURCE_ALLOWED))
+    revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,128}$")] | None = Field(
+        default=None,
+        description="commit or tag of a source on the hub",
+        json_schema_extra=_allowed("a commit or a tag, with a source hf:… that names none"),
+    )
+    digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="identity of its manifest", json_schema_extra=_allowed("64 hex digits, a manifest's `identity`")
+    )
+    name: str | None = Field(
+        default=None,
+        description="what jobs call it; default: as at its source",
+        json_schema_extra=_allowed(f"a package's name, {NAME_ALLOWED}"),
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> WantedModel:
+        if not _SOURCE.fullmatch(self.source):
+            _refuse(f"model.source must be {_SOURCE_ALLOWED}")
+        if self.revision is not None and (not self.source.startswith("hf:") or "@" in self.source):
+            _refuse("model.revision goes with a source hf:… without @revision only: leave one of them out")
+        if self.name is not None and (not NAME.fullmatch(self.name) or self.name in RESERVED):
+            _refuse(f"model.name must be {NAME_ALLOWED}, and not one of {', '.join(RESERVED)}")
+        return self
+
+    @property
+    def pulled(self) -> str:
+        """The source as `edged model pull` takes it."""
+        return self.source if self.revision is None else f"{self.source}@{self.revision}"
+
+
+class Window(_Strict):
+    """The time of each day in which the device may change its model; it may pass midnight."""
+
+    start: _DayTime = Field(description="when it opens", json_schema_extra=_allowed(_DAY_TIME_ALLOWED))
+    end: _DayTime = Field(description="when it closes", json_schema_extra=_allowed(_DAY_TIME_ALLOWED))
+
+    def open_at(self, wall: float) -> bool:
+        """Whether it is open. `wall`: seconds since the epoch."""
+        minute = int(wall // 60) % 1440
+        start, end = (int(text[:2]) * 60 + int(text[3:]) for text in (self.start, self.end))
+        return start <= minute < end if start < end else minute >= start or minute < end
+
+
+class Desired(_Strict):
+    """A desired document."""
+
+    rollout: str = Field(description="the rollout's id", json_schema_extra=_allowed(ID_ALLOWED))
+    sequence: Annotated[int, Field(ge=1, le=(1 << 53) - 1), BeforeValidator(_whole)] = Field(
+        description="grows with each new document for this device or group; the highest one is followed",
+        json_schema_extra=_allowed(f"a whole number from 1 to {(1 << 53) - 1}"),
+    )
+    model: WantedModel = Field(
+        description="the package: `source`, `revision`, `digest`, `name`",
+        json_schema_extra=_allowed('an object, {"source": "…", "digest": "…"}'),
+    )
+    percent: float = Field(
+        default=100.0,
+        ge=0.0,
+        le=100.0,
+        allow_inf_nan=False,
+        description="share of the devices that take part, chosen by a hash of rollout and device; never falls",
+        json_schema_extra=_allowed("a number from 0 to 100"),
+    )
+    abort: bool = Field(
+        default=False,
+        description="true ends the rollout for good on each device that has not finished it",
+        json_schema_extra=_allowed("true or false"),
+    )
+    not_before: str | None = Field(
+        default=None, description="the device does not begin before", json_schema_extra=_allowed(_TIME_ALLOWED)
+    )
+    expires: str | None = Field(
+        default=None,
+        description="the device does not begin after; needed where `fleet.trusted_keys` is set",
+        json_schema_extra=_allowed(_TIME_ALLOWED),
+    )
+    window: Window | None = Field(
+        default=None,
+        description="time of each day, `start` to `end` in UTC, in which the device may begin and change its model",
+        json_schema_extra=_allowed('an object of two times of the day in UTC, {"start": "02:00", "end": "05:00"}'),
+    )
+    timeout: Annotated[int, Field(ge=1, le=MOST_SECONDS), BeforeValidator(_whole)] = Field(
+        default=86400,
+        description="seconds for the download, from its begin on, pauses included; default 86400",
+        json_schema_extra=_allowed(f"a whole number of seconds from 1 to {MOST_SECONDS}"),
+    )
+    signature: _Signature | None = Field(
+        default=None,
+        description="of all fields but `percent` and `abort`, by one of `fleet.trusted_keys`",
+        json_schema_extra=_allowed(_SIGNATURE_ALLOWED),
+    )
+    wave_signature: _Signature | None = Field(
+        default=None,
+        description="of `rollout`, `sequence`, `percent` and `abort`, by one of these or of `fleet.conductor_keys`",
+        json_schema_extra=_allowed(_SIGNATURE_ALLOWED),
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Desired:
+        if not is_id(self.rollout):
+            _refuse(f"rollout must be {ID_ALLOWED}")
+        for field, text in (("not_before", self.not_before), ("expires", self.expires)):
+            if text is not None and _seconds(text) is None:
+                _refuse(f"{field} must be {_TIME_ALLOWED}")
+        if self.window is not None and self.window.start == self.window.end:
+            _refuse("window.end must be another time than window.start")
+        return self
+
+    @property
+    def not_before_time(self) -> float | None:
+        """Seconds since the epoch."""
+        return None if self.not_before is None else _seconds(self.not_before)
+
+    @property
+    def expires_time(self) -> float | None:
+        """Seconds since the epoch."""
+        return None if self.expires is None else _seconds(self.expires)
+
+    @property
+    def needs_clock(self) -> bool:
+        """Whether the device must know the time of day to begin."""
+        return not (self.not_before is None and self.expires is None and self.window is None)
+
+    def includes(self, device: str, percent: float) -> bool:
+        """Whether a device is in the wave of so many percent: each of them is in every larger one."""
+        hashed = hashlib.sha256(f"{self.rollout}/{device}".encode()).digest()
+        return int.from_bytes(hashed[:6], "big") * 100.0 < percent * float(1 << 48)
+
+
+@dataclass(frozen=True)
+class Received:
+    """A document that was read. `target`: `device`, or `group/NAME`, by the topic that it came on."""
+
+    target: str
+    document: Mapping[str, Any]
+    desired: Desired
+
+    @property
+    def release(self) -> bytes:
+        """What the fleet's key signs: canonical JSON of all that stays as it is while the rollout goes on."""
+        kept = {name: value for name, value in self.document.items() if name not in WAVE | SIGNATURES}
+        return _canonical(kept)
+
+    @property
+    def wave(self) -> bytes:
+        """What a conductor's key signs: canonical JSON of what changes, and of which rollout."""
+        desired = self.desired
+        wave = {"percent": self.document.get("percent", 100), "abort": desired.abort}
+        return _canonical({"rollout": desired.rollout, "sequence": desired.sequence, **wave})
+
+
+def read_desired(payload: bytes, target: str) -> Received:
+    """Read a message's payload. Raises RefusedError, which says what would be right."""
+    if len(payload) > MOST_BYTES:
+        raise invalid(f"the document has {len(payload)} bytes: up to {MOST_BYTES} are taken")
+    try:
+        document = json.loads(
+            payload.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        )
+    except RecursionError:
+        raise invalid("the document is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise invalid("the document is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise invalid(f"the document is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+    except ValueError as error:
+        raise invalid(str(error)) from None
+    if not isinstance(document, dict):
+        raise invalid("the document must be a JSON object")
+    return check_desired(document, target)
+
+
+def check_desired(document: Mapping[str, Any], target: str) -> Received:
+    """Check the fields of a document. Raises RefusedError."""
+    try:
+        received = Received(target, document, Desired.model_validate(document))
+        received.release  # noqa: B018  (a lone surrogate has no UTF-8)
+    except ValidationError as error:
+        raise invalid(_explain(error)) from None
+    except UnicodeEncodeError:
+        raise invalid("a text holds a lone surrogate, which no UTF-8 can carry") from None
+    return received
+
+
+def invalid(reason: str) -> RefusedError:
+    """The refusal of a document that is wrong."""
+    return RefusedError(Fault("desired_invalid", reason, "correct the document and give it a higher sequence"))
+
+
+def _canonical(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+_FIELDS: dict[str, type[BaseModel]] = {"": Desired, "model": WantedModel, "window": Window}
+_ALLOWED = {
+    (owner, name): allowed(schema)
+    for owner, model in _FIELDS.items()
+    for name, schema in model.model_json_schema()["properties"].items()
+}
+
+
+def _explain(error: ValidationError) -> str:
+    """The first faults on one line: the field, and what it must be."""
+    told: dict[str, None] = {}
+    for detail in error.errors(include_url=False, include_input=False):
+        parts = [str(part) for part in detail["loc"]]
+        if detail["type"] == "edged":
+            told[detail["msg"]] = None
+            continue
+        owner, name = (parts[0], parts[1]) if len(parts) > 1 else ("", parts[0])
+        where = ".".join(parts[:2])
+        if detail["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name.lower().replace("-", "_"), _FIELDS[owner].model_fields, 1, 0.7)
+            place = f" in {owner}" if owner else ""
+            meant = f"; did you mean {near[0]!r}?" if near else ": leave it out"
+            told[f"unknown field {name[:80]!a}{place}{meant}"] = None
+        else:
+            is_ = "is missing: it must be" if detail["type"] == "missing" else "must be"
+            told[f"{where} {is_} {_ALLOWED[owner, name]}"] = None
+    return "; ".join(list(told)[:_MOST_FAULTS])[:1000]
+
+
+def _refuse(text: str) -> NoReturn:
+    raise PydanticCustomError("edged", "{text}", {"text": text})
+
+
+def _seconds(text: str) -> float | None:
+    if not _RFC3339.fullmatch(text):
+        return None
+    try:  # Python 3.10 knows neither Z nor other than 3 or 6 digits of a second
+        padded = re.sub(r"(\.\d{1,6})", lambda found: found[1].ljust(7, "0"), text)
+        return datetime.fromisoformat(padded.replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {max(names, key=names.count)[:80]!a} stands there twice: send it once")
+    return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {text[:40]} is beyond what a number can be")
+    return number

@@ -1,0 +1,255 @@
+"""The states of one rollout on this device (pure): AWS IoT Jobs' names, and what may follow on what.
+
+A pull leads from `downloading` to `loading`, which a restart begins: the model that is loaded then proves itself by its
+known answers, or the device goes back to the package before (`returning`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from edged.faults import Fault
+from edged.rollout.desired import Desired
+from edged.rollout.precedence import Known
+
+MOST_FAILURES = 3
+"""Failures of the package, never of the network, after which it is rejected."""
+MOST_LOADS = 3
+"""Starts that may end before the package is loaded: further ones are a failure of the package."""
+PACKAGE_PAUSE = 600.0
+"""Seconds between a failure of the package and the next try."""
+PULL_PAUSES = (10.0, 30.0, 60.0, 300.0)
+"""Seconds before each further pull after one that failed; the last one repeats."""
+
+
+class State(str, Enum):
+    """AWS IoT Jobs' states of a job execution."""
+
+    QUEUED = "QUEUED"
+    IN_PROGRESS = "IN_PROGRESS"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    TIMED_OUT = "TIMED_OUT"
+    REJECTED = "REJECTED"
+    CANCELED = "CANCELED"
+
+
+class Step(str, Enum):
+    """What an execution does, on disk before it is done."""
+
+    DOWNLOADING = "downloading"
+    LOADING = "loading"
+    RETURNING = "returning"
+    """The package before is put in its place again; the state says already how the rollout ended."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that is or was served."""
+
+    name: str
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a package lies, below the store's folder; `path` None: nothing was selected, the demo model served."""
+
+    path: str | None
+
+
+@dataclass(frozen=True)
+class Now:
+    """What a decision needs to know. `wall`: seconds since the epoch, `monotonic`: CLOCK_MONOTONIC seconds."""
+
+    wall: float
+    monotonic: float
+    synchronised: bool
+    device: str
+    aborted: bool = False
+    """The rollout was aborted, by any document."""
+    percent: float = 100.0
+    path_set: bool = False
+    """The setting model.path names the package."""
+    serving: Package | None = None
+    """What is served now; None while nothing is."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One rollout on this device. Times are seconds since the epoch by the board's clock."""
+
+    known: Known
+    state: State = State.QUEUED
+    step: Step | None = None
+    since: float = 0.0
+    """When the state was entered."""
+    waiting_for: str | None = None
+    """`percent`, `clock`, `not_before`, `window` or `retry`; None: it goes on."""
+    seconds: float = 0.0
+    """Time of the download so far, pauses included."""
+    failures: int = 0
+    loads: int = 0
+    fault: Fault | None = None
+    before: Place | None = None
+    """What was selected before the switch; there from the switch on."""
+    candidate: str | None = None
+    """Where the new package lies, below the store's folder."""
+    pulls: int = 0
+    """Pulls that failed in a row; not kept over a restart."""
+    retry_at: float | None = None
+    """CLOCK_MONOTONIC seconds; not kept over a restart."""
+    counted_at: float | None = None
+    """The same, until when `seconds` counts."""
+
+    @property
+    def desired(self) -> Desired:
+        return self.known.received.desired
+
+    @property
+    def switching(self) -> bool:
+        """Whether the selected package may be one that is not proved: nothing else may begin."""
+        return self.step in (Step.LOADING, Step.RETURNING)
+
+    def follow(self, known: Known) -> Execution:
+        """Take the newest form of the same document, or begin with another one. Not while it is switching."""
+        if (known.received.target, known.content) == (self.known.received.target, self.known.content):
+            return replace(self, known=known)
+        return Execution(known)
+
+    def advance(self, now: Now) -> Execution:
+        """What time and circumstances make of it."""
+        if self.switching:
+            return self
+        if self.state is State.FAILED and now.monotonic >= (self.retry_at or 0.0):
+            return replace(self._enter(State.QUEUED, now), fault=self.fault).advance(now)
+        if self.state is State.QUEUED:
+            return self._begin(now)
+        if self.state is State.IN_PROGRESS:
+            return self._count(now)
+        return self
+
+    def _enter(self, state: State, now: Now, fault: Fault | None = None, step: Step | None = None) -> Execution:
+        since = self.since if state is self.state else now.wall
+        return replace(self, state=state, step=step, since=since, fault=fault, waiting_for=None, retry_at=None)
+
+    def _begin(self, now: Now) -> Execution:
+        if (ended := self._ended(now)) is not None:
+            return ended
+        waiting_for = self._waits(now)
+        if waiting_for is not None:
+            since = self.since or now.wall
+            return replace(self, waiting_for=waiting_for, since=since)
+        begun = self._enter(State.IN_PROGRESS, now, self.fault, Step.DOWNLOADING)
+        return replace(begun, seconds=0.0, counted_at=now.monotonic, pulls=0)
+
+    def _ended(self, now: Now) -> Execution | None:
+        """The end of an execution that needs no work or must not begin."""
+        desired = self.desired
+        if now.aborted:
+            return self._enter(State.CANCELED, now, _aborted(desired.rollout))
+        if now.path_set:
+            hint = "remove model.path from the device's settings: a rollout selects the package itself"
+            fault = Fault("rollout_model_path_set", "the setting model.path names the package", hint)
+            return self._enter(State.REJECTED, now, fault)
+        expires = desired.expires_time
+        if expires is not None and now.synchronised and now.wall >= expires:
+            hint = "publish it anew with a higher sequence and a later time"
+            return self._enter(State.REJECTED, now, Fault("desired_expired", f"expired at {desired.expires}", hint))
+        if now.serving is not None and now.serving.digest == desired.model.digest:
+            return self._enter(State.SUCCEEDED, now) if desired.model.name in (None, now.serving.name) else None
+        return None
+
+    def _waits(self, now: Now) -> str | None:
+        desired = self.desired
+        if not desired.includes(now.device, now.percent):
+            return "percent"
+        if desired.needs_clock and not now.synchronised:
+            return "clock"
+        if desired.not_before_time is not None and now.wall < desired.not_before_time:
+            return "not_before"
+        if desired.window is not None and not desired.window.open_at(now.wall):
+            return "window"
+        return None
+
+    def _count(self, now: Now) -> Execution:
+        """Of a download: let its time pass."""
+        passed = 0.0 if self.counted_at is None else now.monotonic - self.counted_at
+        counted = replace(self, seconds=self.seconds + passed, counted_at=now.monotonic)
+        if now.aborted:
+            return counted._enter(State.CANCELED, now, _aborted(self.desired.rollout))
+        if counted.seconds >= self.desired.timeout:
+            told = f"the download took longer than {self.desired.timeout} s (timeout)"
+            if self.fault is not None:
+                told += f"; its last fault: {self.fault.message}"
+            hint = "mend the network or the source, and publish it anew with a higher sequence"
+            return counted._enter(State.TIMED_OUT, now, Fault("rollout_timed_out", told, hint))
+        if counted.retry_at is not None and now.monotonic >= counted.retry_at:
+            return replace(counted, retry_at=None, waiting_for=None)
+        return counted
+
+    @property
+    def pulls_now(self) -> bool:
+        """Whether a pull is to run."""
+        return self.step is Step.DOWNLOADING and self.retry_at is None
+
+    def pull_failed(self, fault: Fault, now: Now) -> Execution:
+        """A pull failed, and not by the package's fault: try again after a pause, until the time is over."""
+        pause = PULL_PAUSES[min(self.pulls, len(PULL_PAUSES) - 1)]
+        return replace(self, pulls=self.pulls + 1, fault=fault, waiting_for="retry", retry_at=now.monotonic + pause)
+
+    def pulled(self, candidate: str, before: Place, now: Now) -> Execution:
+        """The package is on the disk, complete and with the right digest: switch, or wait for the window."""
+        if self._waits(now) is not None:
+            return self._enter(State.QUEUED, now).advance(now)
+        loading = self._enter(State.IN_PROGRESS, now, step=Step.LOADING)
+        return replace(loading, candidate=candidate, before=before, loads=0)
+
+    def starting(self, now: Now) -> Execution:
+        """A process starts: count the loads, so that a package that ends every process does not do so for ever."""
+        if self.step is not Step.LOADING:
+            return self
+        if self.loads >= MOST_LOADS:
+            told = f"the process ended {self.loads} times while it loaded the package"
+            return self.package_failed(Fault("rollout_package_failed", told, "look at the log and at the package"), now)
+        return replace(self, loads=self.loads + 1)
+
+    def loaded(self, package: Package, verified: bool, aborted: bool, now: Now) -> Execution:
+        """The candidate is served: its known answers were right, if it has any."""
+        wanted = self.desired.model.digest
+        if aborted:
+            return replace(self._enter(State.CANCELED, now, _aborted(self.desired.rollout)), step=Step.RETURNING)
+        if package.digest != wanted:
+            told = f"the package that was loaded has the digest {package.digest}, and {wanted} is wanted"
+            return self.package_failed(Fault("rollout_digest_wrong", told, "correct model.digest or the source"), now)
+        if not verified:
+            hint = "edged model verify --record, where the package is made, and a new digest"
+            return self.package_failed(Fault("rollout_package_failed", "it has no known answers", hint), now)
+        return self._enter(State.SUCCEEDED, now)
+
+    def package_failed(self, fault: Fault, now: Now) -> Execution:
+        """The package is at fault. After a switch, the device goes back first."""
+        failures = self.failures + 1
+        state = State.REJECTED if failures >= MOST_FAILURES else State.FAILED
+        failed = self._enter(state, now, fault, Step.RETURNING if self.step is Step.LOADING else None)
+        return replace(failed, failures=failures, retry_at=now.monotonic + PACKAGE_PAUSE)
+
+    def reload_refused(self, reason: str, now: Now) -> Execution:
+        """The switch cannot be done now, and the package is not at fault: go back, and try again later."""
+        hint = "correct the settings file: edged takes no new model while it is wrong"
+        fault = Fault("rollout_reload_refused", f"the settings file is wrong: {reason}", hint)
+        return replace(self._enter(State.FAILED, now, fault, Step.RETURNING), retry_at=now.monotonic + PACKAGE_PAUSE)
+
+    def returned(self, now: Now) -> Execution:
+        """The package before is selected again."""
+        pause = now.monotonic + PACKAGE_PAUSE if self.state is State.FAILED else None
+        return replace(self, step=None, before=None, candidate=None, loads=0, retry_at=pause)
+
+    def adopted(self) -> Execution:
+        """The new package has its name, and the one before is removed."""
+        return replace(self, before=None, candidate=None)
+
+
+def _aborted(rollout: str) -> Fault:
+    return Fault("rollout_aborted", f"the rollout {rollout} was aborted")

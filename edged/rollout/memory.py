@@ -1,0 +1,112 @@
+"""What a device remembers of rollouts over restarts: one small file, written atomically before anything is done."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edged.durable import write_durably
+from edged.engine.manifest import checksum_of
+from edged.faults import Fault
+from edged.rollout.desired import RefusedError, check_desired
+from edged.rollout.execution import Execution, Package, Place, State, Step
+from edged.rollout.precedence import Documents, Known
+
+FILE = "rollout.json"
+"""In state_dir."""
+_FORMAT = 1
+_MOST_BYTES = 16 << 20
+
+
+class DamagedError(ValueError):
+    """The file is not as it was written, or of a newer edged."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The documents that are known, the rollout that is followed, and the package that was served before it."""
+
+    documents: Documents = Documents()  # noqa: RUF009  (frozen)
+    execution: Execution | None = None
+    former: Package | None = None
+
+
+def write_memory(path: Path, memory: Memory) -> None:
+    """Replace the file durably. Raises OSError."""
+    fields = {
+        "format": _FORMAT,
+        "known": {target: _known_fields(known) for target, known in memory.documents.known.items()},
+        "aborted": list(memory.documents.aborted),
+        "execution": None if memory.execution is None else _execution_fields(memory.execution),
+        "former": None if memory.former is None else asdict(memory.former),
+    }
+    write_durably(path, json.dumps({**fields, "crc32": checksum_of(fields)}, ensure_ascii=False) + "\n")
+
+
+def read_memory(path: Path) -> Memory:
+    """Read the file; an empty memory where there is none. Raises DamagedError, and OSError as open does."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        return Memory()
+    try:
+        fields = json.loads(text)
+        if fields.pop("crc32") != checksum_of(fields):
+            raise DamagedError("its content does not have its checksum")
+        if fields["format"] != _FORMAT:
+            raise DamagedError(f"it has format {fields['format']}, and this edged knows format {_FORMAT}")
+        known = {target: _known(target, one) for target, one in fields["known"].items()}
+        return Memory(
+            Documents(known, tuple(fields["aborted"])),
+            None if fields["execution"] is None else _execution(fields["execution"]),
+            None if fields["former"] is None else Package(**fields["former"]),
+        )
+    except RefusedError as error:
+        raise DamagedError(f"a document in it is not one of this version: {error}") from None
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"it is not in its form: {error!r}") from None
+    except json.JSONDecodeError as error:
+        raise DamagedError(f"it is not JSON: {error.msg}") from None
+
+
+def _known_fields(known: Known) -> dict[str, Any]:
+    return {"document": dict(known.received.document), "percent": known.percent, "present": known.present}
+
+
+def _known(target: str, fields: dict[str, Any]) -> Known:
+    return Known(check_desired(fields["document"], target), fields["percent"], fields["present"])
+
+
+def _execution_fields(execution: Execution) -> dict[str, Any]:
+    return {
+        "target": execution.known.received.target,
+        "known": _known_fields(execution.known),
+        "state": execution.state.value,
+        "step": None if execution.step is None else execution.step.value,
+        "since": execution.since,
+        "seconds": execution.seconds,
+        "failures": execution.failures,
+        "loads": execution.loads,
+        "fault": None if execution.fault is None else asdict(execution.fault),
+        "before": None if execution.before is None else asdict(execution.before),
+        "candidate": execution.candidate,
+    }
+
+
+def _execution(fields: dict[str, Any]) -> Execution:
+    step, fault, before = fields["step"], fields["fault"], fields["before"]
+    return Execution(
+        _known(fields["target"], fields["known"]),
+        State(fields["state"]),
+        None if step is None else Step(step),
+        since=fields["since"],
+        seconds=fields["seconds"],
+        failures=fields["failures"],
+        loads=fields["loads"],
+        fault=None if fault is None else Fault(**fault),
+        before=None if before is None else Place(**before),
+        candidate=fields["candidate"],
+    )

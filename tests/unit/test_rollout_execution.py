@@ -1,0 +1,265 @@
+"""The states of a rollout on a device: what follows on what, and what outlives a restart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from rollout_rig import DIGEST, OTHER, known, now
+
+from edged.faults import Fault
+from edged.rollout.execution import MOST_FAILURES, MOST_LOADS, PACKAGE_PAUSE, Execution, Package, Place, State, Step
+from edged.rollout.memory import DamagedError, Memory, read_memory, write_memory
+from edged.rollout.precedence import Documents
+
+BAD = Fault("rollout_package_failed", "wrong answers", "make it anew")
+NEW = Package("phi3", DIGEST)
+PLACE = Place(".packages/aa/old")
+
+
+def begun(**fields: object) -> Execution:
+    return Execution(known(**fields)).advance(now())
+
+
+def loading() -> Execution:
+    return begun().pulled(".packages/bb/phi3", PLACE, now(60)).starting(now(61))
+
+
+def test_a_good_rollout_goes_from_queued_to_succeeded() -> None:
+    execution = begun()
+    assert (execution.state, execution.step, execution.pulls_now) == (State.IN_PROGRESS, Step.DOWNLOADING, True)
+    execution = loading()
+    assert (execution.state, execution.step, execution.before) == (State.IN_PROGRESS, Step.LOADING, PLACE)
+    done = execution.loaded(NEW, True, False, now(70))
+    assert (done.state, done.step, done.fault, done.since) == (State.SUCCEEDED, None, None, now(70).wall)
+    assert done.advance(now(1e6)) == done
+
+
+@pytest.mark.parametrize(
+    ("fields", "circumstances", "waiting_for"),
+    [
+        ({"percent": 0}, {"percent": 0.0}, "percent"),
+        ({"not_before": "2027-01-31T12:00:01Z"}, {}, "not_before"),
+        ({"not_before": "2027-01-31T11:00:00Z"}, {"synchronised": False}, "clock"),
+        ({"window": {"start": "11:00", "end": "12:00"}}, {}, "window"),
+        ({"window": {"start": "11:00", "end": "13:00"}}, {"synchronised": False}, "clock"),
+        ({"expires": "2027-01-01T00:00:00Z"}, {"synchronised": False}, "clock"),
+        ({"window": {"start": "11:00", "end": "13:00"}}, {}, None),
+        ({"expires": "2027-02-01T00:00:00Z", "not_before": "2027-01-31T11:00:00Z"}, {}, None),
+    ],
+)
+def test_it_begins_when_it_may(fields: dict[str, object], circumstances: dict[str, object], waiting_for: str) -> None:
+    execution = Execution(known(**fields)).advance(now(**circumstances))
+    assert execution.waiting_for == waiting_for
+    assert execution.state is (State.QUEUED if waiting_for else State.IN_PROGRESS)
+    assert execution.since == now().wall
+
+
+@pytest.mark.parametrize(
+    ("fields", "circumstances", "state", "code"),
+    [
+        ({}, {"path_set": True}, State.REJECTED, "rollout_model_path_set"),
+        ({"expires": "2027-01-31T12:00:00Z"}, {}, State.REJECTED, "desired_expired"),
+        ({}, {"aborted": True}, State.CANCELED, "rollout_aborted"),
+        ({}, {"serving": NEW}, State.SUCCEEDED, None),
+    ],
+)
+def test_it_ends_without_work(
+    fields: dict[str, object], circumstances: dict[str, object], state: State, code: str
+) -> None:
+    execution = Execution(known(**fields)).advance(now(**circumstances))
+    assert (execution.state, execution.step) == (state, None)
+    assert (execution.fault.code if execution.fault else None) == code
+
+
+def test_a_download_that_takes_too_long_times_out_with_its_last_fault() -> None:
+    execution = begun(timeout=100)
+    failed = execution.advance(now(50)).pull_failed(Fault("rollout_pull_failed", "no route"), now(50))
+    assert (failed.state, failed.waiting_for, failed.pulls_now) == (State.IN_PROGRESS, "retry", False)
+    again = failed.advance(now(60))
+    assert again.pulls_now
+    late = again.advance(now(100))
+    assert (late.state, late.step) == (State.TIMED_OUT, None)
+    assert late.fault is not None
+    assert late.fault.code == "rollout_timed_out"
+    assert "no route" in late.fault.message
+
+
+def test_the_time_of_a_download_counts_over_restarts_and_not_while_the_board_is_off() -> None:
+    halfway = replace(begun(timeout=100).advance(now(90)), counted_at=None)
+    after = halfway.advance(now(100_000))
+    assert (after.state, after.seconds) == (State.IN_PROGRESS, 90.0)
+    assert after.advance(now(100_010)).state is State.TIMED_OUT
+
+
+def test_a_package_that_comes_after_its_window_waits_for_the_next() -> None:
+    execution = begun(window={"start": "11:00", "end": "12:30"})
+    late = execution.pulled("x", PLACE, now(3600))
+    assert (late.state, late.step, late.waiting_for) == (State.QUEUED, None, "window")
+    assert late.advance(now(86400)).pulls_now  # which finds the package on the disk
+
+
+def test_a_package_that_fails_goes_back_three_times_and_is_rejected() -> None:
+    execution, at = begun(), 0.0
+    for failures in range(1, MOST_FAILURES + 1):
+        failed = execution.pulled("x", PLACE, now(at)).starting(now(at)).package_failed(BAD, now(at))
+        assert (failed.step, failed.switching, failed.before) == (Step.RETURNING, True, PLACE)
+        execution = failed.returned(now(at))
+        assert (execution.failures, execution.step, execution.fault) == (failures, None, BAD)
+        if failures < MOST_FAILURES:
+            assert execution.state is State.FAILED
+            assert execution.advance(now(at + PACKAGE_PAUSE - 1)) == execution
+            at += PACKAGE_PAUSE
+            execution = execution.advance(now(at))
+            assert execution.pulls_now
+    assert execution.state is State.REJECTED
+    assert execution.advance(now(1e7)) == execution
+
+
+def test_failures_of_the_network_are_none_of_the_package() -> None:
+    execution, at = begun(timeout=30 * 86400), 0.0
+    for _ in range(20):
+        execution = execution.pull_failed(Fault("rollout_pull_failed", "no route"), now(at))
+        at += 301
+        execution = execution.advance(now(at))
+    assert (execution.failures, execution.pulls_now) == (0, True)
+
+
+def test_a_package_that_ends_every_process_is_given_up() -> None:
+    execution = begun().pulled("x", PLACE, now())
+    for _ in range(MOST_LOADS):
+        execution = execution.starting(now())
+        assert execution.step is Step.LOADING
+    failed = execution.starting(now())
+    assert (failed.state, failed.step, failed.failures) == (State.FAILED, Step.RETURNING, 1)
+
+
+def test_a_package_without_known_answers_or_with_another_digest_fails() -> None:
+    unproved = loading().loaded(NEW, False, False, now())
+    other = loading().loaded(Package("phi3", OTHER), True, False, now())
+    assert [one.fault.code for one in (unproved, other) if one.fault] == [
+        "rollout_package_failed",
+        "rollout_digest_wrong",
+    ]
+    assert unproved.step is other.step is Step.RETURNING
+
+
+def test_an_abort_ends_a_download_at_once_and_a_load_once_it_is_over() -> None:
+    assert begun().advance(now(1, aborted=True)).state is State.CANCELED
+    execution = loading()
+    assert execution.advance(now(1, aborted=True)) == execution
+    canceled = execution.loaded(NEW, True, True, now())
+    assert (canceled.state, canceled.step) == (State.CANCELED, Step.RETURNING)
+    done = loading().loaded(NEW, True, False, now())
+    assert done.advance(now(1, aborted=True)) == done
+
+
+def test_another_document_begins_anew_and_a_larger_wave_does_not() -> None:
+    failed = begun().package_failed(BAD, now())
+    assert failed.follow(known(percent=7)).failures == 1
+    assert failed.follow(known(sequence=2)) == Execution(known(sequence=2))
+
+
+def test_a_refused_reload_is_no_failure_of_the_package() -> None:
+    refused = begun().pulled("x", PLACE, now()).reload_refused("mqtt.port = 0", now())
+    assert (refused.state, refused.step, refused.failures) == (State.FAILED, Step.RETURNING, 0)
+    assert refused.returned(now()).advance(now(PACKAGE_PAUSE)).pulls_now
+
+
+# What is kept
+
+
+def kept(memory: Memory, folder: Path) -> Memory:
+    write_memory(folder / "rollout.json", memory)
+    return read_memory(folder / "rollout.json")
+
+
+def test_what_is_remembered_is_read_as_it_was_written(tmp_path: Path) -> None:
+    documents = Documents().take(known("group/a", percent=5).received).withdraw("group/a")
+    execution = loading().package_failed(BAD, now())
+    memory = Memory(documents, execution, Package("old", None))
+    assert kept(memory, tmp_path) == replace(memory, execution=replace(execution, retry_at=None, counted_at=None))
+    assert read_memory(tmp_path / "none") == Memory()
+
+
+def test_a_damaged_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rollout.json"
+    write_memory(path, Memory(execution=loading()))
+    text = path.read_text()
+    for damaged in (text.replace("IN_PROGRESS", "SUCCEEDED"), text[:-20], "", "[]", "{}", "\0", "[" * 100_000):
+        path.write_text(damaged)
+        with pytest.raises(DamagedError):
+            read_memory(path)
+
+
+class AnyLife(RuleBasedStateMachine):
+    """Whatever happens in whatever order, with kills in between: the board serves a proved package in the end."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.at = 0.0
+        self.execution = Execution(known(timeout=1000))
+        self.selected = PLACE.path
+        """What the link of the store names."""
+
+    @rule(seconds=st.sampled_from([1.0, 60.0, PACKAGE_PAUSE]), aborted=st.booleans())
+    def time_passes(self, seconds: float, aborted: bool) -> None:
+        self.at += seconds
+        self.execution = self.execution.advance(now(self.at, aborted=aborted))
+
+    @rule(fails=st.sampled_from([None, "network", "package"]))
+    def pull_ends(self, fails: str | None) -> None:
+        if not self.execution.pulls_now:
+            return
+        if fails == "network":
+            self.execution = self.execution.pull_failed(BAD, now(self.at))
+        elif fails == "package":
+            self.execution = self.execution.package_failed(BAD, now(self.at))
+        else:
+            self.execution = self.execution.pulled("new", PLACE, now(self.at))
+            self.selected = "new"
+
+    @rule()
+    def killed(self) -> None:
+        """The process starts anew, with what the file has, and puts the links as the step wants them."""
+        self.execution = replace(self.execution, retry_at=None, counted_at=None, pulls=0).starting(now(self.at))
+        if self.execution.step is Step.LOADING:
+            self.selected = self.execution.candidate
+        if self.execution.step is Step.RETURNING:
+            assert self.execution.before is not None
+            self.selected = self.execution.before.path
+            self.execution = self.execution.returned(now(self.at))
+
+    @rule(right=st.booleans(), aborted=st.booleans())
+    def load_ends(self, right: bool, aborted: bool) -> None:
+        if self.execution.step is not Step.LOADING:
+            return
+        if right:
+            self.execution = self.execution.loaded(NEW, True, aborted, now(self.at))
+        else:
+            self.execution = self.execution.package_failed(BAD, now(self.at))
+
+    @rule(sequence=st.integers(1, 3))
+    def another_document(self, sequence: int) -> None:
+        if not self.execution.switching:
+            self.execution = self.execution.follow(known(sequence=sequence, timeout=1000))
+
+    @invariant()
+    def what_is_selected_is_proved_or_can_be_left(self) -> None:
+        execution = self.execution
+        if execution.switching:
+            assert execution.before == PLACE
+        elif execution.state is not State.SUCCEEDED and execution.candidate is not None:
+            assert self.selected == PLACE.path
+        assert execution.failures <= MOST_FAILURES
+        assert execution.loads <= MOST_LOADS
+        assert (execution.step is Step.DOWNLOADING) <= (execution.state is State.IN_PROGRESS)
+        assert (execution.step is Step.RETURNING) <= (execution.fault is not None)
+
+
+AnyLife.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
+TestAnyLife = AnyLife.TestCase
