@@ -29,8 +29,10 @@ COMMANDS = {
     "forget": "forget",
     "config": "config",
     "model": "model",
+    "fleet": "fleet",
 }
-"""Each command and the module in edged.cli that has it: a function of that name, or for `model` the group `app`."""
+"""Each command and the module in edged.cli that has it: a function of that name, or the group `app`."""
+GROUPS = ("model", "fleet")
 
 
 def command_line(arguments: Sequence[str]) -> typer.Typer:
@@ -46,7 +48,7 @@ def command_line(arguments: Sequence[str]) -> typer.Typer:
     called = arguments[0] if arguments else ""
     for name in [called] if called in COMMANDS else COMMANDS:
         module = import_module(f"edged.cli.{COMMANDS[name]}")
-        if name == "model":
+        if name in GROUPS:
             app.add_typer(module.app)
         else:
             app.command(name)(getattr(module, name))

@@ -20,6 +20,7 @@ from edged.settings.fields import (
     numbers_are_not_flags,
     split_list,
 )
+from edged.settings.fleet import FleetSettings
 from edged.settings.mqtt import MqttSettings
 
 ENV_PREFIX, ENV_NEST = "EDGED_", "__"
@@ -306,6 +307,7 @@ class Settings(BaseSettings):
     jobs: JobsSettings = JobsSettings()
     http: HttpSettings = HttpSettings()
     power: PowerSettings = PowerSettings()
+    fleet: FleetSettings = FleetSettings()
     log: LogSettings = LogSettings()
 
     check_flags = field_validator("*", mode="before")(classmethod(numbers_are_not_flags))
