@@ -14,7 +14,7 @@ import structlog
 
 from edged import energy_day
 from edged.announcer import Announcer
-from edged.daemon import Daemon, Inbox, Parts
+from edged.daemon import Daemon, Inbox, Parts, Reload
 from edged.energy_day import EnergyDay
 from edged.engine import runtime
 from edged.engine.engine import Engine
@@ -55,6 +55,9 @@ from edged.report.metrics import Metrics
 from edged.report.overview import Overview
 from edged.report.routes import daemon_routes
 from edged.report.supervisor import Supervisor
+from edged.rollout.puller import Puller
+from edged.rollout.resume import resume
+from edged.rollout.rollout import Rollout
 from edged.settings import Settings
 from edged.startup import StartError, address_refused, check_settings, lock_state_dir, state_dir_refused
 from edged.status import LatestStatus
@@ -82,6 +85,7 @@ def build(
         undo.callback(os.close, lock)
         spool, ledger = _open_state(settings, clock, supervisor)
         undo.callback(spool.close)
+        memory = resume(settings, clock, device)  # before the package is chosen
         latest = LatestStatus()
         energy = _energy(settings, lambda: sampler.wake(), lambda: engine.status.loading_since is not None)
         sampler = _sampler(board, settings, energy)
@@ -135,8 +139,12 @@ def build(
         pinned=settings.cache.pinned,
         energy=energy,
     )
+    puller = Puller(settings.state_dir, inbox.put)
+    rollout = Rollout(
+        settings, memory, link.topics, link, jobs.outbox, clock, puller, reload=lambda: inbox.put(Reload())
+    )
     observer = Observer(
-        Observed(engine, scrubber, preparer, jobs, link, http, energy, speed, governor),
+        Observed(engine, scrubber, preparer, jobs, link, http, energy, speed, governor, rollout),
         settings,
         clock,
         device=device,
@@ -168,6 +176,7 @@ def build(
             http=http,
             history=history,
             observer=observer,
+            rollout=rollout,
             announcer=Announcer(link, jobs.outbox, supervisor, settings, board, lambda: sampler.readings, device),
         )
     )

@@ -35,6 +35,7 @@ from edged.machine.sensors.sampler import Sampler
 from edged.membership import Groups
 from edged.mqtt.events import (
     CancelReceived,
+    DesiredReceived,
     DeviceIdFree,
     DeviceIdTaken,
     Event,
@@ -53,6 +54,8 @@ from edged.report.history import History
 from edged.report.http import HttpServer
 from edged.report.metrics import Metrics
 from edged.report.supervisor import Supervisor
+from edged.rollout.puller import PullEnded, PullEvent, PullProgress
+from edged.rollout.rollout import Rollout
 from edged.settings import Settings, SettingsError, address
 from edged.startup import StartError, check_settings
 from edged.status import LatestStatus, Status
@@ -79,7 +82,7 @@ class Reload:
     """Drain and end, to run anew with the settings as they are then."""
 
 
-InboxEvent: TypeAlias = Event | EngineEvent | Prepared | Stop | Reload
+InboxEvent: TypeAlias = Event | EngineEvent | Prepared | PullEvent | Stop | Reload
 Inbox: TypeAlias = "queue.SimpleQueue[InboxEvent]"
 
 
@@ -112,6 +115,7 @@ class Parts:
     history: History
     observer: Observer
     announcer: Announcer
+    rollout: Rollout
 
 
 class Daemon:
@@ -169,7 +173,8 @@ class Daemon:
         next_heartbeat, longest = time.monotonic(), min(IDLE_SECONDS, self._supervisor.interval)
         while not self._stops:
             until_heartbeat = max(0.05, next_heartbeat - time.monotonic())
-            self.turn(min(TICK_SECONDS if self._jobs.busy else until_heartbeat, longest))
+            busy = self._jobs.busy or self._parts.rollout.busy
+            self.turn(min(TICK_SECONDS if busy else until_heartbeat, longest))
             if (now := time.monotonic()) >= next_heartbeat:
                 next_heartbeat = max(next_heartbeat + settings.heartbeat_seconds, now)  # one late delays no other
                 self._announcer.heartbeat(self.status)
@@ -211,6 +216,7 @@ class Daemon:
                 self._govern()
                 self._take_snapshot()
                 self._parts.groups.update(self.status)
+                self._parts.rollout.update(self.status)
                 self._announcer.publish_changes(self.status)
                 self._jobs.tick()
                 logs.tell_held()
@@ -253,6 +259,12 @@ class Daemon:
             self._parts.groups.ponged(event)
         elif isinstance(event, (DeviceIdTaken, DeviceIdFree)):
             self._observer.device_id_changed(event)
+        elif isinstance(event, DesiredReceived):
+            self._parts.rollout.desired_received(event)
+            self._ticked_at = float("-inf")
+        elif isinstance(event, (PullProgress, PullEnded)):
+            self._parts.rollout.pull_event(event)
+            self._ticked_at = float("-inf")
         elif isinstance(event, StatusOutdated):
             self._announcer.publish_again()
         else:
@@ -274,6 +286,7 @@ class Daemon:
             check_settings(self._parts.load_settings(), self._parts.board, running=self._settings)
         except (SettingsError, StartError) as error:
             log.error("reload_refused", reason=str(error), hint="edged goes on with the settings it has")
+            self._parts.rollout.reload_refused(str(error))
             return
         log.info("reloading")
         self._supervisor.reloading()
@@ -289,6 +302,7 @@ class Daemon:
             if event.which == "control":
                 self._jobs.outbox.connected(event)
                 self._announcer.publish_again()
+                self._parts.rollout.publish_again()
         elif event.which == "control":
             self._jobs.outbox.disconnected(event)
         else:
@@ -303,6 +317,7 @@ class Daemon:
         else:
             self._parts.scrubber.rest()
         self._parts.groups.update(self._take_snapshot())
+        self._parts.rollout.update(self.status)
         self._announcer.publish_changes(self.status)
 
     def _recover_spool(self, damage: str) -> None:
@@ -332,6 +347,7 @@ class Daemon:
         if not self._reloading:
             self._supervisor.stopping()
         log.info("draining", running=self.status.running, queued=self.status.queued)
+        parts.rollout.stop()
         self._link.close_jobs()
         self._jobs.drain()
         self._take_snapshot()

@@ -30,6 +30,7 @@ from edged.mqtt.events import ConnectionName, DeviceIdFree, DeviceIdTaken, LinkD
 from edged.mqtt.link import Link
 from edged.mqtt.link_types import LinkStatus
 from edged.report.http import HttpServer
+from edged.rollout.rollout import Rollout
 from edged.settings import Settings
 from edged.status import DaemonState, ModelFacts, ModelStatus, PrefixStatus, Status
 
@@ -49,6 +50,7 @@ class Observed:
     energy: EnergyLedger
     speed: OwnSpeed
     governor: Governor
+    rollout: Rollout
 
 
 class Observer:
@@ -166,6 +168,7 @@ class Observer:
                 *jobs.warnings,
                 *_left_groups(link),
                 *limited(governor),
+                *parts.rollout.warnings,
             ),
             model=self._model,
             onnxruntime=self._onnxruntime,
@@ -196,6 +199,7 @@ class Observer:
             slowdown=parts.speed.ratio,
             energy=parts.energy.status(),
             governor=governor,
+            rollout=parts.rollout.state,
             certificates=self._certificates.ends(),
         )
 

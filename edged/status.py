@@ -197,6 +197,8 @@ class Status:
     """Time of the last ten minutes' decoding steps by that of the best such ones on this board; None: too few steps."""
     energy: EnergyStatus = EnergyStatus()
     governor: GovernorStatus = GovernorStatus()
+    rollout: str | None = None
+    """State of the rollout that the device follows; None without one."""
     certificates: Mapping[str, float] = field(default_factory=dict)
     """When they end, in seconds since the epoch, by `mqtt` and `http`."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import edged
 from edged.jobs.document import EXAMPLE, Code, Job, State
+from edged.rollout.desired import Desired
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docs" / "asyncapi.json"
@@ -64,7 +65,8 @@ def asyncapi() -> dict[str, Any]:
                     "bindings": {"mqtt": {"qos": int(quality[0]), "retain": "retained" in quality}},
                 }
     job = Job.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas = {**job.pop("$defs"), "Job": job, **documents(contract)}
+    desired = Desired.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas = {**job.pop("$defs"), **desired.pop("$defs"), "Job": job, "Desired": desired, **documents(contract)}
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -83,7 +85,7 @@ def asyncapi() -> dict[str, Any]:
                 name: {"name": name, "payload": {"$ref": f"#/components/schemas/{schema}"}, **examples(name)}
                 for name, schema in {
                     **{name: name.capitalize() for name in ("job", "cancel", "event", "result", "piece", "ping")},
-                    **{name: name.capitalize() for name in ("status", "info", "health")},
+                    **{name: name.capitalize() for name in ("status", "info", "health", "desired", "reported")},
                 }.items()
             },
         },
@@ -131,6 +133,7 @@ def documents(contract: str) -> dict[str, Any]:
                 "time": TIME,
             },
         },
+        "Reported": {"type": "object", "required": ["device", "state"], "properties": {"device": id_, "time": TIME}},
         "Info": {"type": "object", "required": ["device"], "properties": {"device": id_}},
         "Health": {"type": "object", "required": ["device", "time"], "properties": {"device": id_, "time": TIME}},
     }

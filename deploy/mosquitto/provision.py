@@ -11,6 +11,7 @@ command again.
     provision.py sender gateway                  who sends jobs and reads answers
     provision.py observer dashboard              who reads everything and writes nothing
     provision.py exporter prometheus             `edged export`: who reads how devices are, and no job and no answer
+    provision.py conductor rollouts              who says which model devices are to serve, and reads how far they are
     provision.py home-assistant house            Home Assistant: reads everything, sends jobs; devices that shall show
                                                  themselves there are made with --home-assistant
     provision.py upgrade                         brings the rights that an older version made to those of this one
@@ -37,7 +38,7 @@ CERTIFICATES, PASSWORDS = 8883, 8884
 """The ports of edged.conf."""
 CONTROL = "$CONTROL/dynamic-security/v1"
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-KINDS = ("device", "sender", "observer", "home-assistant", "exporter")
+KINDS = ("device", "sender", "observer", "home-assistant", "exporter", "conductor")
 DISCOVERY = "homeassistant"
 """Home Assistant's discovery prefix, as it is by default."""
 ADMIN = "admin"
@@ -67,9 +68,10 @@ def rights(
     """
     if kind == "device":
         own = f"{root}/device/{name}"
-        heard = [f"{own}/{channel}" for channel in ("job", "cancel", "status", "health")]
-        said = [f"{own}/{channel}" for channel in ("event/+", "result/+", "stream/+", "status", "info", "health")]
-        cancels = [f"{root}/group/{group}/cancel" for group in groups]
+        heard = [f"{own}/{channel}" for channel in ("job", "cancel", "status", "health", "desired")]
+        channels = ("event/+", "result/+", "stream/+", "status", "info", "health", "reported")
+        said = [f"{own}/{channel}" for channel in channels]
+        told = [f"{root}/group/{group}/{channel}" for group in groups for channel in ("cancel", "desired")]
         words = [f"{root}/group/{group}/{word}" for group in groups for word in ("ping", "pong")]
         jobs = [f"{root}/group/{group}/job" for group in groups]
         of_models = [f"{root}/group/{group}/model/+/job" for group in groups]
@@ -82,8 +84,8 @@ def rights(
         check = [f"{own}/check"] if groups else []  # on which the device tries whether shares are delivered
         return {
             "send": [*said, *check, *words, f"{root}/reply/#", *([discovery_topic(root, name)] if shown else [])],
-            "receive": [*heard, *jobs, *of_models, *cancels, *check, *words],
-            "literal": [*heard, *shared, *cancels, *check, *words, *(f"$share/{name}/{topic}" for topic in check)],
+            "receive": [*heard, *jobs, *of_models, *told, *check, *words],
+            "literal": [*heard, *shared, *told, *check, *words, *(f"$share/{name}/{topic}" for topic in check)],
             "pattern": shared_of_models,
         }
     if kind == "sender":
@@ -99,6 +101,10 @@ def rights(
         return {"send": [*jobs["send"], birth], "receive": seen, "literal": [], "pattern": seen}
     if kind == "observer":
         return {"send": [], "receive": [f"{root}/#"], "literal": [], "pattern": [f"{root}/#"]}
+    if kind == "conductor":
+        targets = [f"{root}/{whom}/+/desired" for whom in ("device", "group")]
+        heard = [*targets, *(f"{root}/device/+/{channel}" for channel in ("reported", "status", "info", "health"))]
+        return {"send": targets, "receive": heard, "literal": [], "pattern": heard}
     if kind == "exporter":
         heard = [f"{root}/device/+/{channel}" for channel in ("status", "info", "health")]
         return {"send": [], "receive": heard, "literal": [], "pattern": heard}
@@ -403,6 +409,9 @@ def instructions(fleet: Fleet, kind: str, own: Path, password: bool) -> str:
         use = f"mosquitto_sub -V 5 -v -h {fleet.host} --cafile ca.pem {who} -t '{fleet.root}/#'"
     if kind == "exporter":
         use = "edged export --config edged.toml"
+    if kind == "conductor":
+        who = f"-p {PASSWORDS} -u {own.name}" if password else f"-p {CERTIFICATES} --cert {kind}.pem --key {kind}.key"
+        use = f"mosquitto_pub -V 5 -q 1 -r -h {fleet.host} --cafile ca.pem {who} -t {fleet.root}/… -f signed.json"
     return f"{valid}Give {own}/ to its owner{more}. There, in that folder: `{use}`"
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from edged.engine.integrity import find_damage
 from edged.engine.known_answers import Verified
 from edged.engine.loaded_model import load_model
-from edged.engine.manifest import FILE, manifest_of, read_manifest, write_manifest
+from edged.engine.manifest import FILE, Manifest, manifest_of, read_manifest, write_manifest
 from edged.engine.opening import int8_fault
 from edged.engine.package import PackageError
 from edged.engine.package_memory import LOADED_RATIO, RUNTIME_BYTES, TooLargeError, plan_package
 from edged.machine.board import Board
 from edged.machine.memory import Available, available, size
 from edged.machine.storage import SPARE_BYTES
-from edged.models.fetch import Progress, fetch
+from edged.models.fetch import Fetched, Progress, fetch
 from edged.models.listing import Listing, content_id
 from edged.models.mend import Mended, mend_package
 from edged.models.store import Origin, Store, kept_manifests, write_origin
@@ -29,6 +29,10 @@ _LEAST_CONTEXT = 16
 
 class PullError(Exception):
     """The package was not installed; the message is one line with the reason."""
+
+
+class OtherContentError(PullError):
+    """The source has another content than is wanted."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,8 @@ def _pull(listing: Listing, name: str, settings: Settings, board: Board, store: 
         mended = mend_package(listing, old.folder, staging, progress)
         shutil.rmtree(staging, ignore_errors=True)
         return Pulled(old.folder, origin, mended.bytes, None, unchanged=True, mended=mended)
-    present = _bytes_present(listing, staging)
-    _check_disk(listing, present, store)
-    _check_memory(listing, settings)
-    staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files = {file.path: fetch(file, staging / file.path, progress) for file in listing.files}
-    _remove_others(staging, set(files))
-    write_manifest(staging, manifest_of({path: file.entry for path, file in files.items()}))
-    content, fetched = content_id({path: file.digest for path, file in files.items()}), listing.bytes - present
+    files, _, fetched = _fetch_files(listing, settings, store, staging, progress)
+    content = content_id({path: file.digest for path, file in files.items()})
     if old is not None and origin is not None and origin.content == content and _is_whole(old.folder):
         shutil.rmtree(staging)  # the source had no digests
         return Pulled(old.folder, origin, fetched, None, unchanged=True)
@@ -93,6 +91,61 @@ def _pull(listing: Listing, name: str, settings: Settings, board: Board, store: 
     now = _now()
     origin = Origin(source=listing.source, content=content, pulled_at=now, verified_at=now if verified else None)
     return Pulled(store.install(name, origin), origin, fetched, verified, remark)
+
+
+def pull_version(
+    listing: Listing, name: str, identity: str, settings: Settings, store: Store, progress: Progress
+) -> Path:
+    """Fetch a package beside those that are there: complete, under no name yet, and not loaded. Returns its folder.
+
+    `identity`: of the manifest that it must have. One that is there already is taken. Raises OtherContentError where
+    the source has another content, else as pull_package().
+    """
+    with store.pulling():
+        try:
+            store.check_free(name)
+            for version in store.versions(name):
+                if _identity(version) == identity:
+                    return version
+            known = all(file.digest is not None and file.digest.kind == "sha256" for file in listing.files)
+            if known and not identity.startswith(str(listing.content)):  # both hash the same lines
+                raise _other_content(listing.source, f"{listing.content}…", identity)
+            staging = store.staging(name)
+            files, manifest, _ = _fetch_files(listing, settings, store, staging, progress)
+            if manifest.identity != identity:
+                shutil.rmtree(staging)
+                raise _other_content(listing.source, manifest.identity, identity)
+            content = content_id({path: file.digest for path, file in files.items()})
+            return store.place(name, Origin(source=listing.source, content=content, pulled_at=_now()))
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise PullError(f"{where}{(error.strerror or str(error)).lower()}") from None
+
+
+def _other_content(source: str, found: str, wanted: str) -> OtherContentError:
+    return OtherContentError(f"{source} has the digest {found}, and {wanted} is wanted")
+
+
+def _identity(folder: Path) -> str | None:
+    try:
+        return read_manifest(folder / FILE).identity
+    except (PackageError, OSError):
+        return None
+
+
+def _fetch_files(
+    listing: Listing, settings: Settings, store: Store, staging: Path, progress: Progress
+) -> tuple[dict[str, Fetched], Manifest, int]:
+    """Fetch all files to `staging` and write their manifest there. Returns both, and the bytes transferred now."""
+    present = _bytes_present(listing, staging)
+    _check_disk(listing, present, store)
+    _check_memory(listing, settings)
+    staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files = {file.path: fetch(file, staging / file.path, progress) for file in listing.files}
+    _remove_others(staging, set(files))
+    manifest = manifest_of({path: file.entry for path, file in files.items()})
+    write_manifest(staging, manifest)
+    return files, manifest, listing.bytes - present
 
 
 def _is_whole(folder: Path) -> bool:

@@ -2,6 +2,8 @@
 
     models/NAME     -> .packages/<content>/NAME   installed by pull (a plain folder if a person copied it)
     models/current  -> NAME                       selected by `edged model use`
+    models/current  -> .packages/<content>/NAME   on trial by a rollout
+    models/.before  -> what was selected before the trial, or `-`: nothing was
     models/.pulls/NAME                            an unfinished pull
 
 A new version is a complete folder before its link is replaced atomically; the old version is removed afterwards.
@@ -33,6 +35,7 @@ DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
 DEMO_NAME = "edged-demo"
 ORIGIN = "origin.json"
 _CURRENT = "current"
+_BEFORE, _NOTHING = ".before", "-"
 _MOST_ORIGIN_BYTES = 1 << 16
 
 
@@ -121,9 +124,9 @@ class Store:
 
     @property
     def current(self) -> str | None:
-        """The name that `edged model use` selected."""
+        """The name that is selected."""
         try:
-            return os.readlink(self.folder / _CURRENT)
+            return Path(os.readlink(self.folder / _CURRENT)).name
         except OSError:
             return None
 
@@ -168,20 +171,106 @@ class Store:
 
     def install(self, name: str, origin: Origin) -> Path:
         """Install the staged files under their name, atomically, and remove the version before."""
+        new = self.place(name, origin)
+        with _locked(self.folder / ".lock"):
+            self._name(name, new)
+        return self.folder / name
+
+    def place(self, name: str, origin: Origin) -> Path:
+        """Move the staged files to their place, beside the version that has the name. Returns the folder."""
         staging, new = self.staging(name), self._packages / origin.content / name
         write_origin(staging, origin)
         for place in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
             sync_folder(place)
         with _locked(self.folder / ".lock"):
             self.check_free(name)
+            if os.path.lexists(self.folder / _BEFORE) and new.resolve() == (self.folder / _CURRENT).resolve():
+                raise StoreError(f"{name} with this content is on trial by a rollout: wait until that has ended")
             shutil.rmtree(new, ignore_errors=True)  # of a pull that was killed here
             new.parent.mkdir(parents=True, exist_ok=True)
             staging.rename(new)
             sync_folder(new.parent)
             sync_folder(self._packages)
-            self._replace_link(self.folder / name, new.relative_to(self.folder))
-            self._drop_versions(name, but=new)
-        return self.folder / name
+        return new
+
+    def versions(self, name: str) -> list[Path]:
+        """The folders of all versions of a package that pulls have put in place."""
+        return sorted(self._packages.glob(f"*/{name}"))
+
+    # A package on trial
+
+    def try_out(self, version: str) -> None:
+        """Serve a version (its path below the store) from the next load on, and keep what is selected now.
+
+        A second call changes nothing. Raises StoreError.
+        """
+        current, before = self.folder / _CURRENT, self.folder / _BEFORE
+        try:
+            with _locked(self.folder / ".lock"):
+                if current.resolve() == (self.folder / version).resolve():
+                    return
+                kept = Path(_NOTHING)
+                if os.path.lexists(current):
+                    kept = current.resolve().relative_to(self.folder.resolve())
+                self._replace_link(before, kept)
+                self._replace_link(current, Path(version))
+        except OSError as error:
+            raise _cannot("write", self.folder, error) from None
+
+    def go_back(self) -> None:
+        """End a trial, if there is one: serve what was selected before, from the next load on. Raises StoreError."""
+        current, before = self.folder / _CURRENT, self.folder / _BEFORE
+        if not os.path.lexists(before):
+            return
+        try:
+            with _locked(self.folder / ".lock"):
+                kept = Path(os.readlink(before))
+                if kept == Path(_NOTHING):
+                    current.unlink(missing_ok=True)
+                    sync_folder(self.folder)
+                else:
+                    # By its name, unless a pull has given that to another version meanwhile.
+                    named = (self.folder / kept.name).resolve() == (self.folder / kept).resolve()
+                    self._replace_link(current, Path(kept.name) if named else kept)
+                self._end_trial()
+        except OSError as error:
+            raise _cannot("write", self.folder, error) from None
+
+    def adopt(self, version: str) -> None:
+        """End a trial: the version gets its name and stays selected; the one before is removed. Raises StoreError."""
+        new = self.folder / version
+        try:
+            with _locked(self.folder / ".lock"):
+                self.check_free(new.name)
+                self._replace_link(self.folder / new.name, Path(version))
+                self._replace_link(self.folder / _CURRENT, Path(new.name))
+                self._end_trial()
+                self._drop_versions(new.name, but=new)
+        except OSError as error:
+            raise _cannot("write", self.folder, error) from None
+
+    def drop(self, version: str) -> None:
+        """Remove a version that is neither selected nor named. Raises StoreError."""
+        folder = self.folder / version
+        try:
+            with _locked(self.folder / ".lock"):
+                if folder.resolve() not in {(self.folder / folder.name).resolve(), *self._in_use()}:
+                    shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            raise _cannot("write", self.folder, error) from None
+
+    def _end_trial(self) -> None:
+        (self.folder / _BEFORE).unlink(missing_ok=True)
+        sync_folder(self.folder)
+
+    def _in_use(self) -> tuple[Path, ...]:
+        """Folders of the selected package and of the one that a trial goes back to."""
+        return tuple((self.folder / link).resolve() for link in (_CURRENT, _BEFORE))
+
+    def _name(self, name: str, version: Path) -> None:
+        self.check_free(name)
+        self._replace_link(self.folder / name, version.relative_to(self.folder))
+        self._drop_versions(name, but=version)
 
     def check_free(self, name: str) -> None:
         """Raises StoreError if a folder of this name was not installed by a pull."""
@@ -254,8 +343,8 @@ class Store:
         sync_folder(self.folder)
 
     def _drop_versions(self, name: str, but: Path | None = None) -> None:
-        for version in self._packages.glob(f"*/{name}"):
-            if version != but:
+        for version in self.versions(name):
+            if version != but and version.resolve() not in self._in_use():
                 shutil.rmtree(version)
                 with suppress(OSError):  # not empty: another name has the same content
                     version.parent.rmdir()

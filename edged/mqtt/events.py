@@ -82,6 +82,14 @@ class CancelReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class DesiredReceived:
+    """A desired document, or its removal; to be acknowledged. `group` None: for this device alone."""
+
+    message: ReceivedMessage
+    group: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class GroupPing:
     """Another device of the group asks whether somebody serves. `nonce` is to be repeated in the answer."""
 
@@ -185,6 +193,7 @@ class StatusOutdated:
 Event: TypeAlias = (
     JobReceived
     | CancelReceived
+    | DesiredReceived
     | GroupPing
     | GroupPong
     | LinkUp

@@ -14,6 +14,7 @@ from edged.mqtt.connection_faults import SESSION_TAKEN_OVER
 from edged.mqtt.events import (
     CancelReceived,
     ConnectionName,
+    DesiredReceived,
     DeviceIdFree,
     DeviceIdTaken,
     Event,
@@ -286,6 +287,9 @@ class Link:
                 self._deliver(told)
         else:
             self._groups.leave_if_former(message, channel)
+            if channel.kind == "desired":
+                self._deliver(DesiredReceived(message, channel.group))
+                return
             self._deliver(JobReceived(message) if channel.kind == "job" else CancelReceived(message))
 
     def _is_own(self, status: InstanceStatus | None) -> bool:

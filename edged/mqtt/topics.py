@@ -30,8 +30,8 @@ def family(topic: str) -> str:
     return head if head.endswith("/stream") else topic
 
 
-Kind: TypeAlias = Literal["job", "cancel", "status", "ping", "pong"]
-_GROUP_KINDS: dict[str, Kind] = {"cancel": "cancel", "ping": "ping", "pong": "pong"}
+Kind: TypeAlias = Literal["job", "cancel", "status", "desired", "ping", "pong"]
+_GROUP_KINDS: dict[str, Kind] = {"cancel": "cancel", "desired": "desired", "ping": "ping", "pong": "pong"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,16 @@ class Topics:
         return self._own("health")
 
     @property
+    def desired(self) -> str:
+        """What the device is told to serve (rollout/)."""
+        return self._own("desired")
+
+    @property
+    def reported(self) -> str:
+        """How far the device is with that."""
+        return self._own("reported")
+
+    @property
     def check(self) -> str:
         """Carries nothing but the trial of shared subscriptions (group_check.py)."""
         return self._own("check")
@@ -111,6 +121,10 @@ class Topics:
         """Not shared: a cancel goes to every device, since any of them may have the job."""
         return f"{self.root}/group/{group}/cancel"
 
+    def group_desired(self, group: str) -> str:
+        """What all devices of the group are told to serve."""
+        return f"{self.root}/group/{group}/desired"
+
     def group_ping(self, group: str) -> str:
         """A device that cannot serve asks here whether another one of the group does."""
         return f"{self.root}/group/{group}/ping"
@@ -125,7 +139,7 @@ class Topics:
 
     def channel(self, topic: str) -> Channel | None:
         """What arrives on `topic`; None for an unknown topic."""
-        own: dict[str, Kind] = {self.job: "job", self.cancel: "cancel", self.status: "status"}
+        own: dict[str, Kind] = {self.job: "job", self.cancel: "cancel", self.status: "status", self.desired: "desired"}
         if (kind := own.get(topic)) is not None:
             return Channel(kind, topic)
         prefix = f"{self.root}/group/"

@@ -112,6 +112,13 @@ TABLE: tuple[Row, ...] = (
         (),
         lambda s: _one(not s.status.ready_faults(s.now)),
     ),
+    Row(
+        "edged_rollout_state",
+        "gauge",
+        "1 for the state of the rollout that the device follows; nothing without one",
+        ("state",),
+        lambda s: {} if s.status.rollout is None else {(s.status.rollout,): 1.0},
+    ),
     Row("edged_jobs_queued", "gauge", "Jobs on board that wait for a row", (), lambda s: _one(s.status.queued)),
     Row("edged_jobs_running", "gauge", "Jobs that have a row", (), lambda s: _one(s.status.running)),
     Row("edged_job_duration_seconds", "histogram", "From receipt to result", buckets=JOB_SECONDS),

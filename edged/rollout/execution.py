@@ -53,13 +53,6 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a package lies, below the store's folder; `path` None: nothing was selected, the demo model served."""
-
-    path: str | None
-
-
-@dataclass(frozen=True)
 class Now:
     """What a decision needs to know. `wall`: seconds since the epoch, `monotonic`: CLOCK_MONOTONIC seconds."""
 
@@ -92,10 +85,8 @@ class Execution:
     failures: int = 0
     loads: int = 0
     fault: Fault | None = None
-    before: Place | None = None
-    """What was selected before the switch; there from the switch on."""
     candidate: str | None = None
-    """Where the new package lies, below the store's folder."""
+    """Where the new package lies, below the store's folder; there from the switch on, until nothing is left to do."""
     pulls: int = 0
     """Pulls that failed in a row; not kept over a restart."""
     retry_at: float | None = None
@@ -150,9 +141,7 @@ class Execution:
         if now.aborted:
             return self._enter(State.CANCELED, now, _aborted(desired.rollout))
         if now.path_set:
-            hint = "remove model.path from the device's settings: a rollout selects the package itself"
-            fault = Fault("rollout_model_path_set", "the setting model.path names the package", hint)
-            return self._enter(State.REJECTED, now, fault)
+            return self._enter(State.REJECTED, now, _path_set())
         expires = desired.expires_time
         if expires is not None and now.synchronised and now.wall >= expires:
             hint = "publish it anew with a higher sequence and a later time"
@@ -199,15 +188,17 @@ class Execution:
         pause = PULL_PAUSES[min(self.pulls, len(PULL_PAUSES) - 1)]
         return replace(self, pulls=self.pulls + 1, fault=fault, waiting_for="retry", retry_at=now.monotonic + pause)
 
-    def pulled(self, candidate: str, before: Place, now: Now) -> Execution:
+    def pulled(self, candidate: str, now: Now) -> Execution:
         """The package is on the disk, complete and with the right digest: switch, or wait for the window."""
         if self._waits(now) is not None:
             return self._enter(State.QUEUED, now).advance(now)
         loading = self._enter(State.IN_PROGRESS, now, step=Step.LOADING)
-        return replace(loading, candidate=candidate, before=before, loads=0)
+        return replace(loading, candidate=candidate, loads=0)
 
     def starting(self, now: Now) -> Execution:
         """A process starts: count the loads, so that a package that ends every process does not do so for ever."""
+        if self.state is State.FAILED:  # the pause begins anew: a restart is part of each failure
+            return replace(self, retry_at=now.monotonic + PACKAGE_PAUSE)
         if self.step is not Step.LOADING:
             return self
         if self.loads >= MOST_LOADS:
@@ -235,20 +226,27 @@ class Execution:
         failed = self._enter(state, now, fault, Step.RETURNING if self.step is Step.LOADING else None)
         return replace(failed, failures=failures, retry_at=now.monotonic + PACKAGE_PAUSE)
 
-    def reload_refused(self, reason: str, now: Now) -> Execution:
+    def switch_failed(self, fault: Fault, now: Now) -> Execution:
         """The switch cannot be done now, and the package is not at fault: go back, and try again later."""
-        hint = "correct the settings file: edged takes no new model while it is wrong"
-        fault = Fault("rollout_reload_refused", f"the settings file is wrong: {reason}", hint)
         return replace(self._enter(State.FAILED, now, fault, Step.RETURNING), retry_at=now.monotonic + PACKAGE_PAUSE)
+
+    def path_was_set(self, now: Now) -> Execution:
+        """Somebody set model.path while it was switching: go back, which counts once that is removed."""
+        return self._enter(State.REJECTED, now, _path_set(), Step.RETURNING) if self.step is Step.LOADING else self
 
     def returned(self, now: Now) -> Execution:
         """The package before is selected again."""
         pause = now.monotonic + PACKAGE_PAUSE if self.state is State.FAILED else None
-        return replace(self, step=None, before=None, candidate=None, loads=0, retry_at=pause)
+        return replace(self, step=None, candidate=None, loads=0, retry_at=pause)
 
     def adopted(self) -> Execution:
         """The new package has its name, and the one before is removed."""
-        return replace(self, before=None, candidate=None)
+        return replace(self, candidate=None)
+
+
+def _path_set() -> Fault:
+    hint = "remove model.path from the device's settings, and publish the document with a higher sequence"
+    return Fault("rollout_model_path_set", "the setting model.path names the package", hint)
 
 
 def _aborted(rollout: str) -> Fault:

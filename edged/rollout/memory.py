@@ -11,7 +11,7 @@ from edged.durable import write_durably
 from edged.engine.manifest import checksum_of
 from edged.faults import Fault
 from edged.rollout.desired import RefusedError, check_desired
-from edged.rollout.execution import Execution, Package, Place, State, Step
+from edged.rollout.execution import Execution, Package, State, Step
 from edged.rollout.precedence import Documents, Known
 
 FILE = "rollout.json"
@@ -91,13 +91,12 @@ def _execution_fields(execution: Execution) -> dict[str, Any]:
         "failures": execution.failures,
         "loads": execution.loads,
         "fault": None if execution.fault is None else asdict(execution.fault),
-        "before": None if execution.before is None else asdict(execution.before),
         "candidate": execution.candidate,
     }
 
 
 def _execution(fields: dict[str, Any]) -> Execution:
-    step, fault, before = fields["step"], fields["fault"], fields["before"]
+    step, fault = fields["step"], fields["fault"]
     return Execution(
         _known(fields["target"], fields["known"]),
         State(fields["state"]),
@@ -107,6 +106,5 @@ def _execution(fields: dict[str, Any]) -> Execution:
         failures=fields["failures"],
         loads=fields["loads"],
         fault=None if fault is None else Fault(**fault),
-        before=None if before is None else Place(**before),
         candidate=fields["candidate"],
     )

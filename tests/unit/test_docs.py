@@ -28,6 +28,10 @@ from edged.report.history import History
 from edged.report.metric_table import TABLE, documentation
 from edged.report.metrics import Metrics
 from edged.report.overview import LOG_LINES, Overview
+from edged.rollout.desired import Desired
+from edged.rollout.execution import State as RolloutState
+from edged.rollout.execution import Step
+from edged.rollout.reported import reported_document
 from edged.settings.keys import KEYS
 from edged.status import JobSummary, LatestStatus
 
@@ -35,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 CONTRACT = (ROOT / "docs/contract.md").read_text(encoding="utf-8")
 
 
-PAGES = ("alerts", "architecture", "clients", "contract", "operating", "security", "boards", "log")
+PAGES = ("alerts", "architecture", "clients", "contract", "operating", "security", "boards", "log", "fleet")
 
 
 def section(title: str) -> str:
@@ -52,6 +56,16 @@ def test_job_fields_are_those_of_the_document() -> None:
     assert first_column(section("Job document")) == set(Job.model_fields)
 
 
+def test_fields_of_desired_and_reported_documents_are_those_of_the_code() -> None:
+    text = section("Desired and reported")
+    wanted, told = text.split("The reported document has")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", wanted, flags=re.M))
+    assert rows == {name: field.description for name, field in Desired.model_fields.items()}
+    document = reported_document("pi", None, None, None, None, None, ())
+    assert first_column(told) | set(re.findall(r"`(\w+)`", told.split("| field")[0])) >= set(document) - {"device"}
+    assert all(f"`{value.value}`" in told for value in (*RolloutState, *Step))
+
+
 def test_result_fields_and_error_codes_are_listed() -> None:
     listed = first_column(section("Result document"))
     assert {code.value for code in Code} <= listed
@@ -64,9 +78,11 @@ def test_result_fields_and_error_codes_are_listed() -> None:
 def test_topics_are_those_of_the_code() -> None:
     topics = Topics("<root>", "<device>")
     listed = first_column(section("Topics"))
-    own = {topics.job, topics.cancel, topics.status, topics.info, topics.health}
+    own = {topics.job, topics.cancel, topics.status, topics.info, topics.health, topics.desired}
+    own.add(topics.reported)
     own |= {topics.event("<job>"), topics.result("<job>"), topics.stream("<job>")}
     groups = {topics.group_cancel("<group>"), topics.group_ping("<group>"), topics.group_pong("<group>")}
+    groups.add(topics.group_desired("<group>"))
     shared = (topics.group_job("<group>"), topics.group_model_job("<group>", "<model>"))
     groups |= {topic.removeprefix("$share/<group>/") for topic in shared}
     assert listed == own | groups | {topics.reply_prefix + "…"}

@@ -12,13 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from rollout_rig import DIGEST, OTHER, known, now
 
 from edged.faults import Fault
-from edged.rollout.execution import MOST_FAILURES, MOST_LOADS, PACKAGE_PAUSE, Execution, Package, Place, State, Step
+from edged.rollout.execution import MOST_FAILURES, MOST_LOADS, PACKAGE_PAUSE, Execution, Package, State, Step
 from edged.rollout.memory import DamagedError, Memory, read_memory, write_memory
 from edged.rollout.precedence import Documents
 
 BAD = Fault("rollout_package_failed", "wrong answers", "make it anew")
 NEW = Package("phi3", DIGEST)
-PLACE = Place(".packages/aa/old")
+REFUSED = Fault("rollout_reload_refused", "mqtt.port = 0")
 
 
 def begun(**fields: object) -> Execution:
@@ -26,14 +26,18 @@ def begun(**fields: object) -> Execution:
 
 
 def loading() -> Execution:
-    return begun().pulled(".packages/bb/phi3", PLACE, now(60)).starting(now(61))
+    return begun().pulled(".packages/bb/phi3", now(60)).starting(now(61))
 
 
 def test_a_good_rollout_goes_from_queued_to_succeeded() -> None:
     execution = begun()
     assert (execution.state, execution.step, execution.pulls_now) == (State.IN_PROGRESS, Step.DOWNLOADING, True)
     execution = loading()
-    assert (execution.state, execution.step, execution.before) == (State.IN_PROGRESS, Step.LOADING, PLACE)
+    assert (execution.state, execution.step, execution.candidate) == (
+        State.IN_PROGRESS,
+        Step.LOADING,
+        ".packages/bb/phi3",
+    )
     done = execution.loaded(NEW, True, False, now(70))
     assert (done.state, done.step, done.fault, done.since) == (State.SUCCEEDED, None, None, now(70).wall)
     assert done.advance(now(1e6)) == done
@@ -98,7 +102,7 @@ def test_the_time_of_a_download_counts_over_restarts_and_not_while_the_board_is_
 
 def test_a_package_that_comes_after_its_window_waits_for_the_next() -> None:
     execution = begun(window={"start": "11:00", "end": "12:30"})
-    late = execution.pulled("x", PLACE, now(3600))
+    late = execution.pulled("x", now(3600))
     assert (late.state, late.step, late.waiting_for) == (State.QUEUED, None, "window")
     assert late.advance(now(86400)).pulls_now  # which finds the package on the disk
 
@@ -106,8 +110,8 @@ def test_a_package_that_comes_after_its_window_waits_for_the_next() -> None:
 def test_a_package_that_fails_goes_back_three_times_and_is_rejected() -> None:
     execution, at = begun(), 0.0
     for failures in range(1, MOST_FAILURES + 1):
-        failed = execution.pulled("x", PLACE, now(at)).starting(now(at)).package_failed(BAD, now(at))
-        assert (failed.step, failed.switching, failed.before) == (Step.RETURNING, True, PLACE)
+        failed = execution.pulled("x", now(at)).starting(now(at)).package_failed(BAD, now(at))
+        assert (failed.step, failed.switching, failed.candidate) == (Step.RETURNING, True, "x")
         execution = failed.returned(now(at))
         assert (execution.failures, execution.step, execution.fault) == (failures, None, BAD)
         if failures < MOST_FAILURES:
@@ -120,6 +124,15 @@ def test_a_package_that_fails_goes_back_three_times_and_is_rejected() -> None:
     assert execution.advance(now(1e7)) == execution
 
 
+def test_the_pause_after_a_failure_outlives_the_restart_that_follows_from_it() -> None:
+    failed = loading().package_failed(BAD, now())
+    started = replace(failed, retry_at=None).starting(now(5)).returned(now(5))
+    assert started.advance(now(PACKAGE_PAUSE)).state is State.FAILED
+    assert started.advance(now(PACKAGE_PAUSE + 5)).pulls_now
+    settled = replace(failed.returned(now()), retry_at=None).starting(now(5))
+    assert settled.advance(now(PACKAGE_PAUSE)).state is State.FAILED
+
+
 def test_failures_of_the_network_are_none_of_the_package() -> None:
     execution, at = begun(timeout=30 * 86400), 0.0
     for _ in range(20):
@@ -130,7 +143,7 @@ def test_failures_of_the_network_are_none_of_the_package() -> None:
 
 
 def test_a_package_that_ends_every_process_is_given_up() -> None:
-    execution = begun().pulled("x", PLACE, now())
+    execution = begun().pulled("x", now())
     for _ in range(MOST_LOADS):
         execution = execution.starting(now())
         assert execution.step is Step.LOADING
@@ -165,7 +178,7 @@ def test_another_document_begins_anew_and_a_larger_wave_does_not() -> None:
 
 
 def test_a_refused_reload_is_no_failure_of_the_package() -> None:
-    refused = begun().pulled("x", PLACE, now()).reload_refused("mqtt.port = 0", now())
+    refused = begun().pulled("x", now()).switch_failed(REFUSED, now())
     assert (refused.state, refused.step, refused.failures) == (State.FAILED, Step.RETURNING, 0)
     assert refused.returned(now()).advance(now(PACKAGE_PAUSE)).pulls_now
 
@@ -203,8 +216,9 @@ class AnyLife(RuleBasedStateMachine):
     def begin(self) -> None:
         self.at = 0.0
         self.execution = Execution(known(timeout=1000))
-        self.selected = PLACE.path
-        """What the link of the store names."""
+        self.proved = False
+        self.selected, self.before = "old", "none"
+        """What the links of the store name."""
 
     @rule(seconds=st.sampled_from([1.0, 60.0, PACKAGE_PAUSE]), aborted=st.booleans())
     def time_passes(self, seconds: float, aborted: bool) -> None:
@@ -220,18 +234,16 @@ class AnyLife(RuleBasedStateMachine):
         elif fails == "package":
             self.execution = self.execution.package_failed(BAD, now(self.at))
         else:
-            self.execution = self.execution.pulled("new", PLACE, now(self.at))
-            self.selected = "new"
+            self.execution = self.execution.pulled("new", now(self.at))
+            if self.execution.step is Step.LOADING:
+                self.selected, self.before = "new", self.selected
 
     @rule()
     def killed(self) -> None:
         """The process starts anew, with what the file has, and puts the links as the step wants them."""
         self.execution = replace(self.execution, retry_at=None, counted_at=None, pulls=0).starting(now(self.at))
-        if self.execution.step is Step.LOADING:
-            self.selected = self.execution.candidate
         if self.execution.step is Step.RETURNING:
-            assert self.execution.before is not None
-            self.selected = self.execution.before.path
+            self.selected = self.before
             self.execution = self.execution.returned(now(self.at))
 
     @rule(right=st.booleans(), aborted=st.booleans())
@@ -239,6 +251,7 @@ class AnyLife(RuleBasedStateMachine):
         if self.execution.step is not Step.LOADING:
             return
         if right:
+            self.proved = self.proved or not aborted
             self.execution = self.execution.loaded(NEW, True, aborted, now(self.at))
         else:
             self.execution = self.execution.package_failed(BAD, now(self.at))
@@ -251,10 +264,9 @@ class AnyLife(RuleBasedStateMachine):
     @invariant()
     def what_is_selected_is_proved_or_can_be_left(self) -> None:
         execution = self.execution
-        if execution.switching:
-            assert execution.before == PLACE
-        elif execution.state is not State.SUCCEEDED and execution.candidate is not None:
-            assert self.selected == PLACE.path
+        if not execution.switching and execution.state is not State.SUCCEEDED and not self.proved:
+            assert self.selected == "old"
+        assert execution.switching <= (execution.candidate is not None)
         assert execution.failures <= MOST_FAILURES
         assert execution.loads <= MOST_LOADS
         assert (execution.step is Step.DOWNLOADING) <= (execution.state is State.IN_PROGRESS)
