@@ -191,6 +191,7 @@ def fleet() -> Iterator[Fleet]:
         fleet.must("sender", "gateway")
         fleet.must("observer", "dashboard")
         fleet.must("exporter", "prometheus")
+        fleet.must("conductor", "rollouts")
         yield fleet
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -280,6 +280,14 @@ SUBSCRIBE = [
     ("exporter", "prometheus", "edged/v1/device/a/result/+", False),
     ("exporter", "prometheus", "edged/v1/device/+/job", False),
     ("exporter", "prometheus", "edged/v1/#", False),
+    ("device", "a", "edged/v1/device/a/desired", True),
+    ("device", "a", "edged/v1/group/fleet/desired", True),
+    ("device", "a", "edged/v1/group/other/desired", False),
+    ("device", "a", "edged/v1/device/b/desired", False),
+    ("conductor", "rollouts", "edged/v1/device/+/reported", True),
+    ("conductor", "rollouts", "edged/v1/group/+/desired", True),
+    ("conductor", "rollouts", "edged/v1/device/+/result/+", False),
+    ("conductor", "rollouts", "edged/v1/device/+/job", False),
 ]
 PUBLISH = [
     ("device", "a", "edged/v1/device/a/result/1", True),
@@ -314,6 +322,17 @@ PUBLISH = [
     ("observer", "dashboard", "$CONTROL/dynamic-security/v1", False),
     ("exporter", "prometheus", "edged/v1/device/a/status", False),
     ("exporter", "prometheus", "edged/v1/device/a/job", False),
+    ("device", "a", "edged/v1/device/a/reported", True),
+    ("device", "a", "edged/v1/device/a/desired", False),
+    ("device", "a", "edged/v1/group/fleet/desired", False),
+    ("device", "a", "edged/v1/device/b/reported", False),
+    ("sender", "gateway", "edged/v1/device/a/desired", False),
+    ("sender", "gateway", "edged/v1/group/fleet/desired", False),
+    ("home-assistant", "house", "edged/v1/group/fleet/desired", False),
+    ("conductor", "rollouts", "edged/v1/device/a/desired", True),
+    ("conductor", "rollouts", "edged/v1/group/fleet/desired", True),
+    ("conductor", "rollouts", "edged/v1/device/a/reported", False),
+    ("conductor", "rollouts", "edged/v1/device/a/job", False),
 ]
 
 
@@ -385,21 +404,25 @@ def test_the_rights_of_a_device_are_the_topics_of_its_link(fleet: Fleet) -> None
     topics = {kind: {acl["topic"] for acl in role["acls"] if acl["acltype"] == kind} for kind in
               ("publishClientSend", "publishClientReceive", "subscribeLiteral", "subscribePattern")}  # fmt: skip
     own = "edged/v1/device/b"
-    heard = {f"{own}/{channel}" for channel in ("job", "cancel", "status", "health")}
+    heard = {f"{own}/{channel}" for channel in ("job", "cancel", "status", "health", "desired")}
+    told = {"edged/v1/group/fleet/cancel", "edged/v1/group/fleet/desired"}
     words = {"edged/v1/group/fleet/ping", "edged/v1/group/fleet/pong"}
     assert topics == {
         "publishClientSend": {
-            f"{own}/{said}" for said in ("event/+", "result/+", "stream/+", "status", "info", "health", "bridge")
+            f"{own}/{said}"
+            for said in ("event/+", "result/+", "stream/+", "status", "info", "health", "bridge", "reported")
         }
         | words
         | {f"{own}/check", "edged/v1/reply/#"},
         "publishClientReceive": heard
         | words
-        | {f"{own}/check", "edged/v1/group/fleet/cancel"}
+        | told
+        | {f"{own}/check"}
         | {"edged/v1/group/fleet/job", "edged/v1/group/fleet/model/+/job"},
         "subscribeLiteral": heard
         | words
         | {f"{own}/check", f"$share/b/{own}/check"}
-        | {"$share/fleet/edged/v1/group/fleet/job", "edged/v1/group/fleet/cancel"},
+        | told
+        | {"$share/fleet/edged/v1/group/fleet/job"},
         "subscribePattern": {"$share/fleet/edged/v1/group/fleet/model/+/job"},
     }

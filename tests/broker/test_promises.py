@@ -292,6 +292,7 @@ def test_a_lower_qos_in_suback_is_named(script: Script, make_device: Make, proto
     assert {warning.message.split()[3] for warning in device.link.status().warnings} == {
         device.topics.job,
         device.topics.cancel,
+        device.topics.desired,
     }
 
 
