@@ -34,7 +34,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever else prints
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_daemon, daemon=True).start()
-    with contextlib.suppress(OSError):  # a unit that forbids it: then it competes with the engine
+    with contextlib.suppress(OSError):  # the unit forbids it: its exposure counts more, and the pull competes
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # the disk's idle class comes with it
     try:
         said = _pull(order, out)
