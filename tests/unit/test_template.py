@@ -279,5 +279,5 @@ class TestHostile:
         (pid,) = children() - before
         spent = ticks(pid)
         time.sleep(0.3)  # it is the passing of time that is measured
-        assert ticks(pid) == spent
+        assert ticks(pid) <= spent + 1  # of 30, had it worked all the time
         made.close()
