@@ -32,7 +32,7 @@ from edged.machine.clock import Clock
 from edged.mqtt.events import JobReceived, Receipt
 from edged.mqtt.link import Link
 from edged.mqtt.link_types import LinkTimes
-from edged.mqtt.session import Session
+from edged.mqtt.publications import Publications
 from edged.mqtt.session_types import Publication
 
 _wanted, _count, _seconds = os.environ["CHAOS_KILL"].split(":")
@@ -66,7 +66,7 @@ def _watch_stages() -> None:
         Spool.add_job,
         Spool.add_result,
     )
-    step, send = Engine._step, Session._send
+    step, send = Engine._step, Publications.send
     written: set[str] = set()
 
     def watched_receipt(self: JobManager, event: JobReceived) -> None:
@@ -97,8 +97,8 @@ def _watch_stages() -> None:
             _reached("running")
         step(self, active)
 
-    def watched_send(self: Session, client: Any, publication: Publication) -> None:
-        send(self, client, publication)
+    def watched_send(self: Publications, client: Any, publication: Publication, now: float) -> None:
+        send(self, client, publication, now)
         if "/result/" in publication.topic:
             _reached("published")
 
@@ -106,7 +106,7 @@ def _watch_stages() -> None:
     Spool.add_job, Spool.add_result = watched_job, watched_result  # type: ignore[method-assign]
     Spool.transaction = watched_transaction  # type: ignore[method-assign]
     Engine._step = watched_step  # type: ignore[method-assign]
-    Session._send = watched_send  # type: ignore[method-assign]
+    Publications.send = watched_send  # type: ignore[method-assign]
 
 
 def _watch_start_and_drain() -> None:
