@@ -118,6 +118,7 @@ MEANINGS = {
     "rollout_not_resumed": "a rollout that a restart interrupted cannot go on yet",
     "rollout_pull_failed": "a rollout cannot fetch its package; it tries again",
     "rollout_state": "a rollout has come to another state or step",
+    "rollout_waits_for_clock": "a rollout that needs the time of day waits for the clock to be synchronised",
     "runtime_from_wheel": "onnxruntime comes from `model.runtime_wheels`",
     "runtime_wheels_refused": "the wheel in `model.runtime_wheels` cannot be used",
     "scrub_ended": "the package was replaced or removed, so its check ends until the next load",

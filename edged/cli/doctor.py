@@ -304,6 +304,8 @@ def _broker(settings: Settings, board: Board) -> Iterator[Finding]:
 
 _LINK_FAULTS = ("device_id_taken", "link_stalled")
 """Those without a name of their own for MQTT."""
+_ROLLOUT = ("rollout_", "desired_")
+"""Codes of warnings that tell of a rollout begin so."""
 
 
 def _link_of_daemon(told: Answer, faults: Sequence[Fault]) -> Iterator[Finding]:
@@ -312,7 +314,11 @@ def _link_of_daemon(told: Answer, faults: Sequence[Fault]) -> Iterator[Finding]:
     if told.broker is not None and not faults:
         yield Finding("broker", "ok", f"edged is running, connected to {told.broker} over MQTT {told.protocol}")
     for warning in told.warnings:
-        yield Finding("broker", "warn", f"{told.broker}: {warning.message}", warning.hint)
+        if warning.code.startswith(_ROLLOUT):
+            yield Finding("rollout", "warn", warning.message, warning.hint)
+        else:
+            where = "" if told.broker is None else f"{told.broker}: "
+            yield Finding("broker", "warn", f"{where}{warning.message}", warning.hint)
 
 
 def _try(broker: MqttSettings, device: str, groups: Sequence[str], taken: bool, fallback: bool) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import typer
 from edged.cli.common import FAILED, BadUseError, end
 from edged.mqtt.topics import ID_PATTERN
 from edged.rollout.desired import SIGNATURES, RefusedError, check_desired, read_desired
+from edged.rollout.signing import check_expires
 from edged.rollout.signing import sign as signature
 
 _TOPIC = re.compile(rf"[^+#\0]+/(device|group)/({ID_PATTERN})/desired")
@@ -43,6 +44,7 @@ def sign(
     target = "device" if match[1] == "device" else f"group/{match[2]}"
     try:
         received = read_desired(document.read_bytes(), target)
+        check_expires(received)
         private = load_pem_private_key(key.read_bytes(), password=None)
     except OSError as error:
         raise BadUseError(f"{error.filename}: {(error.strerror or str(error)).lower()}") from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,6 +40,22 @@ def may_hold(path: str) -> bool:
     if any(part.startswith(".") for part in parts.parts) or path in _EDGEDS_OWN:
         return False
     return parts.suffix in _SUFFIXES or parts.name in _NAMES
+
+
+def held_by(folder: Path) -> Iterator[str]:
+    """The files of `folder` that can belong to a package, relative to it, sorted. Raises OSError."""
+    return (path for path in walk(folder) if may_hold(path))
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """All files of `folder` relative to it, sorted, but those of hidden folders. Raises OSError."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from ((Path(place) / name).relative_to(folder).as_posix() for name in sorted(names))
 
 
 def inside(folder: Path, relative: object, told_by: str = "") -> Path:

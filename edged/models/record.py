@@ -30,6 +30,7 @@ from edged.engine.known_answers import (
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.manifest import make_manifest, write_manifest
 from edged.engine.package import Package, PackageError, open_package
+from edged.engine.package_files import held_by
 from edged.engine.sequence import Request
 from edged.engine.session import one_line
 from edged.engine.template import TemplateFaultError, TemplateRefusalError
@@ -91,7 +92,8 @@ def record_known_answers(
     )
     write_known_answers(package.folder, known)
     try:
-        write_manifest(package.folder, make_manifest(package.folder))
+        # Of all files, as a pull of this folder makes it: both have the same identity.
+        write_manifest(package.folder, make_manifest(package.folder, held_by(package.folder)))
     except OSError as error:
         raise PackageError(f"no manifest can be written: {(error.strerror or str(error)).lower()}") from None
     return known

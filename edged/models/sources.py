@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from edged.engine.manifest import FILE, FileEntry, read_manifest
-from edged.engine.package_files import PackageError, may_hold
+from edged.engine.package_files import PackageError, may_hold, walk
 from edged.models.hub import open_hub
 from edged.models.listing import SUMS, Digest, Listing, SourceError, SourceFile, listing, path_inside
 from edged.models.web import Remote, WebError, open_url
@@ -98,7 +98,9 @@ def _open_folder(folder: Path) -> Listing:
                 digest = Digest("sha256", sums[path] if sums else known[path].sha256)
             return SourceFile(path, os.fstat(file.fileno()).st_size, digest, file)
 
-        found = listing(str(folder.resolve()), folder.resolve().name, ((path, make) for path in _walk(folder)))
+        found = listing(
+            str(folder.resolve()), folder.resolve().name, ((path, make) for path in walk(folder) if path != SUMS)
+        )
     except UnicodeDecodeError:
         raise SourceError(f"{folder / SUMS} is not text") from None
     except PackageError as error:
@@ -111,18 +113,6 @@ def _open_folder(folder: Path) -> Listing:
     if missing:
         raise SourceError(f"{folder} lacks {missing[0]}, which its {SUMS} lists")
     return found
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        raise error
-
-    for place, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = (Path(place) / name).relative_to(folder).as_posix()
-            if path != SUMS:
-                yield path
 
 
 def _open_file(path: Path) -> BinaryIO:

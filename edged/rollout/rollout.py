@@ -99,6 +99,8 @@ class Rollout:
         execution = self._memory.execution
         undone = execution is not None and (execution.state in _UNDONE or execution.waiting_for == "retry")
         faults = [execution.fault] if undone and execution is not None and execution.fault is not None else []
+        if execution is not None and execution.waiting_for == "clock":
+            faults.append(_NO_CLOCK)
         return (*faults, *(one.fault for one in self._refused.values()))
 
     # What comes in
@@ -296,6 +298,9 @@ class Rollout:
     def _set(self, execution: Execution, former: Package | None = None) -> bool:
         """Go on with this execution, once it is on disk; False, and nothing changed, where that fails."""
         before, now = self._memory.execution, time.monotonic()
+        if execution.waiting_for == "clock" and (before is None or before.waiting_for != "clock"):
+            reason, hint = _NO_CLOCK.message, _NO_CLOCK.hint
+            log.warning("rollout_waits_for_clock", rollout=self._id(execution), reason=reason, hint=hint)
         memory = replace(self._memory, execution=execution, former=former or self._memory.former)
         if before is not None and _kept(before) == _kept(execution):
             self._memory = memory
@@ -354,6 +359,13 @@ class Rollout:
             return
         if self._outbox.announce(self._topics.reported, {**document, "time": format_time(self._clock.wall())}):
             self._published = document
+
+
+_NO_CLOCK = Fault(
+    "rollout_waits_for_clock",
+    "not_before, expires or window need the time of day, and the clock is not synchronised",
+    "let the board reach a time server: timedatectl timesync-status",
+)
 
 
 def _kept(execution: Execution) -> Execution:

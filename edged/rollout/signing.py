@@ -43,7 +43,12 @@ def check_allowed(received: Received, topic: str, fleet: FleetSettings) -> None:
     _check(received, topic, "release", "signature", desired.signature, fleet.trusted_keys)
     keys = [*fleet.trusted_keys, *fleet.conductor_keys]
     _check(received, topic, "wave", "wave_signature", desired.wave_signature, keys)
-    if desired.expires is None:
+    check_expires(received)
+
+
+def check_expires(received: Received) -> None:
+    """Raise RefusedError where a document that is signed does not expire."""
+    if received.desired.expires is None:
         raise invalid("expires must be there where documents are signed: an old one must not be held back for ever")
 
 

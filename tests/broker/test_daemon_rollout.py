@@ -228,3 +228,20 @@ def test_a_device_without_keys_and_one_whose_package_is_set_by_hand_reject_it(pl
     rejected = reported(client, state="REJECTED")
     assert rejected["fault"]["code"] == "rollout_model_path_set"
     assert by_hand.end() == 0
+
+
+def test_a_document_that_needs_the_time_waits_for_the_clock_and_says_so(place: Place) -> None:
+    daemon = place.daemon(paced=True, MODEL__PATH="", FLEET__UNSIGNED="true")
+    daemon.env["TEST_SYNCHRONISED"] = "0"
+    client, package = place.client(), publish(place.folder / "stick")
+    daemon.start()
+    client.send(desired(package, expires="2090-01-01T00:00:00Z"), to="desired", retain=True)
+    assert reported(client, waiting_for="clock")["state"] == "QUEUED"
+    eventually(lambda: "rollout_waits_for_clock" in daemon.get("/readyz")[1])
+    assert "time server" in daemon.logged("rollout_waits_for_clock")[0]["hint"]
+    assert len(daemon.logged("rollout_waits_for_clock")) == 1
+    place.broker.kill()  # doctor's lines name no broker where there is none
+    daemon.until_fault("not connected")
+    found = json.loads(daemon.command("doctor", "--json").stdout)
+    assert ("rollout", "warn") in [(one["check"], one["state"]) for one in found]
+    assert not [one for one in found if one["message"].startswith("None")]

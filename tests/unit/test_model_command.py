@@ -15,6 +15,7 @@ from patience import PATIENCE
 from test_known_answers import flip_block
 
 from edged.engine.known_answers import FILE
+from edged.engine.manifest import read_manifest
 
 
 def verify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -64,6 +65,10 @@ def test_a_package_is_recorded_once_and_then_found_right_or_damaged(tmp_path: Pa
     (package / FILE).unlink()
     assert f"{package} has no {FILE}: --record creates it" in refused(verify("--model", package))
     assert verify("--model", package, "--record").returncode == 0
+    # A pull of this folder brings all of these, so its manifest has the same identity.
+    brought = {path.name for path in package.iterdir() if path.name != "edged-manifest.json"}
+    assert "oracle.json" in brought  # which edged does not read
+    assert set(read_manifest(package / "edged-manifest.json").files) == brought
     assert verify("--model", package).returncode == 0
     flip_block(package, 35)
     refused(verify("--model", package))

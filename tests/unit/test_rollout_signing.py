@@ -18,6 +18,7 @@ from rollout_rig import document, received
 from edged.cli import main
 from edged.rollout.desired import RefusedError, read_desired
 from edged.rollout.signing import check_allowed
+from edged.rollout.signing import sign as signature
 from edged.settings import SettingsError, load
 from edged.settings.fleet import FleetSettings
 
@@ -29,11 +30,11 @@ class Signer:
     """A key in a PEM file, as openssl makes it."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._private = Ed25519PrivateKey.generate()
+        self.private = Ed25519PrivateKey.generate()
         self.file = folder / f"{name}.pem"
         kinds = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        self.file.write_bytes(self._private.private_bytes(serialization.Encoding.PEM, *kinds))
-        public = self._private.public_key()
+        self.file.write_bytes(self.private.private_bytes(serialization.Encoding.PEM, *kinds))
+        public = self.private.public_key()
         form = serialization.PublicFormat.SubjectPublicKeyInfo
         self.public = base64.b64encode(public.public_bytes(serialization.Encoding.DER, form)).decode()
 
@@ -89,7 +90,12 @@ def test_a_signed_document_is_followed_and_an_unsigned_one_is_not(sign: Any, fle
     assert code(signed, fleet) is None
     assert code(document(expires=EXPIRES), fleet) == "desired_unsigned"
     assert code({**signed, "wave_signature": None}, fleet) == "desired_unsigned"
-    assert code(sign(document(), fleet_key), fleet) == "desired_invalid"  # without an end
+    endless = received(target="group/hall")
+    signatures = {
+        "signature": signature(endless, TOPIC, "release", fleet_key.private),
+        "wave_signature": signature(endless, TOPIC, "wave", fleet_key.private),
+    }
+    assert code({**document(), **signatures}, fleet) == "desired_invalid"
 
 
 @pytest.mark.parametrize(
@@ -131,13 +137,16 @@ def test_a_conductors_key_signs_the_wave_and_no_release(sign: Any, fleet_key: Si
 
 def test_what_cannot_be_signed_is_said(tmp_path: Path, fleet_key: Signer, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad, other = tmp_path / "good.json", tmp_path / "bad.json", tmp_path / "other.pem"
-    good.write_text(json.dumps(document()))
+    endless = tmp_path / "endless.json"
+    endless.write_text(json.dumps(document()))
+    good.write_text(json.dumps(document(expires=EXPIRES)))
     bad.write_text(json.dumps(document(sequnce=1)))
     kinds = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     other.write_bytes(generate_private_key(SECP256R1()).private_bytes(serialization.Encoding.PEM, *kinds))
     for file, key, topic, told in (
         (good, fleet_key.file, "edged/v1/group/hall/job", "--topic edged/v1/group/hall/job: it must be"),
         (bad, fleet_key.file, TOPIC, "did you mean 'sequence'?"),
+        (endless, fleet_key.file, TOPIC, "expires must be there"),
         (tmp_path / "none.json", fleet_key.file, TOPIC, "no such file"),
         (good, other, TOPIC, "it must be an Ed25519 key"),
         (good, good, TOPIC, "it must be an Ed25519 key"),
