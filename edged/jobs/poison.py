@@ -27,7 +27,6 @@ SHORTEST_STAND, LONGEST_STAND = 1.0, 3600.0
 UNANSWERED_RATIO = 5.0
 """A publication that the broker leaves unanswered goes again after so many times as long as was waited for it."""
 _SAYS_SO = frozenset({Blame.SIZE, Blame.TOPIC})
-_COUNTS = _SAYS_SO | {Blame.POSSIBLE}
 SMALL_BYTES = 1024
 """A publication of so many bytes at most is small."""
 
@@ -188,7 +187,7 @@ class PoisonFinder:
         if blame is Blame.UNANSWERED:  # each attempt holds up the others for `took` seconds
             suspect.closed = 0
             stand = max(suspect.stand * 2, took * UNANSWERED_RATIO)
-        elif blame not in _COUNTS or not small_taken:
+        elif not blame.counts or not small_taken:
             suspect.closed = 0
             stand = suspect.stand * 2
         elif blame in _SAYS_SO:  # no chance is possible

@@ -6,13 +6,13 @@ import difflib
 import hashlib
 import itertools
 import json
-import math
 import re
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from edged import strict_json
 from edged.jobs import tools
 from edged.jobs.document import EXAMPLE, Cache, Code, Job, JobError
 from edged.jobs.messages import Message
@@ -20,12 +20,12 @@ from edged.jobs.nesting import MAX_DEPTH, deeper_than
 from edged.jobs.response_format import JsonSchema, ResponseFormat
 from edged.mqtt.topics import is_id
 from edged.settings.keys import allowed
+from edged.strict_json import shown
 
 MAX_READ = 4 << 20
 """Bytes. A larger payload is refused unread: parsed, it would take many times its size in memory."""
 MAX_FAULTS, MAX_LOOKED = 5, 50
 """What a refusal names, and out of how many: a list of a million wrong items has as many."""
-_MAX_DIGITS = 300
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def check_served(job: Job, id: str) -> None:
         if message.foreign_part is not None:
             raise JobError(
                 Code.UNSUPPORTED,
-                f"messages.{place}.content has a part of type {_shown(message.foreign_part)}: this version serves text",
+                f"messages.{place}.content has a part of type {shown(message.foreign_part)}: this version serves text",
                 id,
             )
 
@@ -135,8 +135,8 @@ def explain(error: ValidationError) -> str:
             told = f"{where} is missing: it must be {_ALLOWED[_path(parts)]}"
         else:
             value, is_ = detail["input"], "is" if where == field else f"but {where} is"
-            shown = _shown(value) if detail["type"] == "literal_error" and isinstance(value, str) else _what(value)
-            told = f"{field} must be {_ALLOWED[_path(field.split('.'))]}, {is_} {shown}"
+            told_value = shown(value) if detail["type"] == "literal_error" and isinstance(value, str) else _what(value)
+            told = f"{field} must be {_ALLOWED[_path(field.split('.'))]}, {is_} {told_value}"
         # Of a union's members the one that was read furthest was meant.
         if field not in found or found[field][0] < len(parts):
             found[field] = len(parts), told
@@ -146,7 +146,7 @@ def explain(error: ValidationError) -> str:
 def _unknown(parts: list[str]) -> str:
     meant = _meant(parts[-1], _path(parts[:-1]))
     place = f" in {'.'.join(parts[:-1])}" if len(parts) > 1 else ""
-    return f"unknown field {_shown(parts[-1])}{place}" + (f"; did you mean {meant!r}?" if meant else ": leave it out")
+    return f"unknown field {shown(parts[-1])}{place}" + (f"; did you mean {meant!r}?" if meant else ": leave it out")
 
 
 def _meant(name: str, owner: str) -> str | None:
@@ -228,13 +228,7 @@ def _too_large(payload: bytes, limit: int) -> str:
 def _read_object(payload: bytes, id: str | None) -> dict[str, Any]:
     readable = False
     try:
-        document = json.loads(
-            payload.decode(),
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            parse_int=_integer,
-        )
+        document = strict_json.loads(payload.decode())
     except UnicodeDecodeError as error:
         reason = f"the payload is not UTF-8: {error.reason} at byte {error.start}"
     except RecursionError:
@@ -287,34 +281,3 @@ def _not_json(error: json.JSONDecodeError) -> str:
     if not error.doc.strip():
         return "empty"
     return f"not JSON: {error.msg[:1].lower()}{error.msg[1:]} at line {error.lineno} column {error.colno}"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"the field {_shown(twice)} stands there twice: send it once")
-    return document
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number in JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:40]} is beyond what a number can be, at most about 1.8e308")
-    return number
-
-
-def _integer(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"a number has {len(text)} digits: up to {_MAX_DIGITS} are taken")
-    return int(text)
-
-
-def _shown(name: str) -> str:
-    """A name of the sender's for a message: quoted, escaped, cut."""
-    return ascii(name if len(name) <= 80 else name[:77] + "...")

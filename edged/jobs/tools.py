@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from edged.engine.tool_format import NAME, Call
 from edged.jobs.nesting import MAX_DEPTH, deeper_than
 from edged.jobs.refusals import refuse
+from edged.strict_json import no_constant
 
 MAX_TOOLS = MAX_CALLS = 128
 """Tools of a job, and calls of a message."""
@@ -141,16 +142,12 @@ def check_tools(tools: Sequence[Tool], choice: object) -> None:
 def read_arguments(text: str) -> dict[str, Any]:
     """The arguments of a call. Raises ValueError."""
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=no_constant)
     except RecursionError:
         raise ValueError("too deep") from None
     if not isinstance(value, dict) or deeper_than(value, MAX_DEPTH):
         raise ValueError("no object, or too deep")
     return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def document_of(calls: Sequence[Call], id: str) -> list[dict[str, Any]] | None:

@@ -74,7 +74,7 @@ class Ending:
         if client.malformed:
             fault = connection_faults.MALFORMED
         asked, oldest, begun = [wanted.topic for wanted in subscriber.asked], publications.oldest, None
-        said_so = blame in (Blame.POSSIBLE, Blame.SIZE, Blame.TOPIC) or (self._about_subscription and asked)
+        said_so = blame.counts or (self._about_subscription and asked)
         if seconds is not None and (fault == connection_faults.LOST or said_so):
             if oldest is None and not asked and said_so:
                 begun = publications.begun(now)

@@ -29,6 +29,11 @@ class Blame(enum.Enum):
     UNANSWERED = enum.auto()
     """The broker answered pings and not the oldest of them, so that we closed it."""
 
+    @property
+    def counts(self) -> bool:
+        """Whether the broker closed the connection, and perhaps because of one of them."""
+        return self in (Blame.POSSIBLE, Blame.SIZE, Blame.TOPIC)
+
 
 class Acknowledging(Protocol):
     """A network connection that acknowledges messages."""
@@ -143,11 +148,6 @@ class LinkDown:
     def reason(self) -> str:
         """The fault, for people."""
         return self.fault.message
-
-    @property
-    def closed_by_broker(self) -> bool:
-        """The broker closed it, and gave no reason that has nothing to do with a publication under way."""
-        return self.blame in (Blame.POSSIBLE, Blame.SIZE, Blame.TOPIC)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from edged import strict_json
 from edged.faults import Fault
 from edged.models.listing import NAME, NAME_ALLOWED, RESERVED
 from edged.mqtt.topics import ID_ALLOWED, is_id
@@ -220,9 +220,7 @@ def read_desired(payload: bytes, target: str) -> Received:
     if len(payload) > MOST_BYTES:
         raise invalid(f"the document has {len(payload)} bytes: up to {MOST_BYTES} are taken")
     try:
-        document = json.loads(
-            payload.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
-        )
+        document = strict_json.loads(payload.decode())
     except RecursionError:
         raise invalid("the document is nested too deeply") from None
     except UnicodeDecodeError:
@@ -298,21 +296,3 @@ def _seconds(text: str) -> float | None:
         return datetime.fromisoformat(padded.replace("Z", "+00:00")).timestamp()
     except (ValueError, OverflowError):
         return None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the field {max(names, key=names.count)[:80]!a} stands there twice: send it once")
-    return document
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number in JSON")
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"the number {text[:40]} is beyond what a number can be")
-    return number

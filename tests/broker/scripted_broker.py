@@ -12,10 +12,11 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
 
@@ -295,3 +296,17 @@ def _properties(version: int, kind: int, properties: dict[str, Any] | None) -> b
     for name, value in (properties or {}).items():
         setattr(packed, name, value)
     return bytes(packed.pack())
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[..., ScriptedBroker]]:
+    """Makes scripted brokers, by ScriptedBroker's arguments, and closes them in the end."""
+    brokers: list[ScriptedBroker] = []
+
+    def make(**functions: Any) -> ScriptedBroker:
+        brokers.append(ScriptedBroker(**functions))
+        return brokers[-1]
+
+    yield make
+    for broker in brokers:
+        broker.close()

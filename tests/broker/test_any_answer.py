@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,19 +17,6 @@ from edged.mqtt.events import Blame, LinkDown, LinkUp, Published, PublishRefused
 
 Make = Callable[..., Any]
 Script = Callable[..., ScriptedBroker]
-
-
-@pytest.fixture
-def script() -> Iterator[Script]:
-    brokers: list[ScriptedBroker] = []
-
-    def make(**functions: Any) -> ScriptedBroker:
-        brokers.append(ScriptedBroker(**functions))
-        return brokers[-1]
-
-    yield make
-    for broker in brokers:
-        broker.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,6 @@ from edged.settings import Settings
 pytest_plugins = ["daemon_fixtures"]
 Make = Callable[..., Any]
 Script = Callable[..., ScriptedBroker]
-
-
-@pytest.fixture
-def script() -> Iterator[Script]:
-    brokers: list[ScriptedBroker] = []
-
-    def make(**functions: Any) -> ScriptedBroker:
-        brokers.append(ScriptedBroker(**functions))
-        return brokers[-1]
-
-    yield make
-    for broker in brokers:
-        broker.close()
 
 
 def findings(folder: Path, groups: Sequence[str] = (), **mqtt: Any) -> list[Finding]:

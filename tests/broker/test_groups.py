@@ -16,7 +16,7 @@ from broker_rig import Device, Mosquitto, Peer, Proxy
 from daemon_fixtures import MODELS, Client5, Daemon, Place, job
 from patience import PATIENCE, eventually
 from pull_rig import publish
-from scripted_broker import HANG_UP, Answer, ScriptedBroker, Subscribe
+from scripted_broker import HANG_UP, Answer, Subscribe
 
 from edged.mqtt.events import GroupPing, GroupPong, JobReceived, LinkDown, LinkUp
 from edged.mqtt.groups import Membership
@@ -293,19 +293,6 @@ def test_a_ping_is_heard_by_the_others_and_their_answer_by_who_asks(
     asks.link.ping("hall", "third")
     assert other.wait_for(GroupPing) == GroupPing("hall", "third")
     assert not any(isinstance(event, GroupPong) for event in other.seen)
-
-
-@pytest.fixture
-def script() -> Any:
-    brokers: list[ScriptedBroker] = []
-
-    def make(**functions: Any) -> ScriptedBroker:
-        brokers.append(ScriptedBroker(**functions))
-        return brokers[-1]
-
-    yield make
-    for broker in brokers:
-        broker.close()
 
 
 NEW = ("/ping", "/pong", "/model/phi3/job")

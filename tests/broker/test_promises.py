@@ -6,7 +6,7 @@ import contextlib
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,6 @@ from edged.mqtt.known_sessions import KnownSessions
 from edged.mqtt.status_echo import StatusEcho
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture
-def script() -> Iterator[Callable[..., ScriptedBroker]]:
-    brokers: list[ScriptedBroker] = []
-
-    def make(**functions: Any) -> ScriptedBroker:
-        brokers.append(ScriptedBroker(**functions))
-        return brokers[-1]
-
-    yield make
-    for broker in brokers:
-        broker.close()
 
 
 Script = Callable[..., ScriptedBroker]
