@@ -40,9 +40,10 @@ def not_after(file: Path) -> float | None:
     """The end of the first certificate in a PEM file, in seconds since the epoch; None where there is none."""
     try:
         with file.open("rb") as opened:
-            text = opened.read(_MOST_BYTES).decode("ascii")
-        begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-        first = text[text.index(begin) : text.index(end) + len(end)]
+            text = opened.read(_MOST_BYTES)
+        begin, end = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
+        start = text.index(begin)  # before it, comments of any encoding
+        first = text[start : text.index(end, start) + len(end)].decode("ascii")
         return _end_of(ssl.PEM_cert_to_DER_cert(first))
     except (OSError, ValueError, IndexError):
         return None

@@ -27,7 +27,7 @@ MEANINGS = {
     "deadline_not_judged": "a job's deadline was not judged, because the clock is not synchronised",
     "desired_refused": "a desired document is not followed, and why",
     "discovery_not_noted": "the topic of the document for Home Assistant cannot be written down",
-    "document_too_large": "a retained document is too large for the broker, or lacks fields because of its limit",
+    "document_too_large": "the broker does not take a retained document, or only without some of its fields",
     "drain_cut_short": "running jobs did not finish within `drain_seconds`; they run again after the next start",
     "draining": "the daemon is told to end and lets running jobs finish",
     "energy_day_not_kept": "the energy of the last 24 hours cannot be written down",

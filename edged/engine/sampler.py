@@ -119,8 +119,9 @@ class LogitsProcessor:
         values = logits[tokens]
         if sampling.repetition_penalty != 1.0:
             penalty = np.float32(sampling.repetition_penalty)
-            nearer_zero = np.minimum if penalty > 1 else np.maximum
-            values = nearer_zero(values * penalty, values / penalty)
+            # Of a positive logit the quotient, of a negative one the product: the lesser one, if it is a penalty.
+            chosen = np.minimum if penalty > 1 else np.maximum
+            values = chosen(values * penalty, values / penalty)
         if self._subtracts:
             values -= subtracted
         logits[tokens] = values

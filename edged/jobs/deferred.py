@@ -56,10 +56,13 @@ class Deferred(Generic[T]):
         """Whether the quota says to publish no result now."""
         return now < self._quota_until
 
-    def accepted(self, publication: T) -> None:
-        """The broker has taken it."""
-        self._refusals.pop(publication, None)
+    def open(self) -> None:
+        """The broker has taken a result: the next pause is a short one again."""
         self._quota_refusals = 0
+
+    def forget(self, publication: T) -> None:
+        """It is published no more, or the broker has taken it."""
+        self._refusals.pop(publication, None)
 
 
 def _pause(refusals: int, first: float = 1.0, longest: float = LONGEST_PAUSE) -> float:

@@ -65,8 +65,6 @@ class Outbox:
         self._clock = clock
         self._now = now
         self._up = False
-        self._broker = ""
-        """Address of the broker of the present or latest connection."""
         self._finder = PoisonFinder()
         self._retained = RetainedDocuments()
         self._notices: deque[Notice] = deque(maxlen=NOTICES)
@@ -165,10 +163,14 @@ class Outbox:
         self._take_deferred(now)
         self._retained.retry(now)
         while (step := self._finder.next(now)) not in (Step.FREE, Step.WAIT):
-            if not self._send_alone(step):
+            if self._is_held(step, now) or not self._send_alone(step):
                 return
         if step is Step.FREE and self.pump_small() and not self._deferred.closed(now):
             self._pump_results()
+
+    def _is_held(self, step: Step | Alone, now: float) -> bool:
+        """Whether that would be a result, and the broker said that there were too many."""
+        return isinstance(step, Alone) and isinstance(step.key, Delivery) and self._deferred.closed(now)
 
     def _take_deferred(self, until: float) -> None:
         for what in self._deferred.take(until):
@@ -210,7 +212,7 @@ class Outbox:
         document = self._spool.result(delivery.number)
         if document is None:  # forgotten meanwhile
             self._finder.forget(delivery)
-            self._confirmations.finish(delivery)
+            self._finish(delivery)
             return True
         topic = delivery.topic or self._topics.result(delivery.id)
         return self._hand_over(delivery, topic, document, delivery.correlation, alone=alone)
@@ -272,9 +274,7 @@ class Outbox:
         """Retry what the last connection refused: the new one may allow it."""
         self._up = True
         self._finder.connected(self._now())
-        self._retained.connected(event.broker, event.maximum_packet_size)
-        if event.broker != self._broker:
-            self._broker = event.broker
+        if self._retained.connected(event.broker, event.maximum_packet_size):
             self._take_deferred(math.inf)
         self._due.extendleft(reversed(self._refused))
         self._refused.clear()
@@ -309,11 +309,12 @@ class Outbox:
         sent = self._answered(token)
         if sent is None or isinstance(sent.what, Probe):
             return
-        self._deferred.accepted(sent.what)
         if isinstance(sent.what, str):
+            self._deferred.forget(sent.what)
             self._retained.confirmed(sent.what)
         else:
-            self._confirmations.finish(sent.what, heard=True)
+            self._deferred.open()
+            self._finish(sent.what, heard=True)
             for other in self._too_large.heard(sent.what.number):
                 self._refuse(other, "the broker takes this result elsewhere, and not here")
 
@@ -337,6 +338,11 @@ class Outbox:
                 self._retained.too_large(what, size, self._now())
         elif code != PACKET_TOO_LARGE or not self._replace(what, size, reason):
             self._refuse(what, reason)
+
+    def _finish(self, delivery: Delivery, heard: bool = False) -> None:
+        """It is published no more; `heard`: the broker has it."""
+        self._deferred.forget(delivery)
+        self._confirmations.finish(delivery, heard=heard)
 
     def _answered(self, token: Hashable) -> _Sent | None:
         """What the broker has answered."""
@@ -364,7 +370,7 @@ class Outbox:
         """Drop a reply, and keep a result for the next connection; `put_off`: for long, as it costs the connection."""
         if delivery.topic is not None:
             log.warning("reply_refused", job=delivery.id, topic=delivery.topic, reason=reason, hint=_MAY_NOT_PUBLISH)
-            self._confirmations.finish(delivery)
+            self._finish(delivery)
             return
         log.error("result_refused", job=delivery.id, reason=reason, hint=_MAY_NOT_PUBLISH)
         if put_off:

@@ -29,7 +29,7 @@ from edged.engine.tokenizer import PromptError
 from edged.engine.tool_format import ToolChoice
 from edged.jobs.document import Code, Job, JobError
 from edged.jobs.messages import chat
-from edged.jobs.ranking import INSTRUCTION, MAX_NAMED, UnrankableError, messages_about, ranking_of
+from edged.jobs.ranking import INSTRUCTION, UnrankableError, messages_about, ranking_of
 from edged.jobs.tools import NamedTool
 
 log = structlog.get_logger(__name__)
@@ -196,17 +196,17 @@ def _rank(job: Job, number: int, id: str, loaded: LoadedModel, received: float) 
             Code.UNSUPPORTED, "ranking needs a chat template, and the model's package has none that works", id
         )
     prompts = []
-    for document in job.documents or ():
+    for at, document in enumerate(job.documents or ()):
         with _refusals(id):
             about = messages_about(document, query, instruction)
             prompts.append(loaded.tokenizer.encode_messages(about, job.chat_template_kwargs))
-    if above := [at for at, prompt in enumerate(prompts) if len(prompt) > loaded.context]:
-        named = ", ".join(f"documents.{at} ({len(prompts[at])})" for at in above[:MAX_NAMED])
-        more = f" and {len(above) - MAX_NAMED} more" if len(above) > MAX_NAMED else ""
-        reason = (
-            f"{named}{more} with instruction and query have more tokens than this device's context of {loaded.context}"
-        )
-        raise JobError(Code.CONTEXT_EXCEEDED, f"{reason}: shorten these documents", id)
+        # At once: a query that is too long by itself would be read anew with each of a hundred documents.
+        if len(prompts[at]) > loaded.context:
+            reason = (
+                f"documents.{at} with instruction and query has {len(prompts[at])} tokens, more than this device's "
+                f"context of {loaded.context}: shorten it or them, and others as long"
+            )
+            raise JobError(Code.CONTEXT_EXCEEDED, reason, id)
     try:
         begun, ranking = ranking_of(prompts, loaded)
     except UnrankableError as error:

@@ -19,8 +19,6 @@ GO_TOGETHER = frozenset(
 )
 """The fields of a job that ranks."""
 _YES, _NO = ("yes", "Yes"), ("no", "No")
-MAX_NAMED = 5
-"""Documents that a refusal names."""
 
 
 class UnrankableError(ValueError):

@@ -74,11 +74,15 @@ class RetainedDocuments:
         if topic in self._newest:
             self._due[topic] = None
 
-    def connected(self, broker: str, maximum_packet_size: int | None) -> None:
-        """A connection stands. What was found out holds for the same broker with the same announced limit."""
-        if self._broker != (broker, maximum_packet_size):
+    def connected(self, broker: str, maximum_packet_size: int | None) -> bool:
+        """A connection stands. What was found out holds for the same broker with the same announced limit.
+
+        Returns whether it is another one.
+        """
+        before, self._broker = self._broker, (broker, maximum_packet_size)
+        if self._broker != before:
             self._limits.clear()
-        self._broker = (broker, maximum_packet_size)
+        return self._broker != before
 
     def retry(self, now: float) -> None:
         """Publish as a whole again what the broker did not take so some time ago."""

@@ -126,12 +126,6 @@ class Link:
             self._jobs_wanted = False
         self._jobs.close()
 
-    def open_jobs(self) -> None:
-        """Take jobs again."""
-        with self._lock:
-            self._jobs_wanted = True
-        self._let_jobs_connect()
-
     def acknowledge(self, receipt: Receipt) -> bool:
         """Send PUBACK; to be called in the order of receipt, per connection.
 

@@ -26,6 +26,8 @@ BLAMED_SECONDS = 2.0
 class _UnderWay:
     publication: Publication
     at: float
+    acknowledged: bool
+    """Whether the broker answers it: the QoS that it allows is above 0."""
 
 
 class Publications:
@@ -62,6 +64,11 @@ class Publications:
         """For how long the one that was to go alone has been under way; None without such a one."""
         return next((now - sent.at for sent in self._under_way.values() if sent.publication.alone), None)
 
+    @property
+    def waits_since(self) -> float | None:
+        """Since when the broker has not answered the oldest one; None where nothing is under way."""
+        return self._oldest_since if self._under_way else None
+
     def overdue(self, now: float, seconds: float) -> str | None:
         """Topic of the oldest one, where the broker has not answered it for so many seconds."""
         return self.oldest if self._under_way and now - self._oldest_since >= seconds else None
@@ -92,7 +99,8 @@ class Publications:
             return
         if not self._under_way:
             self._oldest_since = now
-        self._under_way[mid] = _UnderWay(publication, now)
+        acknowledged = min(publication.qos, self.grants.maximum_qos) > 0
+        self._under_way[mid] = _UnderWay(publication, now, acknowledged)
         if publication.qos == 0 and family(topic) not in self._families:
             self._families.add(family(topic))
             self._begun[family(topic)] = now
@@ -119,7 +127,7 @@ class Publications:
         publication = sent.publication
         if was_oldest:
             self._oldest_since = now
-        if publication.qos > 0:  # a broker reads in order: it has taken what was handed over before
+        if sent.acknowledged:  # a broker reads in order: it has taken what was handed over before
             self._begun = {topics: at for topics, at in self._begun.items() if at > sent.at}
         self._release(publication.qos)
         if code.is_failure:

@@ -224,7 +224,10 @@ class Session:
             return 0.0
         connect_by = started + CONNECT_SECONDS if self._accepted_at is None else None
         limits = (connect_by, self._recheck_at, self._close_by if give_up is None else give_up)
-        until = min(at for at in (now + self._keep_alive / 4, *limits) if at is not None)
+        unanswered = (self._subscriber.waits_since, self._publications.waits_since)
+        reads = not self._unacknowledged.full  # else no answer can be seen, and none is missed
+        overdue = (since + ANSWER_SECONDS for since in unanswered if since is not None and reads)
+        until = min(at for at in (now + self._keep_alive / 4, *limits, *overdue) if at is not None)
         return max(0.0, until - now)
 
     def _should_disconnect(self, now: float) -> bool:

@@ -48,6 +48,11 @@ class Subscriber:
         """Those of the SUBSCRIBE that is not answered yet."""
         return tuple(self._asked)
 
+    @property
+    def waits_since(self) -> float | None:
+        """Since when the broker has not answered that SUBSCRIBE; None without one."""
+        return self._asked_at if self._asked else None
+
     def overdue(self, now: float, seconds: float) -> tuple[Subscription, ...]:
         """The same, where the broker has not answered it for so many seconds."""
         return self.asked if now - self._asked_at >= seconds else ()

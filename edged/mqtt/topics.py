@@ -26,8 +26,9 @@ def is_id(text: str) -> bool:
 
 def family(topic: str) -> str:
     """What a broker's rights tell apart: a topic, but all streams of a device are one."""
-    head = topic.rpartition("/")[0]
-    return head if head.endswith("/stream") else topic
+    head, _, _job = topic.rpartition("/")
+    above, _, channel = head.rpartition("/")
+    return head if channel == "stream" and above.rpartition("/")[0].endswith("/device") else topic
 
 
 Kind: TypeAlias = Literal["job", "cancel", "status", "desired", "ping", "pong"]

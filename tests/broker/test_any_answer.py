@@ -147,7 +147,7 @@ def test_a_publication_that_the_broker_leaves_unanswered_is_named_and_ends_the_c
     def judge(publish: Publish) -> Answer:
         return NO_ANSWER if "large" in publish.topic else Answer()
 
-    device: Device = make_device(script(on_publish=judge).port, protocol=protocol, keep_alive=5).up()
+    device: Device = make_device(script(on_publish=judge).port, protocol=protocol, keep_alive=3600).up()
     for id in ("small", "large", "other"):
         device.link.publish(device.topics.result(id), b"x", qos=1, token=id)
     device.wait_for(Published, token="other")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from broker_rig import Device, Mosquitto
+from broker_rig import Device, Mosquitto, Proxy
 from daemon_fixtures import temporary_folder
 from fleet_fixtures import DEPLOY, Fleet, Guest
 from patience import PATIENCE, QUIET, eventually
@@ -64,7 +64,9 @@ class Board:
         main = ["persistence true", f"persistence_location {folder}/", "log_dest stderr"]
         (folder / "mosquitto.conf").write_text("\n".join([*main, shipped]))
         self.broker.start()
-        self.device = self._make_device(self.broker.port, name, ["hall"]).up()
+        self.line = Proxy(self.broker.port)
+        """Between the device and its broker."""
+        self.device = self._make_device(self.line.port, name, ["hall"]).up()
         self.device.say("online")
 
     def die(self) -> None:
@@ -74,12 +76,13 @@ class Board:
 
     def come_back(self) -> None:
         self.broker.start()
-        self.device = self._make_device(self.broker.port, self.name, ["hall"]).start()
+        self.device = self._make_device(self.line.port, self.name, ["hall"]).start()
         self.device.wait_for(LinkUp, which="control")  # and no further: jobs may come next
         self.device.say("online")
 
     def close(self) -> None:
         self.device.link.stop(0.0)
+        self.line.close()
         self.broker.close()
         shutil.rmtree(self.broker.folder, ignore_errors=True)
 
@@ -219,7 +222,7 @@ def test_a_dead_board_is_said_at_the_centre_has_no_turn_in_its_group_and_gets_it
 def test_where_only_edged_dies_its_last_will_comes_to_the_centre(boards: tuple[Board, Board], sender: Guest) -> None:
     centre = Centre(sender)
     centre.until("a", "1", "online")
-    boards[0].device.say("offline")
+    boards[0].line.cut()
     centre.until("a", "1", "offline")
 
 

@@ -43,6 +43,12 @@ def test_a_long_subject_and_a_chain_change_nothing(tmp_path: Path) -> None:
     assert not_after(chain) == by_openssl(first)
 
 
+def test_comments_of_any_encoding_may_stand_before_it(tmp_path: Path) -> None:
+    file = tmp_path / "latin.pem"
+    file.write_bytes("# Gerät im Büro\n".encode("latin-1") + make(tmp_path).read_bytes())
+    assert not_after(file) == by_openssl(tmp_path / "cert.pem")
+
+
 def test_what_is_no_certificate_has_no_end(tmp_path: Path) -> None:
     good = make(tmp_path).read_text()
     lines = good.splitlines(keepends=True)

@@ -634,3 +634,50 @@ def test_a_broker_that_closes_for_the_rate_convicts_none_and_gets_results_after_
     outbox.pump()
     confirm(outbox, link)
     assert [topic for topic, _, token in link.taken if topic == "reply"]
+
+
+def test_pauses_grow_while_the_broker_closes_for_the_rate_and_hold_up_suspects_too() -> None:
+    time = Time()
+    outbox, link, _ = make(3, time=time)
+    outbox.pump()
+    for pause in (1.0, 2.0, 4.0, 8.0):
+        drop(outbox, link, Blame.RATE)
+        with_status(outbox)
+        before = len(link.results)
+        outbox.pump()
+        confirm(outbox, link)  # the status: it tells nothing of the rate of results
+        time.now += pause - 0.1
+        outbox.pump()
+        confirm(outbox, link)
+        assert len(link.results) == before, pause
+        time.now += 0.2
+        outbox.pump()
+        assert len(link.results) == before + 1, pause
+
+
+def test_a_result_that_was_put_off_is_tried_at_once_where_the_announced_limit_has_changed() -> None:
+    time = Time()
+    outbox, link, _ = make(2, time=time)
+    convict(outbox, link, time, TOPICS.result("j1"), Blame.TOPIC)
+    outbox.disconnected(LinkDown("control", LOST))
+    outbox.connected(LinkUp("control", True, "5", maximum_packet_size=1_000_000))
+    outbox.pump()
+    confirm(outbox, link)
+    assert len(outbox) == 0
+
+
+def test_pauses_grow_while_the_quota_is_used_up_whatever_documents_the_broker_takes() -> None:
+    time = Time()
+    outbox, link, _ = make(4, window=1, time=time)
+    outbox.pump()
+    for number, pause in enumerate((1.0, 2.0, 4.0), 1):
+        outbox.refused(link.under_way.pop(), "quota exceeded", QUOTA_EXCEEDED)
+        with_status(outbox)
+        outbox.pump()
+        outbox.confirmed(link.under_way.pop())
+        time.now += pause - 0.1
+        outbox.pump()
+        assert len(link.results) == number
+        time.now += 0.2
+        outbox.pump()
+        assert len(link.results) == number + 1

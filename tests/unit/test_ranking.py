@@ -17,6 +17,7 @@ from edged.engine.loaded_model import LoadedModel
 from edged.engine.package import open_package
 from edged.engine.sequence import Request
 from edged.engine.session import ModelSession
+from edged.engine.tokenizer import Tokenizer
 from edged.jobs.document import Code, Job, JobError
 from edged.jobs.preparer import prepare
 from edged.jobs.ranking import INSTRUCTION
@@ -33,7 +34,7 @@ def texts(count: int, longest: int = 12) -> list[str]:
 
 
 def ranked(loaded: LoadedModel, documents: list[str], key: int = 1, **fields: Any) -> Request:
-    job = Job(id="a", query=QUERY, documents=documents, **fields)
+    job = Job(**{"id": "a", "query": QUERY, "documents": documents, **fields})
     return prepare(job, key, "a", loaded)
 
 
@@ -138,9 +139,20 @@ def test_documents_that_do_not_fit_are_named(loaded: LoadedModel) -> None:
     with pytest.raises(JobError) as refused:
         ranked(loaded, documents)
     assert refused.value.code is Code.CONTEXT_EXCEEDED
-    assert str(refused.value).startswith("documents.1 (")
-    assert "documents.3 (" in str(refused.value)
-    assert " and 2 more with instruction and query have more tokens than this device's context" in str(refused.value)
+    assert str(refused.value).startswith("documents.1 with instruction and query has ")
+
+
+def test_a_query_that_is_too_long_is_read_once(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, read = Tokenizer.encode_messages, []
+
+    def counted(self: Tokenizer, *arguments: Any) -> list[int]:
+        read.append(arguments)
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(Tokenizer, "encode_messages", counted)
+    with pytest.raises(JobError):
+        ranked(loaded, ["a"] * 100, query="pump " * 5000)
+    assert len(read) == 1
 
 
 def test_a_package_without_a_chat_template_ranks_nothing(tmp_path: Path) -> None:
