@@ -169,6 +169,7 @@ def build(
             link=link,
             groups=Groups(settings.device.groups, link, settings.state_dir),
             engine=engine,
+            speed=speed,
             scrubber=scrubber,
             preparer=preparer,
             jobs=jobs,

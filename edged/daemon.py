@@ -20,6 +20,7 @@ from edged import logs
 from edged.announcer import Announcer, warn_about_storage
 from edged.engine.engine import Engine
 from edged.engine.events import EngineEvent, ModelChanged
+from edged.engine.own_speed import OwnSpeed
 from edged.engine.scrubber import Scrubber
 from edged.faults import Fault
 from edged.governor import Governor
@@ -107,6 +108,7 @@ class Parts:
     link: Link
     groups: Groups
     engine: Engine
+    speed: OwnSpeed
     scrubber: Scrubber
     preparer: Preparer
     jobs: JobManager
@@ -227,6 +229,7 @@ class Daemon:
             self._recover_spool(spool.damage)
         status = self._take_snapshot()
         self._parts.history.record(status)
+        self._parts.speed.keep()
         if (failure := self._observer.failure) is not None:
             self._abort(failure)
         if not status.stalled:
@@ -367,6 +370,7 @@ class Daemon:
         parts.http.stop()
         parts.sampler.stop()
         parts.governor.close()
+        parts.speed.save()
         parts.ledger.close()
         parts.spool.close()
         os.close(parts.lock)

@@ -158,6 +158,14 @@ def read_manifest(path: Path) -> Manifest:
     return parse_manifest(text, path.name)
 
 
+def identity_of(folder: Path) -> str | None:
+    """Identity of a package's manifest; None where it has none that can be read."""
+    try:
+        return read_manifest(folder / FILE).identity
+    except (PackageError, OSError):
+        return None
+
+
 def parse_manifest(text: bytes, name: str = FILE) -> Manifest:
     """Parse the document. Raises PackageError: too large, no JSON, another format, or changed since it was written."""
     try:

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -41,8 +42,14 @@ Kind = tuple[int, int]
 """Rows of a step, and the bits of the number of tokens that its longest row has."""
 
 
+@dataclass
+class _Window:
+    steps: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
 class OwnSpeed(StepObserver):
-    """Hears of the engine's steps on its thread; any thread reads `ratio`."""
+    """Hears of the engine's steps on its thread; any thread reads `ratio`, and one writes."""
 
     def __init__(self, file: Path, now: Callable[[], float] = time.monotonic) -> None:
         """`file`: where the best is kept."""
@@ -50,10 +57,11 @@ class OwnSpeed(StepObserver):
         self._now = now
         self._models: dict[str, dict[Kind, float]] = _read(file)
         self._best: dict[Kind, float] = {}
-        self._windows: dict[Kind, list[float]] = {}
+        self._windows: dict[Kind, _Window] = {}
         self._recent: deque[tuple[float, float, float]] = deque()
         """(when, seconds of a step, seconds of the best such step) of each window."""
-        self._changed = False
+        self._unwritten: str | None = None
+        """The file's next content."""
         self._written = -math.inf
 
     def serve(self, model: LoadedModel, board: Board) -> None:
@@ -76,11 +84,12 @@ class OwnSpeed(StepObserver):
         if any(row.prompt or row.tokens != 1 for row in step.rows):
             return
         kind = len(step.rows), max(row.past for row in step.rows).bit_length()
-        window = self._windows.setdefault(kind, [])
-        window.append(step.ended - step.began)
-        if len(window) >= WINDOW_STEPS and sum(window) >= WINDOW_SECONDS:
+        window = self._windows.setdefault(kind, _Window())
+        window.steps.append(step.ended - step.began)
+        window.seconds += step.ended - step.began
+        if len(window.steps) >= WINDOW_STEPS and window.seconds >= WINDOW_SECONDS:
             del self._windows[kind]
-            self._close(kind, statistics.median(window))
+            self._close(kind, statistics.median(window.steps))
 
     @property
     def ratio(self) -> float | None:
@@ -94,24 +103,38 @@ class OwnSpeed(StepObserver):
     def _close(self, kind: Kind, seconds: float) -> None:
         now, best = self._now(), self._best.get(kind, math.inf)
         if seconds < best:
-            self._changed = self._changed or seconds < 0.98 * best
-            best = self._best[kind] = seconds
+            better, best = seconds < 0.98 * best, seconds
+            self._best[kind] = seconds
+            if better:
+                self._unwritten = self._document()
         self._recent.append((now, seconds, best))
         while self._recent[0][0] < now - RECENT_SECONDS:
             self._recent.popleft()
-        if self._changed and now - self._written >= WRITE_SECONDS:
-            self._written, self._changed = now, False
-            self._write()
 
-    def _write(self) -> None:
+    def _document(self) -> str:
         document = {
             model: [[rows, bits, seconds] for (rows, bits), seconds in best.items()]
             for model, best in self._models.items()
         }
+        return json.dumps(document) + "\n"
+
+    def keep(self) -> None:
+        """Write what has changed, if the last time is long enough ago; on the main thread."""
+        if self._now() - self._written >= WRITE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write what has changed, on the main thread. A failure is logged."""
+        text = self._unwritten
+        if text is None:
+            return
+        self._written = self._now()
         try:
-            write_durably(self._file, json.dumps(document) + "\n")
+            write_durably(self._file, text)
         except OSError as error:
             log.warning("speed_not_kept", file=str(self._file), reason=(error.strerror or str(error)).lower())
+        if self._unwritten is text:  # else the engine's thread has a newer one
+            self._unwritten = None
 
 
 def _read(file: Path) -> dict[str, dict[Kind, float]]:

@@ -29,10 +29,12 @@ class Size:
 
     def times(self, count: float) -> Size:
         """Several of these."""
-        return Size(self.bytes * count, self.properties * count) if count else Size(0)
+        return Size(_capped(self.bytes * count), _capped(self.properties * count)) if count else Size(0)
 
 
 _NONE = Size(math.inf, math.inf)
+_MOST = 1 << 60
+"""More than any answer has."""
 
 
 def least_size(schema: Schema) -> Size:
@@ -75,9 +77,9 @@ class _Sizer:
 
     def _of_type(self, kind: str, schema: Mapping[str, Any]) -> Size:
         if kind == "string":
-            return Size(2 + schema.get("minLength", 0))
+            return Size(2 + _capped(schema.get("minLength", 0)))
         if kind == "array":
-            count = schema.get("minItems", 0)
+            count = min(int(schema.get("minItems", 0)), _MOST)
             first = schema.get("prefixItems", schema.get("items"))
             items = [self.size(one) for one in first[: min(count, _MOST_ITEMS)]] if isinstance(first, list) else []
             rest = schema.get("items", True)
@@ -91,6 +93,11 @@ class _Sizer:
                 size += _property(name) + self.size(inner)
             return size
         return Size({"null": 4, "boolean": 4}.get(kind, 1))
+
+
+def _capped(count: float) -> float:
+    """Not so large that no float could hold it: whole numbers in JSON have no end."""
+    return count if count == math.inf else min(count, _MOST)
 
 
 def _least(sizes: Iterable[Size]) -> Size:

@@ -34,7 +34,7 @@ class Speculation:
         """
         row = rows[plan.first]
         waiting = sum(one.pending > 0 and not one.behind for one in rows)
-        if plan.count > 1 or waiting > 1 or row.drafts is None or row.alone or not row.made:
+        if plan.count > 1 or waiting > 1 or row.drafts is None or not row.made:
             return plan
         # A step makes one token more than its draft has.
         most = min(MOST_TOKENS, row.request.max_tokens - row.made) - 1

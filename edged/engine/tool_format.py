@@ -87,7 +87,7 @@ class ToolFormat:
         while (begun := head.search(text, at)) is not None:
             try:
                 _, at = decoder.raw_decode(text, begun.end())
-            except ValueError:  # cut off
+            except (ValueError, RecursionError):  # cut off, or nested without end
                 break
             found.append(Call(begun[1], text[begun.end() : at]))
         return tuple(found)

@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any, Literal, get_args
 
+from edged.machine.clock import parse_time
 from edged.mqtt.topics import is_id
 
 Channel = Literal["status", "info", "health"]
@@ -123,8 +123,8 @@ class Boards:
 
     def _offset(self, document: Document) -> float | None:
         try:
-            told = datetime.fromisoformat(str(document["time"]).replace("Z", "+00:00")).timestamp()
-        except (KeyError, ValueError, OverflowError):
+            told = parse_time(str(document["time"]))
+        except (KeyError, ValueError):
             return None
         return told - self._wall()
 

@@ -6,10 +6,10 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import Any
 
 from edged.fleet.boards import Board, Boards
+from edged.machine.clock import parse_time
 from edged.report.metric_table import ROWS
 
 OWN = {
@@ -157,8 +157,8 @@ def _of_info(info: Mapping[str, Any]) -> Iterator[tuple[str, Labels, Any]]:
 def _seconds(time: Any) -> float | None:
     """Seconds since the epoch of a time as documents have it; None where it is none."""
     try:
-        return datetime.fromisoformat(str(time).replace("Z", "+00:00")).timestamp()
-    except (ValueError, OverflowError):
+        return parse_time(str(time))
+    except ValueError:
         return None
 
 

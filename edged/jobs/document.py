@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from datetime import datetime
 from enum import Enum
 from typing import Annotated, Any, Literal
 
@@ -26,6 +25,7 @@ from edged.jobs.ranking import DOCUMENTS_ALLOWED, GO_TOGETHER, INSTRUCTION, MAX_
 from edged.jobs.refusals import refuse
 from edged.jobs.response_format import ResponseFormat
 from edged.jobs.tools import NamedTool, Tool
+from edged.machine.clock import TIME_ALLOWED, parse_time
 from edged.mqtt.topics import ID_ALLOWED, is_id
 from edged.settings import template_kwargs
 
@@ -36,7 +36,6 @@ MAX_TTL = 10 * 365 * 86400
 """Seconds."""
 _STOP_ALLOWED = f"text or a list of up to {MAX_STOPS} texts, each of 1 to 256 characters"
 _STOP_IDS_ALLOWED = f"a list of up to {MAX_STOP_IDS} token ids"
-_TIME_ALLOWED = "an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z"
 _BIAS_ALLOWED = (
     f'an object of up to {MAX_BIASES} token ids with what is added to their logits, -100 to 100, such as {{"42": -100}}'
 )
@@ -44,7 +43,6 @@ _OF_TOKENS = "top_p top_k min_p repetition_penalty presence_penalty frequency_pe
 """Fields for how tokens are chosen; a choice draws a label."""
 _TURN = '{"role": "user", "content": "…"}'
 EXAMPLE = f'{{"id": "a", "messages": [{_TURN}]}}'
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
 
 class Code(str, Enum):
@@ -250,7 +248,7 @@ class Job(BaseModel):
     deadline: str | None = Field(
         default=None,
         description="RFC 3339; judged only while the clock is synchronised",
-        json_schema_extra={"allowed": _TIME_ALLOWED},
+        json_schema_extra={"allowed": TIME_ALLOWED},
     )
     return_token_ids: bool = Field(default=False, description="put the answer's token ids in the result")
     ignore_eos: bool = Field(default=False, description="go on to max_tokens; for tests and benchmarks")
@@ -284,7 +282,10 @@ class Job(BaseModel):
         if self.top_logprobs is not None and not self.logprobs:
             refuse("top_logprobs", "needs logprobs: true beside it")
         if self.deadline is not None:
-            parse_time(self.deadline)
+            try:
+                parse_time(self.deadline)
+            except ValueError as error:
+                refuse("deadline", str(error))
         return self
 
     def _check_ranking(self) -> None:
@@ -353,19 +354,6 @@ def _is_bias(value: dict[str, Any]) -> bool:
         and -100 <= bias <= 100
         for token, bias in value.items()
     )
-
-
-def parse_time(text: str) -> float:
-    """Unix time of an RFC 3339 date-time."""
-    if not _RFC3339.fullmatch(text):
-        refuse("deadline", f"must be {_TIME_ALLOWED}")
-    try:
-        # Python 3.10 knows neither Z nor more than six digits of a second.
-        return datetime.fromisoformat(
-            re.sub(r"(\.\d{1,6})\d*", lambda m: m[1].ljust(7, "0"), text.upper()).replace("Z", "+00:00")
-        ).timestamp()
-    except (ValueError, OverflowError):
-        refuse("deadline", "is not a time that exists")
 
 
 def invalid_id() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -56,6 +57,22 @@ class Clock:
             return False
         timex = _Timex()  # modes 0: read only
         return bool(_adjtimex(ctypes.byref(timex)) >= 0 and timex.maxerror < _UNDISCIPLINED)
+
+
+TIME_ALLOWED = "an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z"
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+
+def parse_time(text: str) -> float:
+    """Seconds since the epoch of an RFC 3339 date-time. Raises ValueError, which says what is wrong."""
+    if not _RFC3339.fullmatch(text):
+        raise ValueError(f"must be {TIME_ALLOWED}")
+    try:
+        # Python 3.10 knows neither Z nor other than 3 or 6 digits of a second.
+        digits = re.sub(r"(\.\d{1,6})\d*", lambda found: found[1].ljust(7, "0"), text.upper())
+        return datetime.fromisoformat(digits.replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError("is not a time that exists") from None
 
 
 def format_time(moment: float) -> str:

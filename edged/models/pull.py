@@ -9,11 +9,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from edged.engine.integrity import find_damage
-from edged.engine.known_answers import Verified
+from edged.engine.known_answers import Verified, read_known_answers
 from edged.engine.loaded_model import load_model
-from edged.engine.manifest import FILE, Manifest, manifest_of, read_manifest, write_manifest
+from edged.engine.manifest import FILE, Manifest, identity_of, manifest_of, read_manifest, write_manifest
 from edged.engine.opening import int8_fault
-from edged.engine.package import PackageError
+from edged.engine.package import PackageError, open_package
 from edged.engine.package_memory import LOADED_RATIO, RUNTIME_BYTES, TooLargeError, plan_package
 from edged.machine.board import Board
 from edged.machine.memory import Available, available, size
@@ -21,7 +21,8 @@ from edged.machine.storage import SPARE_BYTES
 from edged.models.fetch import Fetched, Progress, fetch
 from edged.models.listing import Listing, content_id
 from edged.models.mend import Mended, mend_package
-from edged.models.store import Origin, Store, kept_manifests, write_origin
+from edged.models.origin import Origin, write_origin
+from edged.models.store import Store, kept_manifests
 from edged.settings import Settings
 
 _LEAST_CONTEXT = 16
@@ -99,13 +100,13 @@ def pull_version(
     """Fetch a package beside those that are there: complete, under no name yet, and not loaded. Returns its folder.
 
     `identity`: of the manifest that it must have. One that is there already is taken. Raises OtherContentError where
-    the source has another content, else as pull_package().
+    the source has another content, PackageError where it has no known answers, else as pull_package().
     """
     with store.pulling():
         try:
             store.check_free(name)
             for version in store.versions(name):
-                if _identity(version) == identity:
+                if identity_of(version) == identity:
                     return version
             known = all(file.digest is not None and file.digest.kind == "sha256" for file in listing.files)
             if known and not identity.startswith(str(listing.content)):  # both hash the same lines
@@ -115,6 +116,9 @@ def pull_version(
             if manifest.identity != identity:
                 shutil.rmtree(staging)
                 raise _other_content(listing.source, manifest.identity, identity)
+            if read_known_answers(open_package(staging, name)) is None:
+                shutil.rmtree(staging)
+                raise PackageError(f"{listing.source} has no known answers to prove it (edged model verify --record)")
             content = content_id({path: file.digest for path, file in files.items()})
             return store.place(name, Origin(source=listing.source, content=content, pulled_at=_now()))
         except OSError as error:
@@ -124,13 +128,6 @@ def pull_version(
 
 def _other_content(source: str, found: str, wanted: str) -> OtherContentError:
     return OtherContentError(f"{source} has the digest {found}, and {wanted} is wanted")
-
-
-def _identity(folder: Path) -> str | None:
-    try:
-        return read_manifest(folder / FILE).identity
-    except (PackageError, OSError):
-        return None
 
 
 def _fetch_files(

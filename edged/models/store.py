@@ -12,7 +12,6 @@ A new version is a complete folder before its link is replaced atomically; the o
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import sys
@@ -21,22 +20,20 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from edged.durable import sync_folder, write_durably
+from edged.durable import sync_folder
 from edged.engine.kept_manifests import MANIFESTS, KeptManifests
 from edged.engine.kv_scales import SCALES, KeptScales
+from edged.engine.manifest import identity_of
 from edged.engine.package import PackageError, read_json
 from edged.models.listing import NAME
+from edged.models.origin import Origin, read_origin, write_origin
 from edged.settings import Settings
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
 """The built-in demo model. It is served until a package is selected, and checks another onnxruntime."""
 DEMO_NAME = "edged-demo"
-ORIGIN = "origin.json"
 _CURRENT = "current"
 _BEFORE, _NOTHING = ".before", "-"
-_MOST_ORIGIN_BYTES = 1 << 16
 
 
 class StoreError(Exception):
@@ -45,18 +42,6 @@ class StoreError(Exception):
     def __init__(self, message: str, bad_use: bool = False) -> None:
         super().__init__(message)
         self.bad_use = bad_use
-
-
-class Origin(BaseModel):
-    """The document in a pulled package's origin.json; times are RFC 3339 in UTC."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    source: str
-    content: str
-    pulled_at: str
-    verified_at: str | None = None
-    """When its known answers were last right, at a pull or a selection; None: never compared."""
 
 
 @dataclass(frozen=True)
@@ -171,26 +156,28 @@ class Store:
 
     def install(self, name: str, origin: Origin) -> Path:
         """Install the staged files under their name, atomically, and remove the version before."""
-        new = self.place(name, origin)
         with _locked(self.folder / ".lock"):
-            self._name(name, new)
+            self._name(name, self._place(name, origin))
         return self.folder / name
 
     def place(self, name: str, origin: Origin) -> Path:
         """Move the staged files to their place, beside the version that has the name. Returns the folder."""
+        with _locked(self.folder / ".lock"):
+            return self._place(name, origin)
+
+    def _place(self, name: str, origin: Origin) -> Path:
         staging, new = self.staging(name), self._packages / origin.content / name
         write_origin(staging, origin)
         for place in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
             sync_folder(place)
-        with _locked(self.folder / ".lock"):
-            self.check_free(name)
-            if os.path.lexists(self.folder / _BEFORE) and new.resolve() == (self.folder / _CURRENT).resolve():
-                raise StoreError(f"{name} with this content is on trial by a rollout: wait until that has ended")
-            shutil.rmtree(new, ignore_errors=True)  # of a pull that was killed here
-            new.parent.mkdir(parents=True, exist_ok=True)
-            staging.rename(new)
-            sync_folder(new.parent)
-            sync_folder(self._packages)
+        self.check_free(name)
+        if os.path.lexists(self.folder / _BEFORE) and new.resolve() == (self.folder / _CURRENT).resolve():
+            raise StoreError(f"{name} with this content is on trial by a rollout: wait until that has ended")
+        shutil.rmtree(new, ignore_errors=True)  # of a pull that was killed here
+        new.parent.mkdir(parents=True, exist_ok=True)
+        staging.rename(new)
+        sync_folder(new.parent)
+        sync_folder(self._packages)
         return new
 
     def versions(self, name: str) -> list[Path]:
@@ -209,9 +196,13 @@ class Store:
             with _locked(self.folder / ".lock"):
                 if current.resolve() == (self.folder / version).resolve():
                     return
+                if not (self.folder / version).is_dir():
+                    raise StoreError(f"{version} is no longer in {self.folder}: another command removed it")
                 kept = Path(_NOTHING)
                 if os.path.lexists(current):
-                    kept = current.resolve().relative_to(self.folder.resolve())
+                    kept, store = current.resolve(), self.folder.resolve()
+                    if kept.is_relative_to(store):
+                        kept = kept.relative_to(store)
                 self._replace_link(before, kept)
                 self._replace_link(current, Path(version))
         except OSError as error:
@@ -256,6 +247,23 @@ class Store:
             with _locked(self.folder / ".lock"):
                 if folder.resolve() not in {(self.folder / folder.name).resolve(), *self._in_use()}:
                     shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            raise _cannot("write", self.folder, error) from None
+
+    def sweep(self, wanted: str | None) -> None:
+        """Remove versions that are neither selected nor named, such as a rollout leaves that was given up.
+
+        `wanted`: identity of a manifest; versions with that are kept. Raises StoreError.
+        """
+        try:
+            with _locked(self.folder / ".lock"):
+                for folder in self._packages.glob("*/*"):
+                    if folder.resolve() in {(self.folder / folder.name).resolve(), *self._in_use()}:
+                        continue
+                    if wanted is None or identity_of(folder) != wanted:
+                        shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:
+            return  # nothing was ever pulled
         except OSError as error:
             raise _cannot("write", self.folder, error) from None
 
@@ -348,22 +356,6 @@ class Store:
                 shutil.rmtree(version)
                 with suppress(OSError):  # not empty: another name has the same content
                     version.parent.rmdir()
-
-
-def read_origin(folder: Path) -> Origin | None:
-    """The origin of the package in `folder`, None if it is not recorded."""
-    try:
-        path = folder / ORIGIN
-        if path.stat().st_size > _MOST_ORIGIN_BYTES:
-            return None
-        return Origin.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
-def write_origin(folder: Path, origin: Origin) -> None:
-    """Write origin.json, atomically and durably. Raises OSError."""
-    write_durably(folder / ORIGIN, json.dumps(origin.model_dump(), ensure_ascii=False) + "\n")
 
 
 def _bytes(folder: Path) -> int:

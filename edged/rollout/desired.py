@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -16,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from edged import strict_json
 from edged.faults import Fault
+from edged.machine.clock import TIME_ALLOWED, parse_time
 from edged.models.listing import NAME, NAME_ALLOWED, RESERVED
 from edged.mqtt.topics import ID_ALLOWED, is_id
 from edged.settings.keys import allowed
@@ -27,8 +27,6 @@ WAVE = frozenset({"percent", "abort"})
 """The fields that change while a rollout goes on; a conductor's key signs them. All others are the release."""
 SIGNATURES = frozenset({"signature", "wave_signature"})
 _MOST_FAULTS = 3
-_TIME_ALLOWED = "an RFC 3339 time with its offset, such as 2027-01-31T18:00:00Z"
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)")
 _SOURCE = re.compile(r"(hf:|https?://|/)\S{1,2000}")
 _SOURCE_ALLOWED = "a source as `edged model pull` takes it: hf:…, an http(s) URL or a folder's absolute path"
 _SIGNATURE_ALLOWED = "an Ed25519 signature in base64, 88 characters"
@@ -133,12 +131,12 @@ class Desired(_Strict):
         json_schema_extra=_allowed("true or false"),
     )
     not_before: str | None = Field(
-        default=None, description="the device does not begin before", json_schema_extra=_allowed(_TIME_ALLOWED)
+        default=None, description="the device does not begin before", json_schema_extra=_allowed(TIME_ALLOWED)
     )
     expires: str | None = Field(
         default=None,
         description="the device does not begin after; needed where `fleet.trusted_keys` is set",
-        json_schema_extra=_allowed(_TIME_ALLOWED),
+        json_schema_extra=_allowed(TIME_ALLOWED),
     )
     window: Window | None = Field(
         default=None,
@@ -166,8 +164,12 @@ class Desired(_Strict):
         if not is_id(self.rollout):
             _refuse(f"rollout must be {ID_ALLOWED}")
         for field, text in (("not_before", self.not_before), ("expires", self.expires)):
-            if text is not None and _seconds(text) is None:
-                _refuse(f"{field} must be {_TIME_ALLOWED}")
+            if text is None:
+                continue
+            try:
+                parse_time(text)
+            except ValueError as error:
+                _refuse(f"{field} {error}")
         if self.window is not None and self.window.start == self.window.end:
             _refuse("window.end must be another time than window.start")
         return self
@@ -175,12 +177,12 @@ class Desired(_Strict):
     @property
     def not_before_time(self) -> float | None:
         """Seconds since the epoch."""
-        return None if self.not_before is None else _seconds(self.not_before)
+        return None if self.not_before is None else parse_time(self.not_before)
 
     @property
     def expires_time(self) -> float | None:
         """Seconds since the epoch."""
-        return None if self.expires is None else _seconds(self.expires)
+        return None if self.expires is None else parse_time(self.expires)
 
     @property
     def needs_clock(self) -> bool:
@@ -286,13 +288,3 @@ def _explain(error: ValidationError) -> str:
 
 def _refuse(text: str) -> NoReturn:
     raise PydanticCustomError("edged", "{text}", {"text": text})
-
-
-def _seconds(text: str) -> float | None:
-    if not _RFC3339.fullmatch(text):
-        return None
-    try:  # Python 3.10 knows neither Z nor other than 3 or 6 digits of a second
-        padded = re.sub(r"(\.\d{1,6})", lambda found: found[1].ljust(7, "0"), text)
-        return datetime.fromisoformat(padded.replace("Z", "+00:00")).timestamp()
-    except (ValueError, OverflowError):
-        return None

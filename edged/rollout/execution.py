@@ -193,7 +193,7 @@ class Execution:
         if self._waits(now) is not None:
             return self._enter(State.QUEUED, now).advance(now)
         loading = self._enter(State.IN_PROGRESS, now, step=Step.LOADING)
-        return replace(loading, candidate=candidate, loads=0)
+        return replace(loading, candidate=candidate)
 
     def starting(self, now: Now) -> Execution:
         """A process starts: count the loads, so that a package that ends every process does not do so for ever."""

@@ -66,10 +66,10 @@ def read_memory(path: Path) -> Memory:
         )
     except RefusedError as error:
         raise DamagedError(f"a document in it is not one of this version: {error}") from None
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except DamagedError:
+        raise
+    except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise DamagedError(f"it is not in its form: {error!r}") from None
-    except json.JSONDecodeError as error:
-        raise DamagedError(f"it is not JSON: {error.msg}") from None
 
 
 def _known_fields(known: Known) -> dict[str, Any]:

@@ -17,10 +17,9 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from edged.engine.known_answers import read_known_answers
-from edged.engine.package import PackageError, open_package
+from edged.engine.package import PackageError
 from edged.models.fetch import FetchError
-from edged.models.listing import NAME, SourceError
+from edged.models.listing import NAME, RESERVED, SourceError
 from edged.models.pull import OtherContentError, PullError, pull_version
 from edged.models.sources import open_source
 from edged.models.store import StoreError, store_of
@@ -44,6 +43,8 @@ def main() -> None:
         said = {"failed": str(error), "by": "package"}
     except (SourceError, PullError, FetchError, StoreError, OSError) as error:
         said = {"failed": str(error), "by": "network"}
+    except Exception as error:
+        said = {"failed": f"a fault of edged's own: {type(error).__name__}: {error}", "by": "network"}
     print(json.dumps(said), file=out)
 
 
@@ -52,7 +53,7 @@ def _pull(order: dict[str, Any], out: IO[str]) -> dict[str, Any]:
     store = store_of(settings)
     listing = open_source(order["source"])
     name = order["name"] or listing.name
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(name) or name in RESERVED:
         raise PackageError(f"{name!r} cannot be a package's name: model.name must be given")
     done, told = 0, 0.0
 
@@ -64,8 +65,6 @@ def _pull(order: dict[str, Any], out: IO[str]) -> dict[str, Any]:
             print(json.dumps({"done": done, "total": listing.bytes}), file=out)
 
     version = pull_version(listing, name, order["digest"], settings, store, progress)
-    if read_known_answers(open_package(version, name)) is None:
-        raise PackageError(f"{order['source']} has no known answers to prove it with (edged model verify --record)")
     return {"version": version.relative_to(store.folder).as_posix()}
 
 

@@ -15,6 +15,8 @@ from edged.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+_OPEN = (State.QUEUED, State.IN_PROGRESS, State.FAILED)
+"""The package may be tried yet."""
 _HINT = "make state_dir writable; the rollout goes on at the next start"
 
 
@@ -41,6 +43,7 @@ def resume(settings: Settings, clock: Clock, device: str) -> Memory:
         if execution is not memory.execution:
             memory = replace(memory, execution=execution)
             write_memory(file, memory)
+        store.sweep(execution.desired.model.digest if execution.state in _OPEN else None)
     except (StoreError, OSError) as error:
         log.warning("rollout_not_resumed", rollout=execution.desired.rollout, reason=str(error), hint=_HINT)
     return memory

@@ -47,7 +47,7 @@ class RolloutLink(Protocol):
 class Announcing(Protocol):
     """The part of the outbox that rollouts need."""
 
-    def announce(self, topic: str, document: Mapping[str, Any], whole: bool = False) -> bool: ...
+    def announce(self, topic: str, document: Mapping[str, Any]) -> bool: ...
 
 
 class Rollout:
@@ -205,6 +205,10 @@ class Rollout:
         now = self._now()
         if execution.step is Step.RETURNING or (execution.candidate is not None and not execution.switching):
             self._settle()  # a disk that took no writes before
+            after = self._memory.execution
+            returned = execution.step is Step.RETURNING and after is not None and after.step is None
+            if returned and self._serving != self._memory.former:
+                self._begin_reload()  # the process has loaded the package that was given up
         elif execution.step is Step.LOADING:
             self._judge(execution, status, now)
         else:

@@ -13,7 +13,7 @@ from engine_rig import MODELS
 from edged.engine.known_answers import read_known_answers, write_known_answers
 from edged.engine.manifest import make_manifest, write_manifest
 from edged.engine.package import open_package
-from edged.models.store import Origin, write_origin
+from edged.models.origin import Origin, write_origin
 
 
 def answers(folder: Path) -> None:

@@ -28,6 +28,7 @@ class Board:
             began, self.now = self.now, self.now + seconds
             row = StepRow(1, 8 if prompt else 1, prompt, past)
             self.speed.ended(StepRecord(began, self.now, (row,) * rows))
+            self.speed.keep()
 
 
 @pytest.fixture
@@ -89,6 +90,25 @@ def test_it_is_written_once_an_hour_at_most_and_only_when_it_changed(board: Boar
     board.now += WRITE_SECONDS
     board.decode(0.1, 300)
     assert board.file.stat().st_mtime_ns == changed
+
+
+def test_what_an_hour_has_not_brought_to_the_card_a_stop_does(board: Board) -> None:
+    board.decode(0.2, 200)
+    board.decode(0.1, 300)
+    board.speed.save()
+    written = board.file.stat().st_mtime_ns
+    board.start()
+    board.decode(0.2, 200)
+    assert board.speed.ratio == pytest.approx(2.0)
+    board.speed.save()  # nothing has changed
+    assert board.file.stat().st_mtime_ns == written
+
+
+def test_a_few_long_steps_are_no_measure(board: Board) -> None:
+    board.decode(2.0, 31)
+    assert board.speed.ratio is None
+    board.decode(2.0, 1)
+    assert board.speed.ratio == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"m": 1}', '{"m": [[1, 2, -3]]}', '{"m": [[1, 2, NaN]]}'])

@@ -60,7 +60,7 @@ def test_a_document_with_every_field_is_read() -> None:
         (document(percent=101), "percent must be a number from 0 to 100"),
         (document(timeout=0), "timeout must be a whole number of seconds"),
         (document(not_before="tomorrow"), "not_before must be an RFC 3339 time"),
-        (document(expires="2027-02-30T00:00:00Z"), "expires must be an RFC 3339 time"),
+        (document(expires="2027-02-30T00:00:00Z"), "expires is not a time that exists"),
         (document(window={"start": "2:00", "end": "03:00"}), "window.start must be a time of the day in UTC"),
         (document(window={"start": "02:00", "end": "02:00"}), "window.end must be another time"),
         (model(digest="abc"), "model.digest must be 64 hex digits"),
@@ -200,6 +200,10 @@ def test_percent_never_falls_and_abort_is_terminal() -> None:
     assert code(aborted, received(sequence=2)) == "desired_aborted"
     assert code(aborted, received("group/a", sequence=2)) == "desired_aborted"
     assert followed(aborted.take(received(sequence=2, rollout="r2"))) == ("device", 2)
+    both = aborted.take(received(sequence=2, rollout="r2", abort=True))
+    assert both.aborted == ("r1", "r2")
+    for id in both.aborted:
+        assert code(both, received(sequence=3, rollout=id)) == "desired_aborted"
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from rollout_rig import DIGEST, OTHER, known, now
+from rollout_rig import DIGEST, OTHER, known, now, received
 
+from edged.engine.manifest import checksum_of
 from edged.faults import Fault
 from edged.rollout.execution import MOST_FAILURES, MOST_LOADS, PACKAGE_PAUSE, Execution, Package, State, Step
 from edged.rollout.memory import DamagedError, Memory, read_memory, write_memory
@@ -142,6 +144,17 @@ def test_failures_of_the_network_are_none_of_the_package() -> None:
     assert (execution.failures, execution.pulls_now) == (0, True)
 
 
+def test_pauses_between_pulls_grow_to_five_minutes() -> None:
+    execution, at, pauses = begun(timeout=30 * 86400), 0.0, []
+    for _ in range(6):
+        execution, began = execution.pull_failed(Fault("rollout_pull_failed", "no route"), now(at)), at
+        while not execution.pulls_now:
+            at += 1.0
+            execution = execution.advance(now(at))
+        pauses.append(at - began)
+    assert pauses == [10, 30, 60, 300, 300, 300]
+
+
 def test_a_package_that_ends_every_process_is_given_up() -> None:
     execution = begun().pulled("x", now())
     for _ in range(MOST_LOADS):
@@ -192,7 +205,9 @@ def kept(memory: Memory, folder: Path) -> Memory:
 
 
 def test_what_is_remembered_is_read_as_it_was_written(tmp_path: Path) -> None:
-    documents = Documents().take(known("group/a", percent=5).received).withdraw("group/a")
+    raised = Documents().take(received("group/a", percent=50))
+    documents = raised.take(received("group/a", percent=5)).withdraw("group/a")
+    assert documents.known["group/a"].percent == 50.0
     execution = loading().package_failed(BAD, now())
     memory = Memory(documents, execution, Package("old", None))
     assert kept(memory, tmp_path) == replace(memory, execution=replace(execution, retry_at=None, counted_at=None))
@@ -207,6 +222,21 @@ def test_a_damaged_memory_is_refused(tmp_path: Path) -> None:
         path.write_text(damaged)
         with pytest.raises(DamagedError):
             read_memory(path)
+    path.write_bytes(text.encode().replace(b"phi3", b"ph\xff3", 1))
+    with pytest.raises(DamagedError):
+        read_memory(path)
+
+
+@pytest.mark.parametrize(("field", "value"), [("state", "PAUSED"), ("step", "charging")])
+def test_a_memory_of_a_newer_edged_is_refused(tmp_path: Path, field: str, value: str) -> None:
+    path = tmp_path / "rollout.json"
+    write_memory(path, Memory(execution=loading()))
+    fields = json.loads(path.read_text())
+    fields["execution"][field] = value
+    del fields["crc32"]
+    path.write_text(json.dumps({**fields, "crc32": checksum_of(fields)}))
+    with pytest.raises(DamagedError):
+        read_memory(path)
 
 
 class AnyLife(RuleBasedStateMachine):

@@ -49,6 +49,13 @@ def test_numbers_of_items_and_characters_count() -> None:
     assert size == Size(len(json.dumps([{"a": "xyz"}] * 1000, separators=(",", ":"))), 1000)
 
 
+def test_numbers_beyond_any_float_are_only_large() -> None:
+    schema: dict[str, Any] = {"type": "string", "minLength": 10**400}
+    for _ in range(3):
+        schema = {"type": "array", "minItems": 10**299, "items": schema}
+    assert 1e18 < least_size(schema).bytes < math.inf
+
+
 def count(value: Any) -> Iterator[int]:
     if isinstance(value, dict):
         yield len(value)

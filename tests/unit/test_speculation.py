@@ -14,6 +14,7 @@ import pytest
 from engine_rig import MODELS, RUNTIME, Rig, ids, random_prompt, request, running, serving
 from structlog.testing import capture_logs
 
+from edged.engine.attention_probe import AttentionProbe, DecodeProbe
 from edged.engine.draft_probe import single_tokens_agree
 from edged.engine.drafts import MOST_TOKENS, Drafts, NGramDrafts
 from edged.engine.events import Finished
@@ -410,3 +411,31 @@ class TestWhereItHolds:
         one.close()
         assert one.package.graph.attentions[0]["num_heads"] >= 2
         assert one.speculation_reason is None
+
+    @needs_int8
+    def test_a_last_bit_of_attention_is_seen(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = load("phi3", speculation="off")
+        one.close()
+        read = AttentionProbe.read
+
+        def nudged(self: AttentionProbe, start: int, end: int) -> Any:
+            read_now = read(self, start, end)
+            return np.nextafter(read_now, np.inf, dtype=read_now.dtype) if end == start + 1 else read_now
+
+        monkeypatch.setattr(AttentionProbe, "read", nudged)
+        assert not single_tokens_agree(one.session, one.bits)
+
+    @needs_int8
+    def test_a_last_bit_of_heads_that_threads_share_is_seen(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = load("phi3", speculation="off", threads=8)
+        one.close()
+        assert one.session.threads > one.package.graph.attentions[0]["num_heads"]
+        read = DecodeProbe.read
+
+        def nudged(self: DecodeProbe, rows: int, new: int = 1) -> Any:
+            attention = read(self, rows, new)
+            return np.nextafter(attention, np.inf, dtype=attention.dtype) if new > 1 else attention
+
+        assert single_tokens_agree(one.session, one.bits)
+        monkeypatch.setattr(DecodeProbe, "read", nudged)
+        assert not single_tokens_agree(one.session, one.bits)

@@ -299,6 +299,15 @@ def test_several_calls(models: dict[str, LoadedModel], name: str) -> None:
     assert len(row.calls.calls) == 1
 
 
+def test_arguments_that_nest_without_end_are_no_call(models: dict[str, LoadedModel]) -> None:
+    called = as_answered("hermes", models["hermes"], CALLED[:1])
+    form = models["hermes"].tokenizer.tools
+    assert form is not None
+    assert len(form.calls(called)) == 1
+    begun = called[: called.index("arguments") + len('arguments": ')]
+    assert form.calls(begun + "[" * 100_000) == ()
+
+
 @pytest.mark.parametrize("name", ["hermes", "mistral", "mistral-named", "phi4"])
 def test_text_before_a_call_is_the_answers_text(models: dict[str, LoadedModel], name: str) -> None:
     loaded = models[name]

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edged.models.store import Origin, Store, StoreError
+from edged.engine.manifest import identity_of, make_manifest, write_manifest
+from edged.models.origin import Origin
+from edged.models.store import Store, StoreError
 
 ORIGIN = {"source": "/stick", "pulled_at": "2027-01-01T00:00:00Z"}
 
@@ -94,3 +96,40 @@ def test_a_kill_between_the_two_links_of_a_switch_is_no_trial_yet(store: Store) 
     assert serving(store) == "new"
     store.go_back()
     assert serving(store) == "old"
+
+
+def test_what_is_gone_cannot_be_tried(store: Store) -> None:
+    installed(store, "phi3", "old")
+    new = placed(store, "phi3", "new")
+    store.drop(new)
+    with pytest.raises(StoreError, match="no longer in"):
+        store.try_out(new)
+    assert serving(store) == "old"
+
+
+def test_a_package_outside_the_store_is_kept_too(store: Store, tmp_path: Path) -> None:
+    outside = tmp_path / "ssd/mine"
+    outside.mkdir(parents=True)
+    (outside / "weights").write_text("outside")
+    (store.folder / "mine").symlink_to(outside)
+    (store.folder / "current").symlink_to("mine")
+    store.try_out(placed(store, "phi3", "new"))
+    assert serving(store) == "new"
+    store.go_back()
+    assert serving(store) == "outside"
+
+
+def test_what_a_rollout_left_is_swept_and_what_is_served_named_or_wanted_is_not(store: Store) -> None:
+    installed(store, "phi3", "old")
+    other = placed(store, "phi3", "other")
+    trial = placed(store, "gemma", "new")
+    store.sweep(None)
+    assert [path.parent.name for path in store.versions("phi3")] == ["old"]
+    assert store.versions("gemma") == []
+    trial = placed(store, "gemma", "new")
+    write_manifest(store.folder / trial, make_manifest(store.folder / trial, ["weights"]))
+    store.sweep(identity_of(store.folder / trial))
+    store.try_out(trial)
+    store.sweep(None)
+    assert (serving(store), (store.folder / "phi3/weights").read_text()) == ("new", "old")
+    assert not (store.folder / other).exists()
