@@ -14,7 +14,14 @@ from edged.machine.board import Board
 from edged.machine.sensors.readings import Readings
 from edged.machine.storage import mount_of, swaps_on_card
 from edged.mqtt.link import Link
-from edged.report.documents import encode, health_document, info_document, offline_document, status_document
+from edged.report.documents import (
+    HEALTH_EXPIRY_SECONDS,
+    encode,
+    health_document,
+    info_document,
+    offline_document,
+    status_document,
+)
 from edged.report.supervisor import Supervisor
 from edged.settings import Settings
 from edged.status import Status, sentence
@@ -85,7 +92,9 @@ class Announcer:
             log.warning("board_throttled", reasons=sorted(throttled))
         self._throttled = throttled
         document = health_document(self._device, readings, status)
-        self._link.publish(self._link.topics.health, encode(document), qos=0)
+        self._link.publish(
+            self._link.topics.health, encode(document), qos=0, retain=True, expiry_seconds=HEALTH_EXPIRY_SECONDS
+        )
 
 
 def warn_about_storage(state_dir: Path, root: Path) -> None:

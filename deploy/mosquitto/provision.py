@@ -12,6 +12,7 @@ command again.
     provision.py observer dashboard              who reads everything and writes nothing
     provision.py exporter prometheus             `edged export`: who reads how devices are, and no job and no answer
     provision.py conductor rollouts              who says which model devices are to serve, and reads how far they are
+    provision.py operator ops                    `edged fleet`: the same, and clears what a device left behind
     provision.py home-assistant house            Home Assistant: reads everything, sends jobs; devices that shall show
                                                  themselves there are made with --home-assistant
     provision.py upgrade                         brings the rights that an older version made to those of this one
@@ -38,7 +39,9 @@ CERTIFICATES, PASSWORDS = 8883, 8884
 """The ports of edged.conf."""
 CONTROL = "$CONTROL/dynamic-security/v1"
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-KINDS = ("device", "sender", "observer", "home-assistant", "exporter", "conductor")
+KINDS = ("device", "sender", "observer", "home-assistant", "exporter", "conductor", "operator")
+DOCUMENTS = ("status", "info", "health")
+"""What `edged export` and `edged fleet` read of a device."""
 DISCOVERY = "homeassistant"
 """Home Assistant's discovery prefix, as it is by default."""
 ADMIN = "admin"
@@ -101,13 +104,20 @@ def rights(
         return {"send": [*jobs["send"], birth], "receive": seen, "literal": [], "pattern": seen}
     if kind == "observer":
         return {"send": [], "receive": [f"{root}/#"], "literal": [], "pattern": [f"{root}/#"]}
+    check = f"{root}/fleet/+/check"  # by which `edged fleet` knows that all documents have come
     if kind == "conductor":
         targets = [f"{root}/{whom}/+/desired" for whom in ("device", "group")]
-        heard = [*targets, *(f"{root}/device/+/{channel}" for channel in ("reported", "status", "info", "health"))]
-        return {"send": targets, "receive": heard, "literal": [], "pattern": heard}
-    if kind == "exporter":
-        heard = [f"{root}/device/+/{channel}" for channel in ("status", "info", "health")]
-        return {"send": [], "receive": heard, "literal": [], "pattern": heard}
+        heard = [*targets, *(f"{root}/device/+/{channel}" for channel in ("reported", *DOCUMENTS)), check]
+        return {"send": [*targets, check], "receive": heard, "literal": [], "pattern": heard}
+    if kind in ("exporter", "operator"):
+        documents = [f"{root}/device/+/{channel}" for channel in DOCUMENTS]
+        kept = [*documents, *(f"{root}/device/+/{channel}" for channel in ("reported", "bridge"))]
+        return {
+            "send": [check, *kept] if kind == "operator" else [check],
+            "receive": [*documents, check],
+            "literal": [],
+            "pattern": [*documents, check],
+        }
     control = ["$CONTROL/dynamic-security/#"]
     return {"send": control, "receive": [*control, "$SYS/#"], "literal": [], "pattern": [*control, "$SYS/#"]}
 
@@ -412,6 +422,8 @@ def instructions(fleet: Fleet, kind: str, own: Path, password: bool) -> str:
     if kind == "conductor":
         who = f"-p {PASSWORDS} -u {own.name}" if password else f"-p {CERTIFICATES} --cert {kind}.pem --key {kind}.key"
         use = f"mosquitto_pub -V 5 -q 1 -r -h {fleet.host} --cafile ca.pem {who} -t {fleet.root}/… -f signed.json"
+    if kind == "operator":
+        use = "edged fleet list --config edged.toml"
     return f"{valid}Give {own}/ to its owner{more}. There, in that folder: `{use}`"
 
 

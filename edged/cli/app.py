@@ -26,13 +26,14 @@ COMMANDS = {
     "doctor": "doctor",
     "top": "top",
     "export": "export",
+    "fleet": "fleet",
     "forget": "forget",
     "config": "config",
     "model": "model",
-    "fleet": "fleet",
 }
 """Each command and the module in edged.cli that has it: a function of that name, or the group `app`."""
 GROUPS = ("model", "fleet")
+"""Commands that have commands."""
 
 
 def command_line(arguments: Sequence[str]) -> typer.Typer:

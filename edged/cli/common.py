@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from edged import logs
 from edged.engine import runtime
 from edged.models.store import DEMO_FOLDER
 from edged.settings import Loaded, Settings, SettingsError, load
@@ -46,6 +47,17 @@ def loaded_or_exit(config: Path | None, **sections: dict[str, Any]) -> Loaded:
         return load(config, sections)
     except SettingsError as error:
         end(BAD_SETTINGS, str(error))
+
+
+def broker_settings_or_exit(config: Path | None, host: str | None, port: int | None) -> Settings:
+    """The settings of a command that connects to the broker, which the flags may name; only errors are logged."""
+    settings = settings_or_exit(config, mqtt=broker_flags(host, port))
+    try:
+        settings.mqtt.read_password()
+    except SettingsError as error:
+        end(BAD_SETTINGS, str(error))
+    logs.configure("error", "auto")
+    return settings
 
 
 def choose_runtime(settings: Settings) -> None:

@@ -9,9 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edged import logs
 from edged.cli.common import (
-    BAD_SETTINGS,
     BAD_USE,
     FAILED,
     NOBODY,
@@ -20,18 +18,17 @@ from edged.cli.common import (
     HostOption,
     JsonOption,
     PortOption,
-    broker_flags,
+    broker_settings_or_exit,
     end,
     job_document,
     said,
-    settings_or_exit,
 )
 from edged.jobs.document import JobError
 from edged.jobs.reading import read_submission
 from edged.machine.board import DeviceIdError, detect, device_id
 from edged.mqtt.sender import NobodyError, Sender, Update
 from edged.mqtt.topics import ID_ALLOWED, is_id
-from edged.settings import Settings, SettingsError
+from edged.settings import Settings
 
 CANCEL_SECONDS = 10.0
 _JOB_BYTES = 1 << 20
@@ -67,12 +64,7 @@ def submit(
         read_submission(json.dumps(document).encode(), _JOB_BYTES)
     except JobError as error:
         end(BAD_USE, f"{error.code.value}: {error}")
-    settings = settings_or_exit(config, mqtt=broker_flags(mqtt_host, mqtt_port))
-    try:
-        settings.mqtt.read_password()
-    except SettingsError as error:
-        end(BAD_SETTINGS, str(error))
-    logs.configure("error", "auto")
+    settings = broker_settings_or_exit(config, mqtt_host, mqtt_port)
     device = None if group else device or _own_id(settings)
     with Sender(settings.mqtt, device, group) as sender:
         terminal = _Terminal(json_, device, group, settings.mqtt.address)

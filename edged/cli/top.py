@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -12,10 +12,20 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from edged.cli.common import BAD_USE, FAILED, ConfigOption, end, settings_or_exit
+from edged.cli.common import (
+    BAD_USE,
+    FAILED,
+    BadUseError,
+    ConfigOption,
+    HostOption,
+    PortOption,
+    broker_settings_or_exit,
+    end,
+    settings_or_exit,
+)
 from edged.cli.running import ask_overview, place
 from edged.report.charts import Chart, hour
-from edged.report.words import ago, between, duration, figure, size
+from edged.report.words import ago, between, duration, figure, printable, size
 from edged.settings import Settings
 
 EVERY = 2.0
@@ -25,10 +35,25 @@ _NO_VALUE = "·"
 _STATES = {"succeeded": "green", "failed": "red", "rejected": "red", "expired": "yellow", "cancelled": "yellow"}
 
 
-def top(config: ConfigOption = None) -> None:
-    """Show the running daemon: whether it is well, the last hour, the last jobs. Exit code 2 where none listens."""
-    settings = settings_or_exit(config)
+def top(
+    fleet: Annotated[bool, typer.Option("--fleet", help="Show all devices of the broker.")] = False,
+    mqtt_host: HostOption = None,
+    mqtt_port: PortOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Show the running daemon: whether it is well, the last hour, the last jobs. Exit code 2 where none listens.
+
+    With --fleet all devices of the broker, those in trouble first; exit code 69 where it does not tell.
+    """
+    if not fleet and (mqtt_host, mqtt_port) != (None, None):
+        raise BadUseError("--mqtt-host and --mqtt-port go with --fleet")
     console = Console(highlight=False)
+    if fleet:
+        from edged.cli.fleet_top import top_fleet  # the MQTT client would cost every other start
+
+        top_fleet(broker_settings_or_exit(config, mqtt_host, mqtt_port).mqtt, console)
+        return
+    settings = settings_or_exit(config)
     try:
         document = ask_overview(settings)
         if not console.is_terminal:
@@ -72,17 +97,6 @@ def picture(document: dict[str, Any], width: int) -> Group:
     if document["log"]:
         parts += [Text(), *_log(document["log"], health["time"])]
     return Group(*parts)
-
-
-def printable(value: Any) -> Any:
-    """A JSON value whose texts cannot steer a terminal: a broker's words, for example, are in some of them."""
-    if isinstance(value, dict):
-        return {key: printable(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [printable(inner) for inner in value]
-    if isinstance(value, str):
-        return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in value)
-    return value
 
 
 def _state(document: dict[str, Any]) -> Iterator[Text]:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from edged.machine.clock import parse_time
+from edged.fleet.fields import seconds_of
 from edged.mqtt.topics import is_id
+from edged.report.documents import HEALTH_EXPIRY_SECONDS
 
 Channel = Literal["status", "info", "health"]
 CHANNELS: tuple[Channel, ...] = get_args(Channel)
@@ -37,6 +38,9 @@ class Board:
     """Whether it is online and talks."""
     clock_offset: float | None = None
     """Seconds that its clock was ahead when its last heartbeat came."""
+    said: float | None = None
+    """When it last said something, in seconds since the epoch by this machine's clock, also where only the broker's
+    copy of its last heartbeat was heard; None where nothing tells."""
 
     def of(self, channel: Channel) -> Document:
         """The last document of a channel; empty where there is none."""
@@ -80,8 +84,11 @@ class Boards:
         """The connection to the broker is lost."""
         self._connected_at = None
 
-    def take(self, topic: str, payload: bytes, retained: bool) -> None:
-        """Take a message. A device says it itself where it is not `retained`; an empty one takes its document away."""
+    def take(self, topic: str, payload: bytes, retained: bool, expiry: int | None = None) -> None:
+        """Take a message. A device says it itself where it is not `retained`; an empty one takes its document away.
+
+        `expiry`: what the broker has left of the Message Expiry Interval, in seconds.
+        """
         device, _, channel = topic.removeprefix(self._prefix).partition("/")
         if not topic.startswith(self._prefix) or not is_id(device) or channel not in CHANNELS:
             self.refused += 1
@@ -102,9 +109,11 @@ class Boards:
                     return
             board = replace(board, documents=documents)
             if not retained and payload:
-                board = replace(board, heard=self._now(), heard_wall=self._wall())
+                board = replace(board, heard=self._now(), heard_wall=self._wall(), said=self._wall())
                 if channel == "health":
                     board = replace(board, clock_offset=self._offset(document))
+            elif payload and channel == "health" and (said := self._said(document, expiry)) is not None:
+                board = replace(board, said=said if board.said is None else max(said, board.said))
             self._boards[device] = board
 
     def all(self) -> dict[str, Board]:
@@ -122,11 +131,15 @@ class Boards:
         return {name: replace(board, up=is_up(board)) for name, board in sorted(boards.items())}
 
     def _offset(self, document: Document) -> float | None:
-        try:
-            told = parse_time(str(document["time"]))
-        except (KeyError, ValueError):
-            return None
-        return told - self._wall()
+        told = seconds_of(document.get("time"))
+        return None if told is None else told - self._wall()
+
+    def _said(self, document: Document, expiry: int | None) -> float | None:
+        """When a heartbeat that the broker kept was said; by the device's clock where its expiry does not tell."""
+        if expiry is not None and expiry <= HEALTH_EXPIRY_SECONDS:
+            return self._wall() - (HEALTH_EXPIRY_SECONDS - expiry)
+        told = seconds_of(document.get("time"))
+        return None if told is None else min(told, self._wall())
 
 
 def _read(payload: bytes) -> Document | None:

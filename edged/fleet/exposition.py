@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edged.fleet.boards import Board, Boards
-from edged.machine.clock import parse_time
+from edged.fleet.fields import object_of, pairs_of, seconds_of, texts_of
 from edged.report.metric_table import ROWS
 
 OWN = {
@@ -115,17 +115,17 @@ def _of_health(health: Mapping[str, Any]) -> Iterator[tuple[str, Labels, Any]]:
         ("edged_board_temperature_celsius", "zone", "temperature_celsius"),
         ("edged_board_power_watts", "rail", "power_watts"),
     ):
-        for text, value in _pairs(health.get(key)):
+        for text, value in pairs_of(health.get(key)):
             yield name, ((label, text),), value
-    for text, value in _pairs(health.get("certificates")):
-        yield "edged_certificate_expiry_timestamp_seconds", (("certificate", text),), _seconds(value)
-    for reason in _texts(health.get("throttled")):
+    for text, value in pairs_of(health.get("certificates")):
+        yield "edged_certificate_expiry_timestamp_seconds", (("certificate", text),), seconds_of(value)
+    for reason in texts_of(health.get("throttled")):
         yield "edged_board_throttled", (("reason", reason),), 1
     counters = health.get("counters")
     if isinstance(counters, dict):
         yield "edged_prompt_tokens_total", (), counters.get("prompt_tokens")
         yield "edged_generated_tokens_total", (), counters.get("generated_tokens")
-        for state, value in _pairs(counters.get("jobs")):
+        for state, value in pairs_of(counters.get("jobs")):
             yield "edged_jobs_total", (("state", state),), value
         faults = counters.get("faults")
         for fault in faults if isinstance(faults, list) else ():
@@ -135,13 +135,13 @@ def _of_health(health: Mapping[str, Any]) -> Iterator[tuple[str, Labels, Any]]:
 
 
 def _of_status(board: Board) -> Iterator[tuple[str, Labels, Any]]:
-    joined = set(_texts(board.of("status").get("groups")))
-    for group in _texts(board.of("info").get("groups")):
+    joined = set(texts_of(board.of("status").get("groups")))
+    for group in texts_of(board.of("info").get("groups")):
         yield "edged_group_joined", (("group", group),), float(group in joined)
 
 
 def _of_info(info: Mapping[str, Any]) -> Iterator[tuple[str, Labels, Any]]:
-    model, board, versions = (_object(info.get(key)) for key in ("model", "board", "versions"))
+    model, board, versions = (object_of(info.get(key)) for key in ("model", "board", "versions"))
     if model:
         reason = model.get("execution_provider_reason") or model.get("reason")
         parts = {"name": model.get("name"), "state": model.get("state"), "reason": reason}
@@ -151,27 +151,7 @@ def _of_info(info: Mapping[str, Any]) -> Iterator[tuple[str, Labels, Any]]:
         yield "edged_board_info", tuple((key, str(board.get(key) or "")) for key in ("kind", "model")), 1
     if versions:
         yield "edged_build_info", (("version", str(versions.get("edged") or "")),), 1
-    yield "process_start_time_seconds", (), _seconds(info.get("started"))
-
-
-def _seconds(time: Any) -> float | None:
-    """Seconds since the epoch of a time as documents have it; None where it is none."""
-    try:
-        return parse_time(str(time))
-    except ValueError:
-        return None
-
-
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _pairs(value: Any) -> list[tuple[str, Any]]:
-    return list(_object(value).items())
-
-
-def _texts(value: Any) -> list[str]:
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+    yield "process_start_time_seconds", (), seconds_of(info.get("started"))
 
 
 def _escaped(text: str) -> str:

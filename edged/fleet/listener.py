@@ -14,19 +14,26 @@ from edged.settings.mqtt import MqttSettings
 
 def listen(mqtt: MqttSettings, boards: Boards) -> Connection:
     """A connection that is not started yet; it needs the right to read `<root>/device/+/` status, info and health."""
-    subscriptions = [
+    client_id = f"edged-export-{uuid.uuid4().hex[:12]}"
+    role = Role("export", client_id, [subscriptions(mqtt.root, last_heartbeats=False)], keep_session=False)
+    return Connection(role, mqtt, _Owner(boards), Backoff(0.5, 30.0))
+
+
+def subscriptions(root: str, last_heartbeats: bool) -> list[Subscription]:
+    """What brings the documents of all devices, one for each channel.
+
+    `last_heartbeats`: whether those that the broker keeps shall come too, which may be old.
+    """
+    return [
         Subscription(
-            f"{mqtt.root}/device/+/{channel}",
+            f"{root}/device/+/{channel}",
             qos=0 if channel == "health" else 1,
             purpose=f"{channel} documents",
-            retained=channel != "health",
+            retained=last_heartbeats or channel != "health",
             required=True,
         )
         for channel in CHANNELS
     ]
-    client_id = f"edged-export-{uuid.uuid4().hex[:12]}"
-    role = Role("export", client_id, [subscriptions], keep_session=False)
-    return Connection(role, mqtt, _Owner(boards), Backoff(0.5, 30.0))
 
 
 class _Owner:
@@ -44,7 +51,7 @@ class _Owner:
 
     def received(self, message: ReceivedMessage) -> None:
         message.receipt.session.acknowledge(message.receipt)
-        self._boards.take(message.topic, message.payload, message.retained)
+        self._boards.take(message.topic, message.payload, message.retained, message.expiry_seconds)
 
     def published(self, token: Hashable, matched: bool) -> None:
         pass

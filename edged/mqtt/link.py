@@ -143,17 +143,20 @@ class Link:
         token: Hashable | None = None,
         correlation: bytes | None = None,
         alone: bool = False,
+        expiry_seconds: int | None = None,
     ) -> bool:
         """Hand a publication to the control connection; False: not connected or no place, nothing was taken.
 
         One that was taken ends as `Published(token)`, as `PublishRefused(token)`, or, unanswered, with the
         next `LinkDown("control")`: then the caller must publish it again. Without a token, nothing is told.
         `alone`: it is taken only while nothing else is under way, and nothing else is taken until it is answered.
+        `expiry_seconds`: how long a broker that speaks MQTT 5 keeps it.
         """
         watched = token is not None and topic == self.topics.status
         if watched:
             self._echo.sent(token)  # first: the connection's thread may have the answer before publish() returns
-        taken = self._control.publish(Publication(topic, payload, qos, retain, token, correlation, alone))
+        publication = Publication(topic, payload, qos, retain, token, correlation, alone, expiry_seconds)
+        taken = self._control.publish(publication)
         if watched and not taken:
             self._echo.withdrawn(token)
         return taken

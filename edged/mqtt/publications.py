@@ -106,10 +106,7 @@ class Publications:
             self._begun[family(topic)] = now
 
     def _hand_over(self, client: Client, publication: Publication) -> int:
-        properties: Any = None
-        if self._protocol == "5" and publication.correlation is not None:
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.CorrelationData = publication.correlation
+        properties = _properties(publication) if self._protocol == "5" else None
         qos = min(publication.qos, self.grants.maximum_qos)
         retain = publication.retain and self.grants.retain
         while True:
@@ -141,3 +138,15 @@ class Publications:
             self._listener.publish_refused(publication.token, reason, code)
         if publication.token is None or (publication.retain and not connection_faults.curable(code)):
             self._listener.document_refused(family(publication.topic), reason)
+
+
+def _properties(publication: Publication) -> Properties | None:
+    """The properties of its PUBLISH (MQTT 5 §3.3.2.3); None without any."""
+    if publication.correlation is None and publication.expiry_seconds is None:
+        return None
+    properties: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if publication.correlation is not None:
+        properties.CorrelationData = publication.correlation
+    if publication.expiry_seconds is not None:
+        properties.MessageExpiryInterval = publication.expiry_seconds
+    return properties  # type: ignore[no-any-return]

@@ -256,6 +256,7 @@ class Session:
             elif isinstance(command, str):
                 self._subscriber.unsubscribe(client, [command])
             else:
+                self._change_subscriptions(client)  # of a want() that came before it
                 self._publications.send(client, command, time.monotonic())
 
     def _release(self, qos: int) -> None:

@@ -76,12 +76,15 @@ class Publication:
     correlation: bytes | None
     alone: bool = False
     """Nothing else is published until the broker has answered it."""
+    expiry_seconds: int | None = None
+    """Message Expiry Interval (MQTT 5 §3.3.2.3.3): how long the broker keeps it; on 3.1.1 there is none."""
 
     def packet_bytes(self, protocol: ProtocolVersion) -> int:
         """Size of the PUBLISH packet (MQTT 5 §3.3), which a broker may limit."""
         size = 2 + len(self.topic.encode()) + (2 if self.qos else 0) + len(self.payload)
         if protocol == "5":
             properties = 0 if self.correlation is None else 3 + len(self.correlation)
+            properties += 0 if self.expiry_seconds is None else 5
             size += _length_bytes(properties) + properties
         return 1 + _length_bytes(size) + size
 

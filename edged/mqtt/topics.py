@@ -44,6 +44,11 @@ class Channel:
     group: str | None = None
 
 
+def fleet_check(root: str, client: str) -> str:
+    """Topic on which a client that looks at the fleet writes to itself, to learn that the broker has delivered all."""
+    return f"{root}/fleet/{client}/check"
+
+
 @dataclass(frozen=True, slots=True)
 class Topics:
     """The topics of one device under `root` (such as `edged/v1`)."""
@@ -95,6 +100,11 @@ class Topics:
     def reported(self) -> str:
         """How far the device is with that."""
         return self._own("reported")
+
+    @property
+    def bridge(self) -> str:
+        """Whether the bridge beside the device stands (deploy/mosquitto/bridge.conf), which retains it."""
+        return self._own("bridge")
 
     @property
     def check(self) -> str:

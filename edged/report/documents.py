@@ -11,6 +11,7 @@ from typing import Any
 
 import edged
 from edged import logs
+from edged.machine.addresses import addresses
 from edged.machine.board import Board
 from edged.machine.clock import format_time
 from edged.machine.memory import available
@@ -21,6 +22,8 @@ from edged.settings.model import HttpSettings
 from edged.status import DaemonState, Status, sentence
 
 Document = dict[str, Any]
+HEALTH_EXPIRY_SECONDS = 7 * 86400
+"""Message Expiry Interval of heartbeats: what the broker has taken off it tells their age, whatever the clocks say."""
 
 
 def status_document(device: str, status: Status) -> Document:
@@ -43,6 +46,7 @@ def info_document(device: str, settings: Settings, board: Board, status: Status)
         "board": {
             "kind": board.kind,
             "model": board.model,
+            "serial": board.serial,
             "l4t": board.l4t,
             "cores": len(board.cores),
             "memory_available_bytes": available().bytes,
@@ -51,6 +55,7 @@ def info_document(device: str, settings: Settings, board: Board, status: Status)
             "edged": edged.__version__,
             "onnxruntime": status.onnxruntime,
             "python": platform.python_version(),
+            "kernel": platform.release(),
         },
         "model": {"state": model.state, "reason": model.reason or None, **_model_facts(status)},
         "limits": {
@@ -63,6 +68,7 @@ def info_document(device: str, settings: Settings, board: Board, status: Status)
         },
         "tokens_per_second": status.tokens_per_second or None,
         "http": _http(settings.http),
+        "addresses": addresses(board.root) if settings.device.addresses else None,
     }
 
 
@@ -82,6 +88,7 @@ def health_document(device: str, readings: Readings, status: Status) -> Document
         "temperature_celsius": readings.by_name(TEMPERATURE, now) or None,
         "throttled": readings.throttled(now),
         "power_watts": readings.by_name(POWER, now) or None,
+        "total_power_watts": readings.total,
         "limited": list(status.governor.reasons),
         "tokens_per_second": status.tokens_per_second or None,
         "certificates": {name: format_time(end) for name, end in status.certificates.items()} or None,

@@ -1,8 +1,9 @@
-"""Numbers and times as people read them."""
+"""Numbers, times and foreign texts as people read them."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 
 def figure(value: float | None) -> str:
@@ -52,3 +53,14 @@ def between(times: tuple[str, str | None]) -> float | None:
     if first is None or last is None or last < first:
         return None
     return (last - first).total_seconds()
+
+
+def printable(value: Any) -> Any:
+    """A JSON value whose texts cannot steer a terminal: a broker's words, for example, are in some of them."""
+    if isinstance(value, dict):
+        return {key: printable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [printable(inner) for inner in value]
+    if isinstance(value, str):
+        return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in value)
+    return value

@@ -42,6 +42,7 @@ class DeviceSettings(Section):
         examples=[["hall-3"]],
         json_schema_extra={"allowed": "a list of names, each " + ID_ALLOWED},
     )
+    addresses: bool = Field(default=False, description="Whether the info document lists the device's IP addresses.")
 
 
 class ModelSettings(Section):

@@ -180,7 +180,8 @@ class Guest:
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    """Devices a and b in the group fleet, one that Home Assistant sees, a sender, an observer, an exporter."""
+    """Devices a and b in the group fleet, one that Home Assistant sees, a sender, an observer, an exporter,
+    an operator."""
     folder = temporary_folder()
     with contextlib.closing(Fleet(folder)) as fleet:
         fleet.start()
@@ -192,6 +193,7 @@ def fleet() -> Iterator[Fleet]:
         fleet.must("observer", "dashboard")
         fleet.must("exporter", "prometheus")
         fleet.must("conductor", "rollouts")
+        fleet.must("operator", "ops")
         yield fleet
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -16,6 +16,7 @@ from patience import eventually
 from prometheus_client.parser import text_string_to_metric_families
 
 from edged.log_limit import BURST
+from edged.report.documents import HEALTH_EXPIRY_SECONDS
 from edged.report.metric_table import TABLE
 
 pytest_plugins = ["daemon_fixtures"]
@@ -151,7 +152,7 @@ def test_status_and_info_are_retained_and_complete(client: Client5, daemon: Daem
         "retention_seconds": 604800,
     }
     assert {"kind", "model", "cores", "memory_available_bytes"} <= document["board"].keys()
-    assert {"edged", "onnxruntime", "python"} == document["versions"].keys()
+    assert {"edged", "onnxruntime", "python", "kernel"} == document["versions"].keys()
 
 
 def test_the_measured_speed_comes_into_info(client: Client5, daemon: Daemon) -> None:
@@ -223,7 +224,9 @@ def test_the_heartbeat_says_how_the_board_is(place: Place) -> None:
     assert document["ready"] is True
     fields = {"time", "uptime_seconds", "queued", "running", "outbox", "spool_bytes", "memory_available_bytes"}
     assert fields <= document.keys()
-    assert not any(message.retain for message in client.all("health"))
+    kept = place.client().wait("health")
+    assert kept.retain
+    assert kept.properties.MessageExpiryInterval <= HEALTH_EXPIRY_SECONDS
 
 
 def test_idle_is_idle(idler: tuple[tuple[float, float, int], Measure]) -> None:

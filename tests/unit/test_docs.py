@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -17,6 +18,8 @@ from edged.engine.package_memory import LOADED_RATIO, RUNTIME_BYTES
 from edged.engine.session import LOGITS_BYTES
 from edged.fleet.boards import FORGET_SECONDS, STALE_SECONDS
 from edged.fleet.exposition import EXPORTED, OWN
+from edged.fleet.summary import State as FleetState
+from edged.fleet.summary import Summary
 from edged.jobs.document import Code, Job, State
 from edged.jobs.recent import KEPT
 from edged.logs import Noted
@@ -24,6 +27,7 @@ from edged.machine.board import detect
 from edged.machine.memory import Available, plan_memory
 from edged.machine.sensors.readings import Readings
 from edged.mqtt.topics import Topics
+from edged.report.documents import HEALTH_EXPIRY_SECONDS
 from edged.report.history import History
 from edged.report.metric_table import TABLE, documentation
 from edged.report.metrics import Metrics
@@ -134,6 +138,14 @@ def test_metrics_of_a_fleet_are_those_of_the_exporter() -> None:
     assert f"{STALE_SECONDS:.0f} s (`--stale`)" in text
     assert f"after {FORGET_SECONDS // 86400:.0f} days" in text
     assert f"port {PORT}" in text
+
+
+def test_fields_of_the_fleet_list_are_those_of_the_code() -> None:
+    text = section("Fleet list")
+    assert first_column(text) == {field.name for field in fields(Summary)}
+    assert all(f"`{state}`" in text + section("Topics") for state in get_args(FleetState))
+    assert f"older than {STALE_SECONDS:.0f} s (`--stale`)" in text
+    assert f"Message Expiry Interval of {HEALTH_EXPIRY_SECONDS:,} s" in section("Topics")
 
 
 def test_settings_are_those_of_the_model() -> None:
