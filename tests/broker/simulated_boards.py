@@ -1,22 +1,17 @@
-"""Hundreds of devices, as the broker knows them: one client publishes the documents of all. And who looks at them."""
+"""Hundreds of devices, as the broker knows them: one client publishes the documents of all."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-import structlog
-from click.testing import Result
-from daemon_fixtures import Daemon
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from patience import PATIENCE
 from test_fleet import documents
-from typer.testing import CliRunner
 
-from edged.cli.app import command_line
 from edged.report.documents import HEALTH_EXPIRY_SECONDS
 
 SAID = {channel: json.loads(document) for channel, document in documents("pi").items()}
@@ -52,11 +47,3 @@ class Boards:
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
-
-
-def fleet_command(daemon: Daemon, *arguments: str) -> Result:
-    """`edged fleet` with the settings of `daemon`, in this process: to import all that anew would take seconds."""
-    try:
-        return CliRunner().invoke(command_line(["fleet"]), ["fleet", *arguments], env=daemon.env)
-    finally:
-        structlog.reset_defaults()  # the command's own standard error is closed by now

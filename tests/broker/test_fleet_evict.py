@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from daemon_fixtures import Daemon, Place
 from fleet_fixtures import Fleet, Guest
-from simulated_boards import Boards, fleet_command
+from simulated_boards import Boards
 
 pytest_plugins = ["fleet_fixtures", "daemon_fixtures"]
 
 
 def devices(daemon: Daemon) -> list[str]:
-    return [one["device"] for one in json.loads(fleet_command(daemon, "list", "--json").stdout)["devices"]]
+    return [one["device"] for one in json.loads(daemon.command("fleet", "list", "--json").stdout)["devices"]]
 
 
 @pytest.fixture
@@ -29,20 +29,20 @@ def gone(place: Place) -> Daemon:
 
 
 def test_a_device_that_is_gone_leaves_nothing_and_others_stay(gone: Daemon) -> None:
-    done = fleet_command(gone, "evict", "gone")
-    assert (done.exit_code, done.stderr) == (0, "")
+    done = gone.command("fleet", "evict", "gone")
+    assert (done.returncode, done.stderr) == (0, "")
     assert "health, info, status of gone" in done.stdout
     assert "provision.py revoke gone" in done.stdout
     assert "shows itself again" not in done.stdout
     assert devices(gone) == ["here"]
-    done = fleet_command(gone, "evict", "gone")
-    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    done = gone.command("fleet", "evict", "gone")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
 
 
 def test_of_one_that_is_there_it_says_so(gone: Daemon) -> None:
     assert (
         "here is there, and shows itself again until its account is revoked"
-        in fleet_command(gone, "evict", "here").stdout
+        in gone.command("fleet", "evict", "here").stdout
     )
 
 
@@ -58,11 +58,11 @@ def test_an_operator_may_and_an_exporter_may_not(
     assert device.publish("edged/v1/device/a/status", json.dumps({"state": "offline"}), retain=True)
     assert device.publish("edged/v1/device/a/bridge", "0", retain=True)
     exporter = Daemon(tmp_path, fleet.port, **fleet.settings("exporter", "prometheus"))
-    done = fleet_command(exporter, "evict", "a")
-    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (69, "", 1)
+    done = exporter.command("fleet", "evict", "a")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (69, "", 1)
     assert devices(exporter) == ["a"]
     operator = Daemon(tmp_path, fleet.port, **fleet.settings("operator", "ops"))
-    assert "status of a" in fleet_command(operator, "evict", "a").stdout
+    assert "status of a" in operator.command("fleet", "evict", "a").stdout
     assert devices(exporter) == []
     late = guest("sender", "gateway")
     assert late.subscribe("edged/v1/device/+/bridge")

@@ -11,7 +11,7 @@ from broker_rig import free_port
 from daemon_fixtures import Daemon, Place
 from fleet_fixtures import Fleet
 from patience import eventually
-from simulated_boards import Boards, fleet_command
+from simulated_boards import Boards
 
 pytest_plugins = ["fleet_fixtures", "daemon_fixtures"]
 NAMES = [f"pi-{n:03}" for n in range(500)]
@@ -37,9 +37,9 @@ def fleet500() -> Iterator[Daemon]:
 
 
 def listed(daemon: Daemon, *options: str) -> tuple[int, list[dict[str, Any]]]:
-    done = fleet_command(daemon, "list", "--json", *options)
+    done = daemon.command("fleet", "list", "--json", *options)
     assert done.stderr == ""
-    return done.exit_code, json.loads(done.stdout)["devices"]
+    return done.returncode, json.loads(done.stdout)["devices"]
 
 
 def test_nothing_of_500_devices_is_missing_and_those_in_trouble_come_first(fleet500: Daemon) -> None:
@@ -54,13 +54,13 @@ def test_nothing_of_500_devices_is_missing_and_those_in_trouble_come_first(fleet
 
 
 def test_the_table_says_why(fleet500: Daemon) -> None:
-    done = fleet_command(fleet500, "list", "--not-ready")
-    assert (done.exit_code, done.stderr, done.stdout.count("\n")) == (0, "", 4)
+    done = fleet500.command("fleet", "list", "--not-ready")
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 4)
     for part in ("model_corrupt", "spool_full", "the connection was lost", "not ready", "offline"):
         assert part in done.stdout
 
 
-def test_filters_and_exit_codes(fleet500: Daemon) -> None:
+def test_filters_and_returncodes(fleet500: Daemon) -> None:
     assert [one["device"] for one in listed(fleet500, "--offline")[1]] == [TROUBLE[1]]
     assert listed(fleet500, "--group", "north", "--offline", "--model", "phi-3") == (1, [])
     done = fleet500.command("fleet", "list", "--group", "a b")
@@ -90,6 +90,6 @@ def test_the_roles_that_the_script_makes_are_enough(fleet: Fleet, tmp_path: Any,
 
 
 def test_a_role_that_is_too_little_is_said(fleet: Fleet, tmp_path: Any) -> None:
-    done = fleet_command(Daemon(tmp_path, fleet.port, **fleet.settings("sender", "gateway")), "list")
-    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (69, "", 1)
+    done = Daemon(tmp_path, fleet.port, **fleet.settings("sender", "gateway")).command("fleet", "list")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (69, "", 1)
     assert "the roles operator and exporter of provision.py do" in done.stderr
