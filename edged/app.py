@@ -89,7 +89,9 @@ def build(
         latest = LatestStatus()
         energy = _energy(settings, lambda: sampler.wake(), lambda: engine.status.loading_since is not None)
         sampler = _sampler(board, settings, energy)
-        metrics = Metrics(board, lambda: sampler.readings, latest, [state.value for state in State])
+        metrics = Metrics(
+            board, lambda: sampler.readings, latest, [state.value for state in State], exemplars=settings.http.exemplars
+        )
         history = History(lambda: sampler.readings)
         overview = Overview(
             latest,
@@ -97,7 +99,7 @@ def build(
             info=functools.partial(info_document, device, settings, board),
             health=lambda status: health_document(device, sampler.readings, status),
         )
-        routes = daemon_routes(metrics.text, latest, overview.document)
+        routes = daemon_routes(metrics.served, latest, overview.document)
         try:
             http = HttpServer(settings.http.host, settings.http.port, routes, identity.http_context)
         except OSError as error:

@@ -58,13 +58,13 @@ def export(
 
 
 def _routes(boards: Boards) -> Routes:
-    def health() -> Answer:
+    def health(_accept: str) -> Answer:
         status = "200 OK" if boards.connected else "503 Service Unavailable"
         text = "ok" if boards.connected else "the broker does not deliver"
         return Answer(f"{text}\n".encode(), "text/plain; charset=utf-8", status)
 
     return {
-        "/metrics": lambda: Answer(metrics(boards), CONTENT_TYPE_LATEST),
-        "/sd": lambda: Answer(targets(boards), "application/json"),
+        "/metrics": lambda _: Answer(metrics(boards), CONTENT_TYPE_LATEST),
+        "/sd": lambda _: Answer(targets(boards), "application/json"),
         "/healthz": health,
     }

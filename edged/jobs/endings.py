@@ -65,7 +65,6 @@ class Endings:
         judged = queued.deadline is None or now.synchronised
         if not judged:
             log.warning("deadline_not_judged", job=queued.id, reason="the clock is not synchronised")
-        self._measure(waited, event)
         if job.response_format is not None and job.response_format.type != "text":
             self._metrics.structured_answers.labels(job.response_format.type, event.reason).inc()
         log.info(
@@ -90,7 +89,9 @@ class Endings:
             energy=energy,
         )
         received, state, tokens = queued.received.wall, State.SUCCEEDED, len(event.tokens)
-        self._recent.add(JobSummary(queued.shown_id, state.value, received, now.wall, waited, tokens))
+        summary = JobSummary(queued.shown_id, state.value, received, now.wall, waited, tokens)
+        self._measure(summary, waited, event)
+        self._recent.add(summary)
         self._commit(Ending(queued, state, document))
 
     def without_answer(self, queued: Queued, reason: Reason, metadata: dict[str, object] | None, attempts: int) -> None:
@@ -113,13 +114,12 @@ class Endings:
         metadata = json.loads(document).get("metadata") if document else None
         self.without_answer(queued, reason, metadata, queued.starts)
 
-    def _measure(self, waited: float, event: Finished) -> None:
+    def _measure(self, job: JobSummary, waited: float, event: Finished) -> None:
         metrics = self._metrics
         metrics.prompt_tokens.inc(event.prompt_tokens)
         metrics.cached_tokens.inc(event.cached_tokens)
         metrics.generated_tokens.inc(len(event.tokens))
-        metrics.first_token.observe(waited + event.first_token - event.started)
-        metrics.duration.observe(waited + event.ended - event.started)
+        metrics.answered(job, waited + event.first_token - event.started, waited + event.ended - event.started)
         for earlier, later in itertools.pairwise(event.token_times):
             metrics.inter_token.observe(later - earlier)
         self.speed = speed(event)

@@ -1,15 +1,18 @@
 """Regular work on the spool: prunes old jobs, scrubs erased content from the write-ahead log, measures its size.
 
-What is gone from the spool leaves the list of last jobs too.
+What is gone from the spool leaves the list of last jobs and the exemplars too.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from edged.jobs.expiry import JobTimes
 from edged.jobs.recent import RecentJobs
 from edged.jobs.spool import Spool
+from edged.report.exemplars import Exemplars
+from edged.status import JobSummary
 
 PRUNE_SECONDS = 3600.0
 """Between two prunings, less where retention is short."""
@@ -22,12 +25,15 @@ SCRUB_SECONDS = 60.0
 class Maintenance:
     """When the spool is pruned and scrubbed next."""
 
-    def __init__(self, spool: Spool, times: JobTimes, retention: float, recent: RecentJobs) -> None:
+    def __init__(
+        self, spool: Spool, times: JobTimes, retention: float, recent: RecentJobs, exemplars: Exemplars
+    ) -> None:
         """`retention`: seconds for which a delivered job is kept."""
         self._spool = spool
         self._times = times
         self._retention = retention
         self._recent = recent
+        self._exemplars = exemplars
         self._version = spool.version
         self._next_prune = 0.0
         # A process that was killed may have left erased rows in the write-ahead log.
@@ -42,7 +48,7 @@ class Maintenance:
             self._prune()
         if self._version != (version := self._spool.version):  # `edged forget`
             self._version = version
-            self._recent.keep(lambda job: job.id is not None and self._spool.find(job.id) is not None)
+            self._keep(lambda job: job.id is not None and self._spool.find(job.id) is not None)
         if self._scrub_by is not None and (idle or now >= self._scrub_by):
             self._scrub_by = None if self._spool.scrub() else now + SCRUB_SECONDS
         self._measure()
@@ -52,11 +58,15 @@ class Maintenance:
         if self._scrub_by is None:
             self._scrub_by = time.monotonic() + SCRUB_SECONDS
 
+    def _keep(self, wanted: Callable[[JobSummary], bool]) -> None:
+        self._recent.keep(wanted)
+        self._exemplars.keep(wanted)
+
     def _prune(self) -> None:
         moment = self._times.now()
         with self._spool.transaction():
             removed = self._spool.prune(self._retention, moment, PRUNED)
-        self._recent.keep(lambda job: job.finished is None or job.finished >= moment.wall - self._retention)
+        self._keep(lambda job: job.finished is None or job.finished >= moment.wall - self._retention)
         if removed:
             self.scrub_later()
         if removed == PRUNED:

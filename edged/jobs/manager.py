@@ -151,7 +151,7 @@ class JobManager:
             device=device,
             max_queued=max_queued,
         )
-        self._maintenance = Maintenance(spool, times, retention, self._recent)
+        self._maintenance = Maintenance(spool, times, retention, self._recent, metrics.exemplars)
         for queued in again:
             self._dispatch.put(queued)
         for queued, message in never:

@@ -27,8 +27,8 @@ class Answer:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Routes = Mapping[str, Callable[[], Answer]]
-"""What answers on each path; called on threads of the server."""
+Routes = Mapping[str, Callable[[str], Answer]]
+"""What answers on each path, given the request's Accept header; called on threads of the server."""
 _PLAIN = "text/plain; charset=utf-8"
 
 
@@ -86,7 +86,7 @@ class HttpServer:
 
     def _answer(self, environment: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environment.get("REQUEST_METHOD")
-        answer = self._find(method, environment.get("PATH_INFO", ""), environment.get("HTTP_HOST", ""))
+        answer = self._find(method, environment)
         # Server: otherwise wsgiref names itself and Python's exact version.
         headers = [
             ("Content-Type", answer.content_type),
@@ -96,16 +96,17 @@ class HttpServer:
         start_response(answer.status, [*headers, *answer.headers])
         return [] if method == "HEAD" else [answer.body]
 
-    def _find(self, method: str | None, path: str, host: str) -> Answer:
-        if self._loopback and not _is_local(host):
+    def _find(self, method: str | None, environment: WSGIEnvironment) -> Answer:
+        if self._loopback and not _is_local(environment.get("HTTP_HOST", "")):
             text = b"this address answers requests to localhost or to an IP address only\n"
             return Answer(text, _PLAIN, "421 Misdirected Request")
         if method not in ("GET", "HEAD"):
             return Answer(b"only GET is answered here\n", _PLAIN, "405 Method Not Allowed")
+        path = environment.get("PATH_INFO", "")
         if path not in self._routes:
             *first, last = self._routes
             return Answer(f"here are {', '.join(first)} and {last}\n".encode(), _PLAIN, "404 Not Found")
-        return self._routes[path]()
+        return self._routes[path](environment.get("HTTP_ACCEPT", ""))
 
 
 def _is_local(host: str) -> bool:

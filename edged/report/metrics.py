@@ -11,28 +11,42 @@ from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from edged.machine.board import Board
 from edged.machine.sensors.readings import Readings
+from edged.report.exemplars import Exemplars, WithExemplars
 from edged.report.metric_table import ROWS, TABLE, Row, Scrape
-from edged.status import LatestStatus
+from edged.status import JobSummary, LatestStatus
+
+DURATION, FIRST_TOKEN = "edged_job_duration_seconds", "edged_time_to_first_token_seconds"
 
 
 class Metrics:
     """Every metric of one daemon, in a registry of its own."""
 
     def __init__(
-        self, board: Board, readings: Callable[[], Readings], latest: LatestStatus, job_states: Iterable[str]
+        self,
+        board: Board,
+        readings: Callable[[], Readings],
+        latest: LatestStatus,
+        job_states: Iterable[str],
+        *,
+        exemplars: bool = False,
     ) -> None:
-        """`job_states`: the values that the label of edged_jobs_total may have."""
+        """`job_states`: the values that the label of edged_jobs_total may have.
+
+        `exemplars`: whether who asks for OpenMetrics gets it, with ids of jobs.
+        """
         self.registry = CollectorRegistry()
         # Otherwise each counter and histogram gets one more series that the contract does not list.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.jobs = self._counter("edged_jobs_total", *job_states)
-        self.duration = self._histogram("edged_job_duration_seconds")
-        self.first_token = self._histogram("edged_time_to_first_token_seconds")
+        self._duration = self._histogram(DURATION)
+        self._first_token = self._histogram(FIRST_TOKEN)
         self.inter_token = self._histogram("edged_inter_token_latency_seconds")
         self.prompt_tokens = self._counter("edged_prompt_tokens_total")
         self.generated_tokens = self._counter("edged_generated_tokens_total")
@@ -42,10 +56,27 @@ class Metrics:
         self.reconnects = self._counter("edged_mqtt_reconnects_total", "jobs", "control")
         ProcessCollector(registry=self.registry)
         self.registry.register(_TableCollector(board, readings, latest))
+        self.exemplars = Exemplars({name: ROWS[name].buckets for name in (DURATION, FIRST_TOKEN)} if exemplars else {})
+        self._openmetrics = exemplars
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)
+
+    def served(self, accept: str) -> tuple[bytes, str]:
+        """All metrics and their content type; `accept`: the request's header of that name."""
+        asked = {media.partition(";")[0].strip().lower() for media in accept.split(",")}
+        if not self._openmetrics or "application/openmetrics-text" not in asked:
+            return self.text(), CONTENT_TYPE_LATEST
+        with_ids = WithExemplars(self.registry, self.exemplars)
+        return openmetrics.generate_latest(with_ids), openmetrics.CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
+
+    def answered(self, job: JobSummary, first_token: float, duration: float) -> None:
+        """`job` has its answer: seconds from its receipt to its first token, and to its end."""
+        self._first_token.observe(first_token)
+        self._duration.observe(duration)
+        if self._openmetrics:
+            self.exemplars.note(job, {FIRST_TOKEN: first_token, DURATION: duration})
 
     def _counter(self, name: str, *values: str) -> Counter:
         """A counter of the table, 0 from the start for each of its label's `values`."""

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-
 from edged.faults import Fault
 from edged.report import page
 from edged.report.http import Answer, Routes
@@ -18,10 +16,12 @@ from edged.status import LatestStatus
 _NEVER_KEPT = ("Cache-Control", "no-store")
 
 
-def daemon_routes(metrics: Callable[[], bytes], latest: LatestStatus, overview: Callable[[], dict[str, Any]]) -> Routes:
-    """`metrics` gives them in Prometheus's text format, `overview` the document of /status.json."""
+def daemon_routes(
+    metrics: Callable[[str], tuple[bytes, str]], latest: LatestStatus, overview: Callable[[], dict[str, Any]]
+) -> Routes:
+    """`metrics` gives them with their content type, for an Accept header, `overview` the document of /status.json."""
 
-    def ready() -> Answer:
+    def ready(_accept: str) -> Answer:
         current = latest.current
         warnings = [asdict(warning) for warning in current.warnings]
         return _probe(
@@ -32,10 +32,12 @@ def daemon_routes(metrics: Callable[[], bytes], latest: LatestStatus, overview: 
         )
 
     return {
-        "/": lambda: Answer(page.render(overview()), "text/html; charset=utf-8", headers=(_NEVER_KEPT, *page.HEADERS)),
-        "/status.json": lambda: Answer(_json(overview()), "application/json", headers=(_NEVER_KEPT,)),
-        "/metrics": lambda: Answer(metrics(), CONTENT_TYPE_LATEST),
-        "/healthz": lambda: _probe(latest.current.alive_faults(time.monotonic())),
+        "/": lambda _: Answer(
+            page.render(overview()), "text/html; charset=utf-8", headers=(_NEVER_KEPT, *page.HEADERS)
+        ),
+        "/status.json": lambda _: Answer(_json(overview()), "application/json", headers=(_NEVER_KEPT,)),
+        "/metrics": lambda accept: Answer(*metrics(accept)),
+        "/healthz": lambda _: _probe(latest.current.alive_faults(time.monotonic())),
         "/readyz": ready,
     }
 

@@ -200,6 +200,10 @@ class HttpSettings(Section):
     plain_text: bool = Field(
         default=False, description="Whether to serve beyond this machine without TLS, readable by everyone."
     )
+    exemplars: bool = Field(
+        default=False,
+        description="Whether a scraper that asks for OpenMetrics gets it, with ids of jobs as exemplars of latencies.",
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> HttpSettings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import subprocess
 import sys
@@ -18,9 +17,9 @@ from daemon_fixtures import Daemon, Place, job
 from fleet_fixtures import Fleet
 from patience import PATIENCE, eventually
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_rig import running
 
 pytest_plugins = ["fleet_fixtures", "daemon_fixtures"]
-PROMETHEUS = Path(__file__).parents[2] / "deploy/prometheus"
 
 
 class Exporter:
@@ -125,41 +124,9 @@ def test_the_role_that_the_script_makes_is_enough(fleet: Fleet, tmp_path: Path) 
 def test_prometheus_reads_it_with_the_configuration_that_is_shipped(
     place: Place, exporter: Exporter, tmp_path: Path
 ) -> None:
-    text = (PROMETHEUS / "fleet.yml").read_text()
-    for shipped, here in (
-        ("127.0.0.1:9766\n\n", f"127.0.0.1:{exporter.port}\n\n"),
-        ("scrape_interval: 30s", "scrape_interval: 1s\n  evaluation_interval: 1s"),
-        ("  - rules.yml\n  - alerts.yml", f"  - {PROMETHEUS}/rules.yml\n  - {PROMETHEUS}/alerts.yml"),
-    ):
-        assert shipped in text
-        text = text.replace(shipped, here)
-    config, port = tmp_path / "prometheus.yml", free_port()
-    config.write_text(text)
-    subprocess.run(["promtool", "check", "config", config], check=True, capture_output=True)
-    process = subprocess.Popen(
-        ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path}/data",
-         f"--web.listen-address=127.0.0.1:{port}"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-    def ask(path: str) -> dict[str, object]:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
-            return dict(json.load(answer)["data"])
-        return {}
-
-    def scraped() -> bool:
-        found = ask("/api/v1/query?query=edged_ready")
-        return json.dumps(found).count('"instance": "pi-7"') == 1
-
-    def healths() -> dict[str, str]:
-        groups = ask("/api/v1/rules").get("groups", [])
-        assert isinstance(groups, list)
+    here = {"127.0.0.1:9766\n\n": f"127.0.0.1:{exporter.port}\n\n"}
+    with running(tmp_path, "fleet.yml", here) as prometheus:
+        scraped = eventually(lambda: prometheus.query("edged_ready"), "nothing was scraped")
+        assert [labels["instance"] for labels, _ in scraped] == ["pi-7"]
         # Those of edged-speed are evaluated every ten minutes.
-        return {r["name"]: r["health"] for group in groups if group["name"] != "edged-speed" for r in group["rules"]}
-
-    try:
-        eventually(scraped, "nothing was scraped")
-        eventually(lambda: healths() and set(healths().values()) == {"ok"}, lambda: f"{healths()}")
-    finally:
-        process.kill()
-        process.wait(PATIENCE)
+        eventually(lambda: set(prometheus.rules("edged-speed").values()) == {"ok"}, lambda: f"{prometheus.rules()}")

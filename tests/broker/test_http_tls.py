@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import socket
 import subprocess
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from broker_rig import free_port
 from daemon_fixtures import Daemon
 from fleet_fixtures import Fleet
 from patience import PATIENCE, eventually
+from prometheus_rig import running
 
 from edged.settings import load
 
@@ -152,54 +149,11 @@ def test_beyond_loopback_without_tls_only_when_told_so(fleet: Fleet, tmp_path: P
     assert "metrics are open to everyone" in daemon.command("doctor").stdout
 
 
-PROMETHEUS = Path(__file__).parents[2] / "deploy/prometheus"
-
-
 @pytest.mark.slow
 def test_prometheus_scrapes_it_with_the_configuration_that_is_shipped(
     fleet: Fleet, board: Daemon, curl: Curl, tmp_path: Path
 ) -> None:
     own = fleet.files("observer", "dashboard")["ca_file"].parent
-    text = (PROMETHEUS / "prometheus.yml").read_text()
-    for shipped, here in (
-        ("/etc/prometheus/edged/", f"{own}/"),
-        ("pi-7.lan:9765", f"127.0.0.1:{board.http}"),
-        ("scrape_interval: 30s", "scrape_interval: 3s"),
-        ("  - rules.yml\n  - alerts.yml", f"  - {PROMETHEUS}/rules.yml\n  - {PROMETHEUS}/alerts.yml"),
-    ):
-        assert shipped in text
-        text = text.replace(shipped, here)
-    config = tmp_path / "prometheus.yml"
-    config.write_text(text)
-    subprocess.run(["promtool", "check", "config", config], check=True, capture_output=True)
-    port = free_port()
-    process = subprocess.Popen(
-        ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path}/data",
-         f"--web.listen-address=127.0.0.1:{port}"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-    def scraped() -> bool:
-        with contextlib.suppress(OSError):
-            query = f"http://127.0.0.1:{port}/api/v1/query?query=edged_mqtt_connected"
-            with urllib.request.urlopen(query, timeout=PATIENCE) as answer:
-                return len(json.load(answer)["data"]["result"]) == 2
-        return False
-
-    try:
-        eventually(scraped, "nothing was scraped")
-    finally:
-        process.kill()
-        process.wait(PATIENCE)
-
-
-@pytest.mark.slow
-def test_alerts_and_the_agents_configuration_are_what_promtool_takes() -> None:
-    for line in (
-        ["test", "rules", "alerts_test.yml"],
-        ["test", "rules", "rules_test.yml"],
-        ["check", "rules", "alerts.yml", "rules.yml"],
-        ["check", "config", "--syntax-only", "--agent", "agent.yml"],
-    ):
-        done = subprocess.run(["promtool", *line], cwd=PROMETHEUS, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    here = {"/etc/prometheus/edged/": f"{own}/", "pi-7.lan:9765": f"127.0.0.1:{board.http}"}
+    with running(tmp_path, "prometheus.yml", here) as prometheus:
+        eventually(lambda: len(prometheus.query("edged_mqtt_connected")) == 2, "nothing was scraped")

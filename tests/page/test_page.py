@@ -42,7 +42,7 @@ def documents() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server(documents: dict[str, Any]) -> Iterator[HttpServer]:
-    server = HttpServer("127.0.0.1", 0, daemon_routes(lambda: b"", LatestStatus(), lambda: documents))
+    server = HttpServer("127.0.0.1", 0, daemon_routes(lambda _: (b"", ""), LatestStatus(), lambda: documents))
     server.start()
     yield server
     server.stop()

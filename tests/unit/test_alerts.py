@@ -31,8 +31,9 @@ def rules(file: str) -> list[dict[str, Any]]:
 
 ALERTS = {rule["alert"]: rule for rule in rules("alerts.yml")}
 RECORDED = {rule["record"]: rule for rule in rules("rules.yml")}
+GEN_AI = rules("gen_ai.yml")
 TESTS = {file: read(file) for file in ("alerts_test.yml", "rules_test.yml")}
-EXPRESSIONS = [rule["expr"] for rule in (*ALERTS.values(), *RECORDED.values())]
+EXPRESSIONS = [rule["expr"] for rule in (*ALERTS.values(), *RECORDED.values(), *GEN_AI)]
 
 
 OTHERS = ("up", "process_start_time_seconds", "process_resident_memory_bytes")
@@ -77,7 +78,7 @@ def unknown(expression: str) -> set[str]:
             continue
         asked = set(re.findall(r"(\w+)!?=", selector)) - {"le", "job", "instance"}
         found |= {f"{name}{{{label}}}" for label in asked - known[family]}
-    return found | (set(re.findall(r"\bedged:[\w:]+", bare)) - RECORDED.keys())
+    return found | (set(re.findall(r"\bedged:[\w:]+", bare)) - RECORDED.keys() - {rule["record"] for rule in GEN_AI})
 
 
 def test_only_metrics_and_labels_that_there_are_are_asked_for() -> None:
@@ -88,6 +89,16 @@ def test_only_metrics_and_labels_that_there_are_are_asked_for() -> None:
     }
     for expression in EXPRESSIONS:
         assert unknown(expression) == set(), expression
+
+
+def test_opentelemetrys_names_are_recorded_from_what_the_docs_say() -> None:
+    rows = re.findall(r"^\| `(gen_ai\.[\w.]+)` \| (.+?) \|", section("Metrics"), flags=re.M)
+    told = {(name.replace(".", "_"), metric) for name, cell in rows for metric in re.findall(r"`(\w+)`", cell)}
+    recorded = set()
+    for rule in GEN_AI[1:]:
+        metric = re.sub(r"_(bucket|sum|count)$", "", re.findall(r"edged_\w+", rule["expr"])[0])
+        recorded.add((re.sub(r"(_seconds)?_(bucket|sum|count)$", "", rule["record"]), metric))
+    assert recorded == told | {("gen_ai_client_token_usage", "edged_jobs_total")}  # the count beside the sums
 
 
 def test_states_and_buckets_are_those_of_the_code() -> None:

@@ -30,7 +30,7 @@ def latest() -> LatestStatus:
 
 @pytest.fixture
 def server(latest: LatestStatus) -> Iterator[HttpServer]:
-    routes = daemon_routes(lambda: b"edged_x 1\n", latest, lambda: {"ready": True})
+    routes = daemon_routes(lambda accept: (b"edged_x 1\n", "text/plain"), latest, lambda: {"ready": True})
     server = HttpServer("127.0.0.1", 0, routes)
     server.start()
     yield server
@@ -53,7 +53,7 @@ def test_metrics_are_served_as_prometheus_wants_them(server: HttpServer) -> None
 
 
 def test_an_address_of_ipv6_is_listened_on() -> None:
-    server = HttpServer("::1", 0, {"/metrics": lambda: Answer(b"edged_x 1\n", "text/plain")})
+    server = HttpServer("::1", 0, {"/metrics": lambda _: Answer(b"edged_x 1\n", "text/plain")})
     server.start()
     with urllib.request.urlopen(f"http://[::1]:{server.port}/metrics", timeout=PATIENCE) as answer:
         assert answer.read() == b"edged_x 1\n"
@@ -142,7 +142,7 @@ def test_on_loopback_a_foreign_name_is_not(server: HttpServer, host: str) -> Non
 
 
 def test_beyond_loopback_every_name_is_answered() -> None:
-    server = HttpServer("0.0.0.0", 0, {"/": lambda: Answer(b"here", "text/plain")})
+    server = HttpServer("0.0.0.0", 0, {"/": lambda _: Answer(b"here", "text/plain")})
     server.start()
     assert ask(server, "GET", "/", {"Host": "pi-7.lan"})[1] == b"here"
     server.stop()

@@ -21,7 +21,7 @@ from edged.machine.sensors.readings import Reading, Readings
 from edged.machine.sensors.sampler import Sampler
 from edged.report.metric_table import JOB_SECONDS
 from edged.report.metrics import Metrics
-from edged.status import STALE_SECONDS, EnergyStatus, LatestStatus, ModelStatus, PrefixStatus, Status
+from edged.status import STALE_SECONDS, EnergyStatus, JobSummary, LatestStatus, ModelStatus, PrefixStatus, Status
 
 BOARDS = Path(__file__).parents[1] / "fixtures" / "boards"
 BUCKET = "edged_inter_token_latency_seconds_bucket"
@@ -123,7 +123,7 @@ def test_the_buckets_of_tokens_tell_the_speed_of_a_slow_and_of_a_fast_board(
 def test_the_buckets_of_first_tokens_reach_from_a_cached_prompt_to_a_long_queue(
     metrics: Metrics, seconds: float
 ) -> None:
-    metrics.first_token.observe(seconds)
+    metrics.answered(JobSummary("slow", "succeeded", 0.0), seconds, seconds)
     assert any(low < seconds <= high <= 2.5 * low for low, high in itertools.pairwise(JOB_SECONDS))
     assert samples(metrics)["edged_time_to_first_token_seconds_count", ()] == 1
 
