@@ -189,6 +189,9 @@ bench-card: $(VENV)/.dev | mosquitto ## what a job writes to the card, counted a
 bench-streaming: $(VENV)/.dev ## what a token costs on its way to text, for each kind of tokenizer: make bench-streaming [MODEL=FOLDER]
 	@$(BIN)/python tests/benchmarks/streaming.py $(MODEL)
 
+show-governor: $(VENV)/.dev ## an hour of jobs on a simulated Raspberry Pi 5, with and without the governor: a table, and docs/governor.svg
+	@PYTHONPATH=. $(BIN)/python tests/unit/simulated_board.py
+
 power: $(VENV)/.dev | mosquitto ## cut the power at every fsync and at 1,000 instants between, and look what is left in the spool
 	@command -v gcc >/dev/null || { echo "installing gcc …"; $(APT) update -qq && $(APT) install -qq -y --no-install-recommends gcc libc6-dev >/dev/null; }
 	@$(BIN)/python tests/power/cut.py

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from simulated_board import PLOTS, Pi5, drawn, hour, turns
 from structlog.testing import capture_logs
 
 from edged.engine.steps import EngineLimit
@@ -184,60 +184,16 @@ def test_limits_of_the_boards(tmp_path: Path) -> None:
     assert thermal_limits(detect(tmp_path)) == {}
 
 
-# A simulated Raspberry Pi 5
-
-
-class Pi5:
-    """Heat, fan and firmware of a Pi 5, in steps of a second.
-
-    Idle 2.7 W and about 50 °C without a cooler, 7.2 W with four busy cores, and 89 °C: 9 K/W. The Active Cooler holds
-    72 °C at most (phoronix.com/review/raspberry-pi-5-benchmarks): 7 K/W with its fan off, 5.5 at full speed. 80 °C
-    comes within minutes: 22 J/K. The fan starts at 50 °C and turns fully at 75; from 80 °C on the firmware lowers the
-    cores' frequency, to 1.5 GHz at 85, where it lowers that of the memory's controller too
-    (raspberrypi.com/documentation). Assumed: power goes as the frequency's power of 2.5, tokens as its power of 0.6,
-    since decoding waits for memory, and a lowered memory makes 0.7 of them.
-    """
-
-    def __init__(self, ambient: float, fan: bool) -> None:
-        self.ambient, self.fan = ambient, fan
-        self.celsius = ambient + 2.7 * 8.0
-        self.watts = 2.7
-
-    def second(self, duty: float) -> float:
-        """Tokens made in a second in which the engine computes for `duty` of it; 1 is a cool board's."""
-        frequency = 2.4 - 0.9 * min(1.0, max(0.0, (self.celsius - 80) / 5))
-        speed = (frequency / 2.4) ** 0.6 * (0.7 if self.celsius >= 85 else 1.0)
-        self.watts = 2.7 + 4.5 * (frequency / 2.4) ** 2.5 * duty
-        blown = min(1.0, max(0.0, (self.celsius - 50) / 25))
-        resistance = 7.0 - 1.5 * blown if self.fan else 9.0
-        self.celsius += (self.watts - (self.celsius - self.ambient) / resistance) / 22
-        return speed * duty
-
-
-def hour(board: Pi5, governed: bool) -> tuple[float, float, list[float]]:
-    """Tokens of an hour, the highest temperature, and the duty of each second. The sensor is read every 5 s."""
-    tokens, hottest, duties, hold, seen = 0.0, 0.0, [], Hold(), board.celsius
-    for second in range(3600):
-        if second % 5 == 0:
-            seen = board.celsius
-        if governed:
-            hold = govern(hold, Strain(heat_margin=85.0 - seen, watts=board.watts), 1.0, budget=None, most_rows=8)
-        tokens += board.second(hold.duty)
-        hottest = max(hottest, board.celsius)
-        duties.append(hold.duty)
-    return tokens, hottest, duties
-
-
 @pytest.mark.parametrize("fan", [False, True], ids=["bare", "fan"])
 @pytest.mark.parametrize("ambient", [15, 25, 35, 45, 50, 55, 60])
 def test_a_simulated_pi_5_stays_below_its_hard_limit(ambient: float, fan: bool) -> None:
     """Within its rated 50 °C the board makes as many tokens as without the governor, or more; beyond, it stays cool."""
-    free, free_hottest, _ = hour(Pi5(ambient, fan), governed=False)
-    held, hottest, duties = hour(Pi5(ambient, fan), governed=True)
-    signs = [(b > a) - (b < a) for a, b in itertools.pairwise(duties) if a != b]
-    turns = sum(a != b for a, b in itertools.pairwise(signs))
-    where = f"{ambient} °C, {'with' if fan else 'without'} a fan"
-    print(f"{where}: {held / free:.3f} of the tokens, {hottest:.1f} / {free_hottest:.1f} °C, {turns} turns")
-    assert hottest < (85.0 if ambient <= 50 else 86.0)
-    assert ambient > 50 or held >= free
-    assert turns <= 60  # one in a minute
+    free, held = hour(Pi5(ambient, fan), governed=False), hour(Pi5(ambient, fan), governed=True)
+    assert held.hottest < (85.0 if ambient <= 50 else 86.0)
+    assert ambient > 50 or held.tokens >= free.tokens
+    assert turns(held.duties) <= 60  # one in a minute
+
+
+def test_the_docs_have_the_plots_of_this_governor() -> None:
+    """`make show-governor` draws them."""
+    assert PLOTS.read_text(encoding="utf-8") == drawn()
