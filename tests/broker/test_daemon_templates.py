@@ -86,3 +86,42 @@ def test_what_a_template_does_with_roles_is_told_and_what_it_refuses_or_drops_is
     assert with_system["token_ids"] == client.ask(chat("d", ("user", "Brief.\nOn?")))["token_ids"]
     assert with_system["token_ids"] != client.ask(chat("e", ("user", "On?")))["token_ids"]
     assert processes(daemon) == before != []
+
+
+TOOLS = (
+    "{% if tools %}<|system|>\n{{ tools | tojson }}<|end|>\n{% endif %}{% for m in messages %}<|user|>\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    "<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+PUMP = {
+    "type": "function",
+    "function": {
+        "name": "set_pump",
+        "parameters": {
+            "type": "object",
+            "properties": {"pump": {"enum": [1, 2, 3]}, "mode": {"enum": ["on", "off"]}},
+            "required": ["pump", "mode"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_a_tool_is_called_and_what_came_of_it_goes_back(place: Place) -> None:
+    _, client = serve(place, TOOLS)
+    question = {"role": "user", "content": "Stop pump 3"}
+    wanted = {"type": "function", "function": {"name": "set_pump"}}
+    tools = {"tools": [PUMP], "tool_choice": wanted, "max_tokens": 200}
+    result = client.ask({"id": "call", "messages": [question], **tools})
+    assert (result["state"], result["finish_reason"], result["text"]) == ("succeeded", "tool_calls", "")
+    (call,) = result["tool_calls"]
+    arguments = json.loads(call["function"]["arguments"])
+    assert call["function"]["name"] == "set_pump"
+    assert arguments in [{"pump": pump, "mode": mode} for pump in (1, 2, 3) for mode in ("on", "off")]
+    answered = {"role": "tool", "tool_call_id": call["id"], "content": "done"}
+    chat = [question, {"role": "assistant", "content": None, "tool_calls": result["tool_calls"]}, answered]
+    after = client.ask({"id": "after", "messages": chat, "tools": [PUMP], "max_tokens": 4})
+    assert (after["state"], after["usage"]["prompt_tokens"] > result["usage"]["prompt_tokens"]) == ("succeeded", True)
+    wrong = client.ask({"id": "wrong", "messages": [question], **tools, "tool_choice": "open_valve"})
+    assert (wrong["state"], wrong["error"]["code"]) == ("rejected", "invalid_job")
