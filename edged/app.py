@@ -26,6 +26,7 @@ from edged.engine.own_speed import SPEED, OwnSpeed
 from edged.engine.package import signature
 from edged.engine.prefix_files import PREFIXES
 from edged.engine.scrubber import Scrubber
+from edged.engine.self_bench import SelfBench
 from edged.engine.steps import EngineLimit, StepObservers
 from edged.governor import Governor
 from edged.jobs.crash import CrashLedger
@@ -58,6 +59,7 @@ from edged.report.supervisor import Supervisor
 from edged.rollout.puller import Puller
 from edged.rollout.resume import resume
 from edged.rollout.rollout import Rollout
+from edged.rollout.trial import Trial
 from edged.settings import Settings
 from edged.startup import StartError, address_refused, check_settings, lock_state_dir, state_dir_refused
 from edged.status import LatestStatus
@@ -85,7 +87,7 @@ def build(
         undo.callback(os.close, lock)
         spool, ledger = _open_state(settings, clock, supervisor)
         undo.callback(spool.close)
-        memory = resume(settings, clock, device)  # before the package is chosen
+        memory = resume(settings, clock, device, ledger.last_end.crash)  # before the package is chosen
         latest = LatestStatus()
         energy = _energy(settings, lambda: sampler.wake(), lambda: engine.status.loading_since is not None)
         sampler = _sampler(board, settings, energy)
@@ -113,13 +115,13 @@ def build(
     scrubber = Scrubber(
         settings.model.scrub_interval, idle=lambda: not engine.status.rows, found=lambda: engine.check_again()
     )
-    speed = OwnSpeed(settings.state_dir / SPEED)
+    speed, bench = OwnSpeed(settings.state_dir / SPEED), SelfBench(inbox.put)
     engine = Engine(
         load=_loader(settings, board, supervisor, model_path, model_name, scrubber, speed),
         watch=lambda: signature(model_path),
-        deliver=inbox.put,
+        deliver=bench.deliver,
         note_running=ledger.write_running,
-        observer=StepObservers(energy, speed),
+        observer=StepObservers(energy, speed, bench),
     )
     governor = _governor(settings, board, clock, sampler, engine, energy)
     preparer = Preparer(inbox.put)
@@ -142,8 +144,9 @@ def build(
         energy=energy,
     )
     puller = Puller(settings.state_dir, inbox.put)
+    trial = Trial(bench, engine.submit, engine.cancel, comparable=model_path != DEMO_FOLDER)
     rollout = Rollout(
-        settings, memory, link.topics, link, jobs.outbox, clock, puller, reload=lambda: inbox.put(Reload())
+        settings, memory, link.topics, link, jobs.outbox, clock, puller, trial, reload=lambda: inbox.put(Reload())
     )
     observer = Observer(
         Observed(engine, scrubber, preparer, jobs, link, http, energy, speed, governor, rollout),

@@ -117,6 +117,7 @@ MEANINGS = {
     "rollout_not_kept": "what a rollout has done cannot be written, or its package not be put in its place",
     "rollout_not_resumed": "a rollout that a restart interrupted cannot go on yet",
     "rollout_pull_failed": "a rollout cannot fetch its package; it tries again",
+    "rollout_speed_not_compared": "the speed of the package before cannot be measured, so any of the new one will do",
     "rollout_state": "a rollout has come to another state or step",
     "rollout_waits_for_clock": "a rollout that needs the time of day waits for the clock to be synchronised",
     "runtime_from_wheel": "onnxruntime comes from `model.runtime_wheels`",

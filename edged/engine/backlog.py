@@ -80,7 +80,9 @@ class Backlog:
                 ragged=model.package.batches_ragged_rows,
                 signature=model.signature,
                 started=time.monotonic(),
-                drafts=model.drafts() if model.drafts is not None and request.makes_text else None,
+                drafts=model.drafts()
+                if model.drafts is not None and request.makes_text and not request.alone
+                else None,
             )
         except Exception as error:  # of this request alone
             log.exception("engine_request_failed", reason=one_line(error))

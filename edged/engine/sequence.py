@@ -55,6 +55,8 @@ class Request:
     """The answer may call tools, in this format."""
     signature: str | None = None
     """LoadedModel.signature of the model that the prompt was prepared for. Another model does not run it; None: any."""
+    alone: bool = False
+    """It shares no step, and no drafts are tried: the time of its steps is measured."""
 
     @property
     def makes_text(self) -> bool:
@@ -97,7 +99,7 @@ class Sequence:
     last_step: int = 0
     """Number of the last step that this row took part in."""
     alone: bool = False
-    """A step that it shared failed: it runs by itself until it is known not to be the cause."""
+    """A step that it shared failed, and it runs by itself until it is known not to be the cause; or it always does."""
     finish_reason: Literal["stop", "length"] | None = None
     """None while more tokens are to be made."""
     reused: int = 0
@@ -125,6 +127,7 @@ class Sequence:
     def __post_init__(self) -> None:
         """Raises ValueError for sampling that cannot be used."""
         self.sampler = Sampler(self.request.sampling, self.request.prompt)
+        self.alone = self.request.alone
         self.constraint = None if self.request.grammar is None else self.request.grammar.begin()
         self.scores = None if self.request.labels is None else Scores(self.request.labels)
         self.calls = None if self.request.tools is None else CallText(self.request.tools)
@@ -188,7 +191,7 @@ class Sequence:
 
         Returns the tokens made: none while known tokens are still pending. Raises NotFiniteError, ConstraintError.
         """
-        self.alone = False
+        self.alone = self.request.alone
         if self.pending:
             return []
         if self.scores is not None:

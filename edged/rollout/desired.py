@@ -23,6 +23,7 @@ from edged.settings.keys import allowed
 MOST_BYTES = 16_384
 """The largest document that is read."""
 MOST_SECONDS = 30 * 86400
+MOST_PROVING = 7 * 86400
 WAVE = frozenset({"percent", "abort"})
 """The fields that change while a rollout goes on; a conductor's key signs them. All others are the release."""
 SIGNATURES = frozenset({"signature", "wave_signature"})
@@ -105,6 +106,24 @@ class Window(_Strict):
         return start <= minute < end if start < end else minute >= start or minute < end
 
 
+class Proving(_Strict):
+    """What a package must do on trial before it stays."""
+
+    seconds: Annotated[int, Field(ge=0, le=MOST_PROVING), BeforeValidator(_whole)] = Field(
+        default=600,
+        description="how long it must serve without a fault",
+        json_schema_extra=_allowed(f"a whole number of seconds from 0 to {MOST_PROVING}"),
+    )
+    speed: float = Field(
+        default=0.5,
+        ge=0.0,
+        le=10.0,
+        allow_inf_nan=False,
+        description="least decode speed, as a share of that of the package before on the same board; 0: any",
+        json_schema_extra=_allowed("a number from 0 to 10"),
+    )
+
+
 class Desired(_Strict):
     """A desired document."""
 
@@ -142,6 +161,11 @@ class Desired(_Strict):
         default=None,
         description="time of each day, `start` to `end` in UTC, in which the device may begin and change its model",
         json_schema_extra=_allowed('an object of two times of the day in UTC, {"start": "02:00", "end": "05:00"}'),
+    )
+    proving: Proving = Field(
+        default=Proving(),
+        description="how the package proves itself before it stays: for `seconds`, with at least this `speed`",
+        json_schema_extra=_allowed('an object, {"seconds": 600, "speed": 0.5}'),
     )
     timeout: Annotated[int, Field(ge=1, le=MOST_SECONDS), BeforeValidator(_whole)] = Field(
         default=86400,
@@ -257,7 +281,12 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
 
-_FIELDS: dict[str, type[BaseModel]] = {"": Desired, "model": WantedModel, "window": Window}
+_FIELDS: dict[str, type[BaseModel]] = {
+    "": Desired,
+    "model": WantedModel,
+    "proving": Proving,
+    "window": Window,
+}
 _ALLOWED = {
     (owner, name): allowed(schema)
     for owner, model in _FIELDS.items()

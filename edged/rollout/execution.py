@@ -1,7 +1,7 @@
 """The states of one rollout on this device (pure): AWS IoT Jobs' names, and what may follow on what.
 
-A pull leads from `downloading` to `loading`, which a restart begins: the model that is loaded then proves itself by its
-known answers, or the device goes back to the package before (`returning`).
+A pull leads from `downloading` to `loading`, which a restart begins. The model that is loaded then proves itself by its
+known answers and by serving for a while (`proving`), or the device goes back to the package before (`returning`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edged.rollout.precedence import Known
 MOST_FAILURES = 3
 """Failures of the package, never of the network, after which it is rejected."""
 MOST_LOADS = 3
-"""Starts that may end before the package is loaded: further ones are a failure of the package."""
+"""Starts that may end before the package is loaded, and again before it is proved: further ones are a failure of it."""
 PACKAGE_PAUSE = 600.0
 """Seconds between a failure of the package and the next try."""
 PULL_PAUSES = (10.0, 30.0, 60.0, 300.0)
@@ -40,6 +40,7 @@ class Step(str, Enum):
 
     DOWNLOADING = "downloading"
     LOADING = "loading"
+    PROVING = "proving"
     RETURNING = "returning"
     """The package before is put in its place again; the state says already how the rollout ended."""
 
@@ -50,6 +51,16 @@ class Package:
 
     name: str
     digest: str | None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the package before did on this board."""
+
+    step_seconds: float | None = None
+    """Time of a decode step of one row; None: not known, or not to be compared with."""
+    strains: tuple[str, ...] = ()
+    """Reasons for which the board was held back with it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,11 @@ class Execution:
     """Time of the download so far, pauses included."""
     failures: int = 0
     loads: int = 0
+    baseline: Baseline = Baseline()
+    proved: float = 0.0
+    """Seconds for which the package has served on trial."""
+    speed: float | None = None
+    """Its decode speed by that of the package before; None: not compared."""
     fault: Fault | None = None
     candidate: str | None = None
     """Where the new package lies, below the store's folder; there from the switch on, until nothing is left to do."""
@@ -92,7 +108,7 @@ class Execution:
     retry_at: float | None = None
     """CLOCK_MONOTONIC seconds; not kept over a restart."""
     counted_at: float | None = None
-    """The same, until when `seconds` counts."""
+    """The same, until when `seconds` or `proved` counts."""
 
     @property
     def desired(self) -> Desired:
@@ -101,13 +117,27 @@ class Execution:
     @property
     def switching(self) -> bool:
         """Whether the selected package may be one that is not proved: nothing else may begin."""
-        return self.step in (Step.LOADING, Step.RETURNING)
+        return self.on_trial or self.step is Step.RETURNING
 
-    def follow(self, known: Known) -> Execution:
-        """Take the newest form of the same document, or begin with another one. Not while it is switching."""
+    @property
+    def on_trial(self) -> bool:
+        """Whether the new package is selected, and not proved."""
+        return self.step in (Step.LOADING, Step.PROVING)
+
+    def follow(self, known: Known, now: Now) -> Execution:
+        """Take the newest form of the same document, or begin with another one. Not while it loads or goes back.
+
+        While a package is being proved, a document that wants the same one takes over its trial; another ends it.
+        """
         if (known.received.target, known.content) == (self.known.received.target, self.known.content):
             return replace(self, known=known)
-        return Execution(known)
+        if self.step is not Step.PROVING:
+            return Execution(known)
+        new, old = known.received.desired.model, self.desired.model
+        if (new.digest, new.name) == (old.digest, old.name):
+            return replace(self, known=known, failures=0)
+        told = f"another document came while the package of {self.desired.rollout} was being proved"
+        return self._enter(State.CANCELED, now, Fault("rollout_aborted", told), Step.RETURNING)
 
     def advance(self, now: Now) -> Execution:
         """What time and circumstances make of it."""
@@ -188,42 +218,65 @@ class Execution:
         pause = PULL_PAUSES[min(self.pulls, len(PULL_PAUSES) - 1)]
         return replace(self, pulls=self.pulls + 1, fault=fault, waiting_for="retry", retry_at=now.monotonic + pause)
 
-    def pulled(self, candidate: str, now: Now) -> Execution:
+    def pulled(self, candidate: str, baseline: Baseline, now: Now) -> Execution:
         """The package is on the disk, complete and with the right digest: switch, or wait for the window."""
         if self._waits(now) is not None:
             return self._enter(State.QUEUED, now).advance(now)
         loading = self._enter(State.IN_PROGRESS, now, step=Step.LOADING)
-        return replace(loading, candidate=candidate)
+        return replace(loading, candidate=candidate, baseline=baseline, speed=None)
 
-    def starting(self, now: Now) -> Execution:
-        """A process starts: count the loads, so that a package that ends every process does not do so for ever."""
+    def starting(self, now: Now, crash: str | None = None) -> Execution:
+        """A process starts: count them, so that a package that ends every process does not do so for ever.
+
+        `crash`: how the process before crashed by itself, which is the fault of a package on trial at once.
+        """
         if self.state is State.FAILED:  # the pause begins anew: a restart is part of each failure
             return replace(self, retry_at=now.monotonic + PACKAGE_PAUSE)
-        if self.step is not Step.LOADING:
+        if not self.on_trial:
             return self
+        does, hint = "loaded" if self.step is Step.LOADING else "proved", "look at the log and at the package"
+        if crash is not None:
+            told = f"the process crashed while it {does} the package: {crash}"
+            return self.package_failed(Fault("rollout_package_failed", told, hint), now)
         if self.loads >= MOST_LOADS:
-            told = f"the process ended {self.loads} times while it loaded the package"
-            return self.package_failed(Fault("rollout_package_failed", told, "look at the log and at the package"), now)
+            told = f"the process ended {self.loads} times while it {does} the package"
+            return self.package_failed(Fault("rollout_package_failed", told, hint), now)
         return replace(self, loads=self.loads + 1)
 
-    def loaded(self, package: Package, verified: bool, aborted: bool, now: Now) -> Execution:
-        """The candidate is served: its known answers were right, if it has any."""
+    def stopping(self) -> Execution:
+        """The process ends in order, which is nothing against the package."""
+        return replace(self, loads=max(0, self.loads - 1)) if self.on_trial else self
+
+    def loaded(self, package: Package, verified: bool, now: Now) -> Execution:
+        """The candidate is served, and its known answers were right, if it has any: from now on it is proved."""
         wanted = self.desired.model.digest
-        if aborted:
-            return replace(self._enter(State.CANCELED, now, _aborted(self.desired.rollout)), step=Step.RETURNING)
+        if now.aborted:
+            return self._enter(State.CANCELED, now, _aborted(self.desired.rollout), Step.RETURNING)
         if package.digest != wanted:
             told = f"the package that was loaded has the digest {package.digest}, and {wanted} is wanted"
             return self.package_failed(Fault("rollout_digest_wrong", told, "correct model.digest or the source"), now)
         if not verified:
             hint = "edged model verify --record, where the package is made, and a new digest"
             return self.package_failed(Fault("rollout_package_failed", "it has no known answers", hint), now)
-        return self._enter(State.SUCCEEDED, now)
+        if self.step is Step.PROVING:
+            return self
+        proving = self._enter(State.IN_PROGRESS, now, step=Step.PROVING)
+        return replace(proving, loads=0, proved=0.0, counted_at=None)
+
+    def serves(self, now: Now) -> Execution:
+        """The package on trial goes on to serve: count the time."""
+        passed = 0.0 if self.counted_at is None else now.monotonic - self.counted_at
+        return replace(self, proved=self.proved + passed, counted_at=now.monotonic)
+
+    def succeeded(self, now: Now) -> Execution:
+        """The package has proved itself."""
+        return replace(self._enter(State.SUCCEEDED, now), loads=0)
 
     def package_failed(self, fault: Fault, now: Now) -> Execution:
         """The package is at fault. After a switch, the device goes back first."""
         failures = self.failures + 1
         state = State.REJECTED if failures >= MOST_FAILURES else State.FAILED
-        failed = self._enter(state, now, fault, Step.RETURNING if self.step is Step.LOADING else None)
+        failed = self._enter(state, now, fault, Step.RETURNING if self.on_trial else None)
         return replace(failed, failures=failures, retry_at=now.monotonic + PACKAGE_PAUSE)
 
     def switch_failed(self, fault: Fault, now: Now) -> Execution:
@@ -232,7 +285,7 @@ class Execution:
 
     def path_was_set(self, now: Now) -> Execution:
         """Somebody set model.path while it was switching: go back, which counts once that is removed."""
-        return self._enter(State.REJECTED, now, _path_set(), Step.RETURNING) if self.step is Step.LOADING else self
+        return self._enter(State.REJECTED, now, _path_set(), Step.RETURNING) if self.on_trial else self
 
     def returned(self, now: Now) -> Execution:
         """The package before is selected again."""

@@ -11,7 +11,7 @@ from edged.durable import write_durably
 from edged.engine.manifest import checksum_of
 from edged.faults import Fault
 from edged.rollout.desired import RefusedError, check_desired
-from edged.rollout.execution import Execution, Package, State, Step
+from edged.rollout.execution import Baseline, Execution, Package, State, Step
 from edged.rollout.precedence import Documents, Known
 
 FILE = "rollout.json"
@@ -90,6 +90,9 @@ def _execution_fields(execution: Execution) -> dict[str, Any]:
         "seconds": execution.seconds,
         "failures": execution.failures,
         "loads": execution.loads,
+        "baseline": asdict(execution.baseline),
+        "proved": execution.proved,
+        "speed": execution.speed,
         "fault": None if execution.fault is None else asdict(execution.fault),
         "candidate": execution.candidate,
     }
@@ -97,6 +100,7 @@ def _execution_fields(execution: Execution) -> dict[str, Any]:
 
 def _execution(fields: dict[str, Any]) -> Execution:
     step, fault = fields["step"], fields["fault"]
+    baseline = fields.get("baseline", asdict(Baseline()))  # an earlier edged wrote none of this, proved and speed
     return Execution(
         _known(fields["target"], fields["known"]),
         State(fields["state"]),
@@ -105,6 +109,9 @@ def _execution(fields: dict[str, Any]) -> Execution:
         seconds=fields["seconds"],
         failures=fields["failures"],
         loads=fields["loads"],
+        baseline=Baseline(baseline["step_seconds"], tuple(baseline["strains"])),
+        proved=fields.get("proved", 0.0),
+        speed=fields.get("speed"),
         fault=None if fault is None else Fault(**fault),
         candidate=fields["candidate"],
     )

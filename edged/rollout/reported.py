@@ -30,7 +30,7 @@ def reported_document(
     former: Package | None,
     refused: Iterable[Refused],
 ) -> dict[str, Any]:
-    """The document but for its time. `step`: what the device does now, `progress`: share of the download."""
+    """The document but for its time. `step`: what the device does now, `progress`: share of its download or trial."""
     known = None if execution is None else execution.known
     return {
         "device": device,
@@ -40,6 +40,7 @@ def reported_document(
         "waiting_for": None if execution is None else execution.waiting_for,
         "since": None if execution is None else format_time(execution.since),
         "failures": 0 if execution is None else execution.failures,
+        "speed": None if execution is None else execution.speed,
         "fault": None if execution is None else _fault(execution.fault),
         "rollout": None if known is None else known.received.desired.rollout,
         "sequence": None if known is None else known.sequence,

@@ -20,8 +20,11 @@ _OPEN = (State.QUEUED, State.IN_PROGRESS, State.FAILED)
 _HINT = "make state_dir writable; the rollout goes on at the next start"
 
 
-def resume(settings: Settings, clock: Clock, device: str) -> Memory:
-    """Read what is remembered, and bring links and memory to where a process may have ended in between."""
+def resume(settings: Settings, clock: Clock, device: str, crash: str | None) -> Memory:
+    """Read what is remembered, and bring links and memory to where a process may have ended in between.
+
+    `crash`: how the process before crashed by itself.
+    """
     file, store = settings.state_dir / FILE, store_of(settings)
     try:
         memory = read_memory(file)
@@ -33,7 +36,7 @@ def resume(settings: Settings, clock: Clock, device: str) -> Memory:
     if memory.execution is None:
         return memory
     now = Now(clock.wall(), time.monotonic(), clock.synchronised(), device)
-    execution = memory.execution.starting(now)
+    execution = memory.execution.starting(now, crash)
     if settings.model.path is not None:
         execution = execution.path_was_set(now)
     memory = replace(memory, execution=execution)
@@ -53,7 +56,7 @@ def settle(execution: Execution, store: Store, now: Now) -> Execution:
     """Put the links as the step wants them, which may have happened in part. Raises StoreError."""
     if execution.candidate is None:
         return execution
-    if execution.step is Step.LOADING:
+    if execution.on_trial:
         store.try_out(execution.candidate)
     elif execution.step is Step.RETURNING:
         store.go_back()

@@ -14,23 +14,23 @@ from edged.machine.clock import Clock, format_time
 from edged.models.store import StoreError, store_of
 from edged.mqtt.events import DesiredReceived, Receipt
 from edged.mqtt.topics import Topics
-from edged.rollout.desired import Received, RefusedError, read_desired
 from edged.rollout.execution import Execution, Now, Package, State, Step
+from edged.rollout.intake import Intake
 from edged.rollout.memory import FILE, Memory, write_memory
 from edged.rollout.precedence import DEVICE
 from edged.rollout.puller import Order, PullEnded, Puller, PullEvent
-from edged.rollout.reported import Refused, reported_document
+from edged.rollout.reported import reported_document
 from edged.rollout.resume import settle
-from edged.rollout.signing import check_allowed
+from edged.rollout.trial import Trial
 from edged.settings import Settings
 from edged.status import DaemonState, Status
 
 log = structlog.get_logger(__name__)
 
 PROGRESS_STEP = 0.05
-"""Share of a download whose progress is reported."""
+"""Share of a download or a trial whose progress is reported."""
 COUNT_SECONDS = 60.0
-"""How often the time of a download is written down."""
+"""How often the time of a download or a trial is written down."""
 WRITE_PAUSE = 30.0
 """Seconds before the next try after the memory could not be written."""
 RELOAD_PAUSE = 60.0
@@ -62,6 +62,7 @@ class Rollout:
         outbox: Announcing,
         clock: Clock,
         puller: Puller,
+        trial: Trial,
         reload: Callable[[], None],
     ) -> None:
         """`memory`: as resume() left it. `reload` ends this process and starts it anew, unless a start would fail."""
@@ -72,11 +73,14 @@ class Rollout:
         self._outbox = outbox
         self._clock = clock
         self._puller = puller
+        self._trial = trial
         self._reload = reload
         self._file = settings.state_dir / FILE
         self._store = store_of(settings)
-        self._refused: dict[str, Refused] = {}
+        self._intake = Intake(settings.fleet)
         self._progress: float | None = None
+        self._version: str | None = None
+        """What was pulled, while the speed of the package that serves is measured before the switch."""
         self._serving: Package | None = None
         self._reloading = False
         self._reload_at: float | None = None
@@ -101,7 +105,7 @@ class Rollout:
         faults = [execution.fault] if undone and execution is not None and execution.fault is not None else []
         if execution is not None and execution.waiting_for == "clock":
             faults.append(_NO_CLOCK)
-        return (*faults, *(one.fault for one in self._refused.values()))
+        return (*faults, *(one.fault for one in self._intake.refused.values()))
 
     # What comes in
 
@@ -113,44 +117,24 @@ class Rollout:
         self._link.acknowledge(event.message.receipt)
 
     def _take(self, topic: str, payload: bytes, target: str) -> None:
-        documents, received = self._memory.documents, None
-        try:
-            if payload:
-                received = read_desired(payload, target)
-                check_allowed(received, topic, self._settings.fleet)
-                documents = documents.take(received)
-            else:
-                documents = documents.withdraw(target)
-        except RefusedError as error:
-            self._refuse(target, received, error.fault)
-            return
-        self._refused.pop(target, None)
+        documents = self._intake.take(self._memory.documents, topic, payload, target)
         if documents != self._memory.documents:
             # Where it cannot be written, it counts for this process: the broker has it for the next one.
             self._memory = replace(self._memory, documents=documents)
             self._write(self._memory)
 
-    def _refuse(self, target: str, received: Received | None, fault: Fault) -> None:
-        desired = None if received is None else received.desired
-        rollout, sequence = (None, None) if desired is None else (desired.rollout, desired.sequence)
-        self._refused[target] = Refused(target, fault, rollout, sequence)
-        log.warning(
-            "desired_refused", target=target, rollout=rollout, code=fault.code, reason=fault.message, hint=fault.hint
-        )
-
     def pull_event(self, event: PullEvent) -> None:
         """The pull under way has come further, or ended."""
         if not isinstance(event, PullEnded):
             if event.order is self._puller.order and event.total:
-                share = min(1.0, max(0.0, event.done / event.total))
-                self._progress = round(share // PROGRESS_STEP * PROGRESS_STEP, 2)
+                self._progress = _rounded(event.done / event.total)
             return
         execution = self._memory.execution
         if not self._puller.ended(event) or execution is None or not execution.pulls_now:
             return
         now = self._now()
         if event.version is not None:
-            self._switch(execution.pulled(event.version, now), now)
+            self._version = event.version
             return
         hint = "mend the network or the source: it is tried again"
         if event.by == "network":
@@ -169,7 +153,7 @@ class Rollout:
         if not self._reloading or execution is None:
             return
         self._reloading = False
-        if execution.step is not Step.LOADING:
+        if not execution.on_trial:
             self._reload_at = time.monotonic() + RELOAD_PAUSE  # what is served is not what is selected
         else:
             hint = "correct the settings file: edged takes no new model while it is wrong"
@@ -197,9 +181,12 @@ class Rollout:
     def _follow(self) -> None:
         known = self._memory.documents.followed(self._settings.device.groups)
         execution = self._memory.execution
-        if known is None or (execution is not None and (execution.switching or execution.known == known)):
+        if known is None or (execution is not None and execution.known == known):
             return
-        self._set(Execution(known) if execution is None else execution.follow(known))
+        if execution is None:
+            self._set(Execution(known))
+        elif execution.step not in (Step.LOADING, Step.RETURNING):
+            self._set(execution.follow(known, self._now()))
 
     def _go_on(self, execution: Execution, status: Status) -> None:
         now = self._now()
@@ -209,25 +196,49 @@ class Rollout:
             returned = execution.step is Step.RETURNING and after is not None and after.step is None
             if returned and self._serving != self._memory.former:
                 self._begin_reload()  # the process has loaded the package that was given up
-        elif execution.step is Step.LOADING:
+        elif execution.on_trial:
             self._judge(execution, status, now)
         else:
-            self._set(execution.advance(now))
+            self._trial.watch(status)
+            if self._set(execution.advance(now)) and self._version is not None:
+                self._leave(self._memory.execution or execution, self._version, status)
 
     def _judge(self, execution: Execution, status: Status, now: Now) -> None:
-        """The package on trial is loaded, or cannot be served."""
+        """The package on trial is loaded, goes on to serve, or cannot be served."""
         model = status.model
         if model.state == "loading":
             return
-        if self._serving is not None and model.facts is not None:
-            judged = execution.loaded(self._serving, model.facts.verified, now.aborted, now)
-        else:
+        if self._serving is None or model.facts is None:
             hint = "mend the package; the device serves the one before"
             judged = execution.package_failed(Fault("rollout_package_failed", model.reason, hint), now)
+        else:
+            judged = execution.loaded(self._serving, model.facts.verified, now)
+        if judged.step is Step.PROVING:
+            judged = self._prove(judged.serves(now), status, now)
         if self._set(judged):
             self._settle()
             if judged.step is Step.RETURNING:
                 self._begin_reload()
+
+    def _prove(self, execution: Execution, status: Status, now: Now) -> Execution:
+        execution = self._trial.measure(execution, status, now.monotonic)
+        fault = self._trial.fault(execution, status, now.monotonic)
+        if fault is not None:
+            return execution.package_failed(fault, now)
+        share = execution.proved / max(1, execution.desired.proving.seconds)
+        self._progress = _rounded(share)
+        return execution.succeeded(now) if self._trial.proved(execution) else execution
+
+    def _leave(self, execution: Execution, version: str, status: Status) -> None:
+        """A version is there to be switched to: measure what serves now, and switch."""
+        if not execution.pulls_now:  # aborted, or another document
+            self._version = None
+            self._trial.stop()
+            return
+        baseline = self._trial.baseline(execution, status, time.monotonic())
+        if baseline is not None:
+            self._version, now = None, self._now()
+            self._switch(execution.pulled(version, baseline, now), now)
 
     def _switch(self, execution: Execution, now: Now) -> None:
         """Select the new package and begin anew with it; what is served now is kept."""
@@ -262,7 +273,7 @@ class Rollout:
     def _pull(self) -> None:
         """Run the pull that the execution wants, and no other."""
         execution, order = self._memory.execution, None
-        if execution is not None and execution.pulls_now:
+        if execution is not None and execution.pulls_now and self._version is None:
             model = execution.desired.model
             order = Order(model.pulled, model.name, model.digest)
         if self._puller.order != order:
@@ -277,8 +288,10 @@ class Rollout:
                     self._set(execution.pull_failed(fault, self._now()))
 
     def stop(self) -> None:
-        """The daemon ends: end the pull, which the next one resumes."""
+        """The daemon ends in order: end the pull, which the next one resumes."""
         self._puller.stop()
+        if self._memory.execution is not None:
+            self._set(self._memory.execution.stopping())
 
     def _now(self) -> Now:
         execution, clock = self._memory.execution, self._clock
@@ -345,7 +358,7 @@ class Rollout:
 
     def _report(self) -> None:
         execution = self._memory.execution
-        if execution is None and not self._refused:
+        if execution is None and not self._intake.refused:
             return  # nobody asked anything of this device
         step: str | None = None if execution is None or execution.step is None else execution.step.value
         if self._reloading and execution is not None and execution.step is Step.LOADING:
@@ -354,10 +367,10 @@ class Rollout:
             self._topics.device,
             execution,
             step,
-            self._progress if step == Step.DOWNLOADING.value else None,
+            self._progress if step in (Step.DOWNLOADING.value, Step.PROVING.value) else None,
             self._serving,
             self._memory.former,
-            self._refused.values(),
+            self._intake.refused.values(),
         )
         if document == self._published:
             return
@@ -372,6 +385,12 @@ _NO_CLOCK = Fault(
 )
 
 
+def _rounded(share: float) -> float:
+    """A progress, 0 to 1, as it is reported."""
+    return round(min(1.0, max(0.0, share)) // PROGRESS_STEP * PROGRESS_STEP, 2)
+
+
 def _kept(execution: Execution) -> Execution:
     """What of an execution is worth a write."""
-    return replace(execution, pulls=0, retry_at=None, counted_at=None, seconds=execution.seconds // COUNT_SECONDS)
+    seconds, proved = execution.seconds // COUNT_SECONDS, execution.proved // COUNT_SECONDS
+    return replace(execution, pulls=0, retry_at=None, counted_at=None, seconds=seconds, proved=proved)

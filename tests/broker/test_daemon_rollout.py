@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from pathlib import Path
@@ -14,58 +13,20 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from daemon_fixtures import REFERENCE, Client5, Daemon, Place, reference_job
 from patience import PATIENCE, eventually
 from pull_rig import publish, serving, write_sums
+from rollout_client import OPEN, desired, digest_of, refused, reported, selected, state
 
-from edged.models.sources import open_source
 from edged.rollout.desired import check_desired
 from edged.rollout.signing import sign
 
 pytest_plugins = ["daemon_fixtures"]
 
 TOPIC = "edged/v1/device/board/desired"
-OPEN = {"MODEL__PATH": "", "FLEET__UNSIGNED": "true"}
-
-
-def digest_of(package: Path) -> str:
-    """Identity of the manifest that a pull of this folder makes."""
-    files = {file.path: file.digest.value for file in open_source(str(package)).files if file.digest}
-    return hashlib.sha256("".join(f"{files[path]} {path}\n" for path in sorted(files)).encode()).hexdigest()
-
-
-def desired(package: Path, source: str | None = None, **fields: Any) -> dict[str, Any]:
-    model = {"source": source or str(package), "digest": digest_of(package), "name": "phi3"}
-    return {"rollout": "r1", "sequence": 1, "model": model, **fields}
-
-
-def reported(client: Client5, **fields: Any) -> dict[str, Any]:
-    """Wait for a report like this, after those that were heard before."""
-
-    def heard() -> dict[str, Any] | None:
-        documents = (json.loads(message.payload) for message in client.all("reported"))
-        return next((one for one in documents if fields.items() <= one.items()), None)
-
-    told = eventually(heard, lambda: f"{fields}; heard {[message.payload for message in client.all('reported')][-3:]}")
-    return dict(told)
-
-
-def refused(client: Client5, code: str) -> dict[str, Any]:
-    """Wait until the last report refuses a document for this reason."""
-
-    def heard() -> dict[str, Any] | None:
-        messages = client.all("reported")
-        last = json.loads(messages[-1].payload)["refused"] if messages else []
-        return next((one for one in last if one["fault"]["code"] == code), None)
-
-    return dict(eventually(heard, lambda: f"{code}; heard {[m.payload for m in client.all('reported')][-2:]}"))
 
 
 def serves_phi3(daemon: Daemon, client: Client5, id: str) -> None:
     daemon.until_ready()
     answer = client.ask(reference_job(id))
     assert (answer["model"], answer["token_ids"]) == ("phi3", REFERENCE[0]["output_ids"])
-
-
-def selected(daemon: Daemon) -> Path:
-    return (daemon.state_dir / "models/current").resolve()
 
 
 def with_wrong_answers(package: Path) -> Path:
@@ -211,12 +172,6 @@ def test_a_package_that_ends_every_process_is_given_up_for_the_one_before(place:
     daemon.until_ready()
     assert client.ask({"id": "x", "prompt": "hello", "max_tokens": 2})["model"] == "edged-demo"
     assert daemon.end() == 0
-
-
-def state(daemon: Daemon) -> dict[str, Any]:
-    """The execution on disk."""
-    file = daemon.state_dir / "rollout.json"
-    return dict(json.loads(file.read_text())["execution"] or {}) if file.exists() else {}
 
 
 def test_a_device_without_keys_and_one_whose_package_is_set_by_hand_reject_it(place: Place) -> None:

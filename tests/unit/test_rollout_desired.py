@@ -36,12 +36,14 @@ def test_a_document_with_every_field_is_read() -> None:
         not_before="2027-01-31T18:00:00Z",
         expires="2027-02-28T18:00:00.5+01:00",
         window={"start": "23:00", "end": "04:30"},
+        proving={"seconds": 60.0, "speed": 1},
         timeout=3600.0,
         signature="A" * 86 + "==",
         wave_signature="A" * 86 + "==",
     )
     assert set(one.document) == set(Desired.model_fields)
     assert one.desired.model.pulled == "hf:a/b/c@v1"
+    assert (one.desired.proving.seconds, one.desired.proving.speed) == (60, 1.0)
     assert (one.desired.timeout, one.desired.not_before_time) == (3600, 1801418400.0)
     assert one.desired.expires_time == 1803834000.5
 
@@ -58,6 +60,9 @@ def test_a_document_with_every_field_is_read() -> None:
         (document(sequence=True), "sequence must be a whole number from 1"),
         (document(rollout="a/b"), "rollout must be 1 to 64 characters"),
         (document(percent=101), "percent must be a number from 0 to 100"),
+        (document(proving={"seconds": -1}), "proving.seconds must be a whole number of seconds from 0 to 604800"),
+        (document(proving={"speed": "fast"}), "proving.speed must be a number from 0 to 10"),
+        (document(proving=60), "proving must be an object"),
         (document(timeout=0), "timeout must be a whole number of seconds"),
         (document(not_before="tomorrow"), "not_before must be an RFC 3339 time"),
         (document(expires="2027-02-30T00:00:00Z"), "expires is not a time that exists"),

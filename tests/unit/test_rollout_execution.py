@@ -14,7 +14,7 @@ from rollout_rig import DIGEST, OTHER, known, now, received
 
 from edged.engine.manifest import checksum_of
 from edged.faults import Fault
-from edged.rollout.execution import MOST_FAILURES, MOST_LOADS, PACKAGE_PAUSE, Execution, Package, State, Step
+from edged.rollout.execution import MOST_FAILURES, MOST_LOADS, PACKAGE_PAUSE, Baseline, Execution, Package, State, Step
 from edged.rollout.memory import DamagedError, Memory, read_memory, write_memory
 from edged.rollout.precedence import Documents
 
@@ -28,7 +28,11 @@ def begun(**fields: object) -> Execution:
 
 
 def loading() -> Execution:
-    return begun().pulled(".packages/bb/phi3", now(60)).starting(now(61))
+    return begun().pulled(".packages/bb/phi3", Baseline(), now(60)).starting(now(61))
+
+
+def proving() -> Execution:
+    return loading().loaded(NEW, True, now(62))
 
 
 def test_a_good_rollout_goes_from_queued_to_succeeded() -> None:
@@ -40,7 +44,10 @@ def test_a_good_rollout_goes_from_queued_to_succeeded() -> None:
         Step.LOADING,
         ".packages/bb/phi3",
     )
-    done = execution.loaded(NEW, True, False, now(70))
+    proving = execution.loaded(NEW, True, now(65))
+    assert (proving.state, proving.step, proving.loads) == (State.IN_PROGRESS, Step.PROVING, 0)
+    assert proving.loaded(NEW, True, now(66)) == proving
+    done = proving.succeeded(now(70))
     assert (done.state, done.step, done.fault, done.since) == (State.SUCCEEDED, None, None, now(70).wall)
     assert done.advance(now(1e6)) == done
 
@@ -104,7 +111,7 @@ def test_the_time_of_a_download_counts_over_restarts_and_not_while_the_board_is_
 
 def test_a_package_that_comes_after_its_window_waits_for_the_next() -> None:
     execution = begun(window={"start": "11:00", "end": "12:30"})
-    late = execution.pulled("x", now(3600))
+    late = execution.pulled("x", Baseline(), now(3600))
     assert (late.state, late.step, late.waiting_for) == (State.QUEUED, None, "window")
     assert late.advance(now(86400)).pulls_now  # which finds the package on the disk
 
@@ -112,7 +119,7 @@ def test_a_package_that_comes_after_its_window_waits_for_the_next() -> None:
 def test_a_package_that_fails_goes_back_three_times_and_is_rejected() -> None:
     execution, at = begun(), 0.0
     for failures in range(1, MOST_FAILURES + 1):
-        failed = execution.pulled("x", now(at)).starting(now(at)).package_failed(BAD, now(at))
+        failed = execution.pulled("x", Baseline(), now(at)).starting(now(at)).package_failed(BAD, now(at))
         assert (failed.step, failed.switching, failed.candidate) == (Step.RETURNING, True, "x")
         execution = failed.returned(now(at))
         assert (execution.failures, execution.step, execution.fault) == (failures, None, BAD)
@@ -156,7 +163,7 @@ def test_pauses_between_pulls_grow_to_five_minutes() -> None:
 
 
 def test_a_package_that_ends_every_process_is_given_up() -> None:
-    execution = begun().pulled("x", now())
+    execution = begun().pulled("x", Baseline(), now())
     for _ in range(MOST_LOADS):
         execution = execution.starting(now())
         assert execution.step is Step.LOADING
@@ -165,8 +172,8 @@ def test_a_package_that_ends_every_process_is_given_up() -> None:
 
 
 def test_a_package_without_known_answers_or_with_another_digest_fails() -> None:
-    unproved = loading().loaded(NEW, False, False, now())
-    other = loading().loaded(Package("phi3", OTHER), True, False, now())
+    unproved = loading().loaded(NEW, False, now())
+    other = loading().loaded(Package("phi3", OTHER), True, now())
     assert [one.fault.code for one in (unproved, other) if one.fault] == [
         "rollout_package_failed",
         "rollout_digest_wrong",
@@ -178,20 +185,52 @@ def test_an_abort_ends_a_download_at_once_and_a_load_once_it_is_over() -> None:
     assert begun().advance(now(1, aborted=True)).state is State.CANCELED
     execution = loading()
     assert execution.advance(now(1, aborted=True)) == execution
-    canceled = execution.loaded(NEW, True, True, now())
-    assert (canceled.state, canceled.step) == (State.CANCELED, Step.RETURNING)
-    done = loading().loaded(NEW, True, False, now())
+    for on_trial in (execution, proving()):
+        canceled = on_trial.loaded(NEW, True, now(aborted=True))
+        assert (canceled.state, canceled.step) == (State.CANCELED, Step.RETURNING)
+    done = proving().succeeded(now())
     assert done.advance(now(1, aborted=True)) == done
 
 
 def test_another_document_begins_anew_and_a_larger_wave_does_not() -> None:
     failed = begun().package_failed(BAD, now())
-    assert failed.follow(known(percent=7)).failures == 1
-    assert failed.follow(known(sequence=2)) == Execution(known(sequence=2))
+    assert failed.follow(known(percent=7), now()).failures == 1
+    assert failed.follow(known(sequence=2), now()) == Execution(known(sequence=2))
+
+
+def test_a_document_that_comes_during_the_trial_ends_it_unless_it_wants_the_same_package() -> None:
+    same = proving().follow(known(sequence=2, timeout=7), now(80))
+    assert (same.step, same.desired.timeout, same.candidate) == (Step.PROVING, 7, proving().candidate)
+    other = proving().follow(known(sequence=2, model={"source": "/media/stick/phi3", "digest": OTHER}), now(80))
+    assert (other.state, other.step) == (State.CANCELED, Step.RETURNING)
+    assert other.returned(now(81)).follow(known(sequence=2), now(90)) == Execution(known(sequence=2))
+
+
+def test_time_on_trial_counts_while_it_serves_over_restarts() -> None:
+    execution = proving().serves(now(70)).serves(now(100))
+    assert execution.proved == 30.0
+    restarted = replace(execution, counted_at=None).starting(now(5000))
+    assert (restarted.step, restarted.proved) == (Step.PROVING, 30.0)
+    assert restarted.serves(now(5000)).serves(now(5010)).proved == 40.0
+
+
+def test_a_crash_on_trial_is_the_packages_fault_at_once_and_other_ends_are_counted() -> None:
+    for on_trial in (loading(), proving()):
+        crashed = on_trial.starting(now(4000), crash="Fatal Python error: Segmentation fault")
+        assert (crashed.state, crashed.step, crashed.failures) == (State.FAILED, Step.RETURNING, 1)
+        assert crashed.fault is not None
+        assert "Segmentation fault" in crashed.fault.message
+    cut = proving()
+    for _ in range(MOST_LOADS):
+        cut = cut.starting(now())
+        assert cut.step is Step.PROVING
+    assert cut.starting(now()).step is Step.RETURNING
+    assert cut.stopping().starting(now()).step is Step.PROVING  # an end in order is none of the package's making
+    assert begun().starting(now(), crash="Aborted") == begun()
 
 
 def test_a_refused_reload_is_no_failure_of_the_package() -> None:
-    refused = begun().pulled("x", now()).switch_failed(REFUSED, now())
+    refused = begun().pulled("x", Baseline(), now()).switch_failed(REFUSED, now())
     assert (refused.state, refused.step, refused.failures) == (State.FAILED, Step.RETURNING, 0)
     assert refused.returned(now()).advance(now(PACKAGE_PAUSE)).pulls_now
 
@@ -208,7 +247,8 @@ def test_what_is_remembered_is_read_as_it_was_written(tmp_path: Path) -> None:
     raised = Documents().take(received("group/a", percent=50))
     documents = raised.take(received("group/a", percent=5)).withdraw("group/a")
     assert documents.known["group/a"].percent == 50.0
-    execution = loading().package_failed(BAD, now())
+    baseline = Baseline(0.25, ("heat", "memory"))
+    execution = replace(loading(), baseline=baseline, speed=0.9, proved=7.0).package_failed(BAD, now())
     memory = Memory(documents, execution, Package("old", None))
     assert kept(memory, tmp_path) == replace(memory, execution=replace(execution, retry_at=None, counted_at=None))
     assert read_memory(tmp_path / "none") == Memory()
@@ -264,14 +304,14 @@ class AnyLife(RuleBasedStateMachine):
         elif fails == "package":
             self.execution = self.execution.package_failed(BAD, now(self.at))
         else:
-            self.execution = self.execution.pulled("new", now(self.at))
+            self.execution = self.execution.pulled("new", Baseline(), now(self.at))
             if self.execution.step is Step.LOADING:
                 self.selected, self.before = "new", self.selected
 
-    @rule()
-    def killed(self) -> None:
+    @rule(crash=st.sampled_from([None, "Aborted"]))
+    def killed(self, crash: str | None) -> None:
         """The process starts anew, with what the file has, and puts the links as the step wants them."""
-        self.execution = replace(self.execution, retry_at=None, counted_at=None, pulls=0).starting(now(self.at))
+        self.execution = replace(self.execution, retry_at=None, counted_at=None, pulls=0).starting(now(self.at), crash)
         if self.execution.step is Step.RETURNING:
             self.selected = self.before
             self.execution = self.execution.returned(now(self.at))
@@ -281,15 +321,23 @@ class AnyLife(RuleBasedStateMachine):
         if self.execution.step is not Step.LOADING:
             return
         if right:
-            self.proved = self.proved or not aborted
-            self.execution = self.execution.loaded(NEW, True, aborted, now(self.at))
+            self.execution = self.execution.loaded(NEW, True, now(self.at, aborted=aborted))
         else:
             self.execution = self.execution.package_failed(BAD, now(self.at))
 
-    @rule(sequence=st.integers(1, 3))
-    def another_document(self, sequence: int) -> None:
-        if not self.execution.switching:
-            self.execution = self.execution.follow(known(sequence=sequence, timeout=1000))
+    @rule(right=st.booleans())
+    def trial_ends(self, right: bool) -> None:
+        if self.execution.step is Step.PROVING:
+            self.proved = self.proved or right
+            self.execution = (
+                self.execution.succeeded(now(self.at)) if right else self.execution.package_failed(BAD, now(self.at))
+            )
+
+    @rule(sequence=st.integers(1, 3), digest=st.sampled_from([DIGEST, "ef" * 32]))
+    def another_document(self, sequence: int, digest: str) -> None:
+        if self.execution.step in (None, Step.DOWNLOADING, Step.PROVING):
+            other = known(sequence=sequence, timeout=1000, model={"source": "/media/stick/phi3", "digest": digest})
+            self.execution = self.execution.follow(other, now(self.at))
 
     @invariant()
     def what_is_selected_is_proved_or_can_be_left(self) -> None:
