@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -29,6 +29,11 @@ CLOSE_KELVIN = 0.5
 """So near to its limit a zone makes the duty fall, the faster the nearer."""
 CLEAR_KELVIN = 1.0
 """So far from it the duty may rise again; in between it stays."""
+LEAD_SECONDS = 15.0
+"""What counts is how near a zone will be after so long if it goes on warming up as it does: a board's heat follows the
+duty by minutes, so a duty that waits for the limit falls too late and too far, and swings."""
+_WARMING_SECONDS = 10.0
+"""The warming is averaged over about so long, which is two readings of the sensor."""
 RISE = 0.005
 """Of the duty in a second: boards take minutes to warm up, and their sensors are read every five seconds."""
 FALL = 0.98
@@ -86,6 +91,10 @@ class Hold:
     row_pause: float = 0.0
     """Seconds until the rows may change again."""
     day_duty: float = 1.0
+    heat_margin: float | None = field(default=None, compare=False)
+    """Of the last decision."""
+    warming: float = field(default=0.0, compare=False)
+    """Kelvin in a second by which the heat margin shrinks, on average."""
 
     @property
     def share(self) -> float:
@@ -98,14 +107,15 @@ def govern(hold: Hold, strain: Strain, seconds: float, *, budget: float | None, 
 
     `budget`: watts that the board may draw on average; `most_rows`: rows of the model.
     """
-    watts = _mean(hold.watts, strain.watts, seconds)
+    watts, warming = _mean(hold.watts, strain.watts, seconds), _warming(hold, strain.heat_margin, seconds)
     falls, stays = 1.0, False
     causes = set()
-    if strain.heat_margin is not None and strain.heat_margin < CLEAR_KELVIN:
+    margin = math.inf if strain.heat_margin is None else strain.heat_margin - LEAD_SECONDS * max(0.0, warming)
+    if margin < CLEAR_KELVIN:
         stays = True
-        if strain.heat_margin < CLOSE_KELVIN:
+        if margin < CLOSE_KELVIN:
             causes.add("heat")
-            falls *= FALL ** (seconds * (1 + 2 * (CLOSE_KELVIN - strain.heat_margin)))
+            falls *= FALL ** (seconds * (1 + 2 * (CLOSE_KELVIN - margin)))
     if budget is not None and watts is not None and watts > 0.95 * budget:
         stays = True
         if watts > budget:
@@ -129,13 +139,20 @@ def govern(hold: Hold, strain: Strain, seconds: float, *, budget: float | None, 
     lasting = {reason for reason in hold.reasons & {"heat", "power_budget"} if duty < 1.0}
     if sheds and "power_supply" in hold.reasons:
         lasting.add("power_supply")
-    return Hold(duty, rows, frozenset(causes | lasting), sheds, watts, strained, row_pause, day_duty)
+    reasons = frozenset(causes | lasting)
+    return Hold(duty, rows, reasons, sheds, watts, strained, row_pause, day_duty, strain.heat_margin, warming)
 
 
 def _mean(before: float | None, now: float | None, seconds: float) -> float | None:
     if before is None or now is None:
         return now
     return before + min(1.0, seconds / _WATTS_SECONDS) * (now - before)
+
+
+def _warming(hold: Hold, margin: float | None, seconds: float) -> float:
+    if margin is None or hold.heat_margin is None:
+        return 0.0
+    return hold.warming + min(1.0, seconds / _WARMING_SECONDS) * ((hold.heat_margin - margin) / seconds - hold.warming)
 
 
 def _day_duty(before: float, share: float | None) -> float:

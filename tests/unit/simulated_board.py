@@ -29,19 +29,21 @@ class Pi5:
     since decoding waits for memory, and a lowered memory makes 0.7 of them.
     """
 
-    def __init__(self, ambient: float, fan: bool) -> None:
-        self.ambient, self.fan = ambient, fan
+    def __init__(self, ambient: float, fan: bool, *, lowers: bool = True, joules_per_kelvin: float = 22.0) -> None:
+        """`lowers`: whether the firmware lowers frequencies; there are boards where nobody does."""
+        self.ambient, self.fan, self.lowers, self.joules_per_kelvin = ambient, fan, lowers, joules_per_kelvin
         self.celsius = ambient + 2.7 * 8.0
         self.watts = 2.7
 
     def second(self, duty: float) -> float:
         """Tokens made in a second in which the engine computes for `duty` of it; 1 is a cool board's."""
-        frequency = 2.4 - 0.9 * min(1.0, max(0.0, (self.celsius - 80) / 5))
-        speed = (frequency / 2.4) ** 0.6 * (0.7 if self.celsius >= 85 else 1.0)
+        lowered = min(1.0, max(0.0, (self.celsius - 80) / 5)) if self.lowers else 0.0
+        frequency = 2.4 - 0.9 * lowered
+        speed = (frequency / 2.4) ** 0.6 * (0.7 if self.lowers and self.celsius >= 85 else 1.0)
         self.watts = 2.7 + 4.5 * (frequency / 2.4) ** 2.5 * duty
         blown = min(1.0, max(0.0, (self.celsius - 50) / 25))
         resistance = 7.0 - 1.5 * blown if self.fan else 9.0
-        self.celsius += (self.watts - (self.celsius - self.ambient) / resistance) / 22
+        self.celsius += (self.watts - (self.celsius - self.ambient) / resistance) / self.joules_per_kelvin
         return speed * duty
 
 
