@@ -15,6 +15,7 @@ from broker_rig import free_port
 from patience import PATIENCE
 
 DEPLOYED = Path(__file__).parents[2] / "deploy/prometheus"
+AGENT = "--enable-feature=agent"
 
 
 class Prometheus:
@@ -23,26 +24,26 @@ class Prometheus:
     def __init__(self, folder: Path, deployed: str, here: Mapping[str, str], *flags: str) -> None:
         """`here`: what this machine has in place of texts of the configuration `deployed`, each of which is there."""
         text = (DEPLOYED / deployed).read_text()
-        for shipped, ours in {
-            **here,
-            "scrape_interval: 30s": "scrape_interval: 1s\n  evaluation_interval: 1s",
-            "  - rules.yml\n  - alerts.yml": f"  - {DEPLOYED}/rules.yml\n  - {DEPLOYED}/alerts.yml",
-        }.items():
+        for shipped, ours in {**here, "scrape_interval: 30s": "scrape_interval: 1s\n  evaluation_interval: 1s"}.items():
             assert shipped in text
             text = text.replace(shipped, ours)
-        config, self._port = folder / "prometheus.yml", free_port()
+        text = text.replace("  - rules.yml\n  - alerts.yml", f"  - {DEPLOYED}/rules.yml\n  - {DEPLOYED}/alerts.yml")
+        folder.mkdir(exist_ok=True)
+        config, self.port = folder / "prometheus.yml", free_port()
         config.write_text(text)
-        subprocess.run(["promtool", "check", "config", config], check=True, capture_output=True)
+        agent = ["--agent"] if AGENT in flags else []
+        subprocess.run(["promtool", "check", "config", *agent, config], check=True, capture_output=True)
+        storage = "agent" if agent else "tsdb"
         self._process = subprocess.Popen(
-            ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder}/data",
-             f"--web.listen-address=127.0.0.1:{self._port}", *flags],
+            ["prometheus", f"--config.file={config}", f"--storage.{storage}.path={folder}/data",
+             f"--web.listen-address=127.0.0.1:{self.port}", *flags],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
     def ask(self, path: str, **parameters: str | float) -> Any:
         """The data of an answer of the API; None while there is none."""
         with contextlib.suppress(OSError):
-            query = f"http://127.0.0.1:{self._port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+            query = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
             with urllib.request.urlopen(query, timeout=PATIENCE) as answer:
                 return json.load(answer)["data"]
         return None

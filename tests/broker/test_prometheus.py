@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from broker_rig import free_port
 from daemon_fixtures import Client5, Daemon, Place, job
 from patience import eventually
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from prometheus_rig import DEPLOYED, Prometheus, running
+from prometheus_rig import AGENT, DEPLOYED, Prometheus, running
 
 pytest_plugins = ["daemon_fixtures"]
 needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
@@ -78,13 +79,17 @@ def keep_busy(client: Client5, stop: threading.Event) -> None:
         n += 1
 
 
+def without_tls(port: int) -> dict[str, str]:
+    """What to replace in prometheus.yml so that it reads a daemon at `port` of this machine."""
+    text = (DEPLOYED / "prometheus.yml").read_text()
+    tls = text[text.index("    tls_config:") : text.index("    static_configs:")]
+    return {"scheme: https": "scheme: http", tls: "", "pi-7.lan:9765": f"127.0.0.1:{port}"}
+
+
 @pytest.mark.slow
 @needs_prometheus
 def test_prometheus_evaluates_every_rule_on_a_daemon_under_load(loaded: Daemon, tmp_path: Path) -> None:
-    text = (DEPLOYED / "prometheus.yml").read_text()
-    tls = text[text.index("    tls_config:") : text.index("    static_configs:")]
-    here = {"scheme: https": "scheme: http", tls: "", "pi-7.lan:9765": f"127.0.0.1:{loaded.http}"}
-    here["  # - gen_ai.yml"] = f"  - {DEPLOYED}/gen_ai.yml"
+    here = {**without_tls(loaded.http), "  # - gen_ai.yml": f"  - {DEPLOYED}/gen_ai.yml"}
     began = time.time()
     with running(tmp_path, "prometheus.yml", here, "--enable-feature=exemplar-storage") as prometheus:
         # Those of edged-speed are evaluated every ten minutes.
@@ -95,6 +100,26 @@ def test_prometheus_evaluates_every_rule_on_a_daemon_under_load(loaded: Daemon, 
         assert_opentelemetrys_names(prometheus)
         told = eventually(lambda: prometheus_exemplars(prometheus, began), "no exemplar comes")
         assert all(id.startswith("load-") for id in told)
+
+
+@pytest.mark.slow
+@needs_prometheus
+def test_an_agent_on_the_board_writes_under_the_boards_name(place: Place, tmp_path: Path) -> None:
+    daemon = place.daemon().start()
+    nobody = without_tls(free_port())
+    with running(tmp_path / "central", "prometheus.yml", nobody, "--web.enable-remote-write-receiver") as central:
+        text = (DEPLOYED / "agent.yml").read_text()
+        here = {
+            "127.0.0.1:9765": f"127.0.0.1:{daemon.http}",
+            "https://prometheus.example:9090": f"http://127.0.0.1:{central.port}",
+            text[text.index("    tls_config:") :]: "",
+        }
+        with running(tmp_path / "agent", "agent.yml", here, AGENT):
+            ready = eventually(lambda: central.query("edged_ready"), "the agent writes nothing")
+            assert [labels["instance"] for labels, _ in ready] == ["pi-7"]
+            offline = "ALERTS{alertname='EdgedOffline'}"
+            (one,) = eventually(lambda: central.query(offline), "the board that is not there is not missed")
+            assert one[0]["instance"] == nobody["pi-7.lan:9765"]
 
 
 def prometheus_exemplars(prometheus: Prometheus, since: float) -> set[str]:
