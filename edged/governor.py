@@ -32,8 +32,8 @@ CLEAR_KELVIN = 1.0
 LEAD_SECONDS = 15.0
 """What counts is how near a zone will be after so long if it goes on warming up as it does: a board's heat follows the
 duty by minutes, so a duty that waits for the limit falls too late and too far, and swings."""
-_WARMING_SECONDS = 10.0
-"""The warming is averaged over about so long, which is two readings of the sensor."""
+_WARMING_SECONDS = 5.0
+"""The warming is averaged over about so long, which is from one reading of the sensor to the next."""
 RISE = 0.005
 """Of the duty in a second: boards take minutes to warm up, and their sensors are read every five seconds."""
 FALL = 0.98
