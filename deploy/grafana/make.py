@@ -36,9 +36,7 @@ def fleet_now() -> list[Panel]:
     """How many boards are well."""
     return [
         number("Boards that answer", "none", "count(edged_ready)"),
-        number(
-            "Boards that do not", "none", 'count(up{job="edged"} == 0 or edged_fleet_up == 0) or vector(0)', GOOD_BAD
-        ),
+        number("Boards that do not", "none", "count(edged:offline) or vector(0)", GOOD_BAD),
         number("Not ready", "none", "count(edged_ready == 0) or vector(0)", GOOD_BAD),
         number(
             "Alerts",
