@@ -190,6 +190,7 @@ class Observer:
             generated_tokens=engine.generated_tokens,
             accepted_drafts=engine.accepted_drafts,
             rejected_drafts=engine.rejected_drafts,
+            forced_tokens=engine.forced_tokens,
             kv_used_ratio=engine.kv_used_ratio,
             prefixes=engine.prefixes if self._model.state == "serving" else PrefixStatus(),
             max_stall_kept=engine.max_stall_kept,

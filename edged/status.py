@@ -184,6 +184,8 @@ class Status:
     """Tokens that were guessed since the start, and became tokens of answers."""
     rejected_drafts: int = 0
     """Those that were guessed and did not."""
+    forced_tokens: int = 0
+    """Tokens of answers since the start that their grammars forced, and that came in one step with a token before."""
     kv_used_ratio: float = 0.0
     prefixes: PrefixStatus = PrefixStatus()
     max_stall_kept: bool = True

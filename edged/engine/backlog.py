@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import structlog
 
 from edged.engine.detokenizer import TextStream
+from edged.engine.drafts import Drafts
 from edged.engine.events import Ended
 from edged.engine.loaded_model import LoadedModel
 from edged.engine.logprobs import Logprobs
@@ -80,9 +81,7 @@ class Backlog:
                 ragged=model.package.batches_ragged_rows,
                 signature=model.signature,
                 started=time.monotonic(),
-                drafts=model.drafts()
-                if model.drafts is not None and request.makes_text and not request.alone
-                else None,
+                drafts=_drafts(request, model),
             )
         except Exception as error:  # of this request alone
             log.exception("engine_request_failed", reason=one_line(error))
@@ -91,6 +90,12 @@ class Backlog:
 
 def _fits(request: Request, model: LoadedModel) -> bool:
     return bool(request.prompt) and len(request.prompt) + request.max_tokens <= model.context
+
+
+def _drafts(request: Request, model: LoadedModel) -> Drafts | None:
+    if model.drafts is None or not request.makes_text or request.alone:
+        return None
+    return model.drafts(request)
 
 
 def _text(request: Request, model: LoadedModel) -> TextStream:

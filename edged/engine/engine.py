@@ -282,10 +282,10 @@ class Engine:
         rows = active.slots.rows[plan.first : plan.first + plan.rows]
         known = [row.tokens[row.computed : row.computed + plan.known] for row in rows]
         ids = np.array([[*tokens, *plan.drafts] for tokens in known], np.int64)
-        past = [row.computed for row in rows]
-        if plan.companion is not None:
-            past.append(plan.companion)
+        past = [row.computed for row in rows] + ([] if plan.companion is None else [plan.companion])
         told = tuple(StepRow(row.request.key, plan.count, row.computed < row.given, row.computed) for row in rows)
+        for row in rows:
+            row.look_ahead(plan.drafts)
         began = time.monotonic()
         self._publish(busy_since=began)
         self._observer.began(began)
@@ -388,6 +388,7 @@ class Engine:
             generated_tokens=self._generated_tokens,
             accepted_drafts=self._speculation.accepted,
             rejected_drafts=self._speculation.rejected,
+            forced_tokens=self._speculation.forced,
             kv_used_ratio=sum(row.computed for row in rows) / (model.rows * model.context),
             prefixes=model.prefixes.status,
             max_stall_kept=active.budget.kept,

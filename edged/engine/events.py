@@ -66,7 +66,9 @@ class Finished:
     calls: tuple[Call, ...] = ()
     """Calls of tools; `text` is what the answer says before them."""
     speculated: int | None = None
-    """Tokens that were in a draft; None: no drafts were tried."""
+    """Tokens that were guessed in a draft; None: no drafts were tried."""
+    forced: int | None = None
+    """Tokens that were in a draft because the grammar forced them; None: no drafts were tried, or without a grammar."""
 
     @classmethod
     def of(cls, row: Sequence) -> Finished:
@@ -87,6 +89,7 @@ class Finished:
             scores=None if row.ranks is None else tuple(row.ranks.scores),
             calls=() if row.calls is None else row.calls.calls,
             speculated=None if row.drafts is None else row.speculated,
+            forced=None if row.drafts is None or row.constraint is None else row.forced,
         )
 
     @property

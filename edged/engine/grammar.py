@@ -9,7 +9,7 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -131,7 +131,7 @@ class Grammars:
         """`rules` in Lark's syntax name `parts` as @name. `shown`: tokens that mark calls of tools are text."""
         from llguidance import LLMatcher, LLParserLimits
 
-        # Tokens are the model's choice even where the grammar leaves no other text.
+        # Masks leave tokens to the model even where there is no other text; Constraint forces them where it is asked.
         top = f'%llguidance {{"no_forcing": true}}\n{rules}'
         text = json.dumps({"grammars": [{"lark_grammar": top}, *parts]})
         self._try_out(refusal, text)
@@ -207,22 +207,26 @@ class _Vocabulary:
         spaces = np.array([id for id, token in enumerate(tokens) if token.startswith(b" ")], np.int64)
         longest = max(len(token) for token in tokens)
         properties = max(_colons(token) for token in tokens)
-        made = LLTokenizer(TokenizerWrapper(_Tokens(eos[0], tokens)), eos_token=eos, slices=_SLICES)
+        wrapper = TokenizerWrapper(_Tokens(eos[0], tokens, tokenizer.spell_within))
+        made = LLTokenizer(wrapper, eos_token=eos, slices=_SLICES)
         tokens.clear()  # llguidance keeps the list, and a copy of it
         log.info("grammars_ready", tokens=len(silent), seconds=round(time.monotonic() - started, 2))
         return cls(made, silent, unmarked, np.array(eos, np.int64), spaces, longest, properties)
 
 
 class _Tokens:
-    """A tokenizer as llguidance's TokenizerWrapper takes it. Nothing is tokenized: no text is forced."""
+    """A tokenizer as llguidance's TokenizerWrapper takes it. What is tokenized is forced text."""
 
     bos_token_id = None
 
-    def __init__(self, eos: int, tokens: list[bytes]) -> None:
-        self.eos_token_id, self.tokens = eos, tokens
+    def __init__(self, eos: int, tokens: list[bytes], spell: Callable[[str], list[int]]) -> None:
+        self.eos_token_id, self.tokens, self._spell = eos, tokens, spell
 
-    def __call__(self, text: bytes) -> list[int]:
-        raise NotImplementedError
+    def __call__(self, text: str) -> list[int]:
+        """Raises TypeError for bytes, by which the wrapper finds out that it wants text."""
+        if isinstance(text, bytes):
+            raise TypeError("text is wanted")
+        return self._spell(text)
 
 
 def _colons(token: bytes) -> int:

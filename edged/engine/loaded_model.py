@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import structlog
 
 from edged.engine import ort, runtime
 from edged.engine.bit_classes import BitClasses
-from edged.engine.drafts import Drafts, NGramDrafts
+from edged.engine.drafts import Drafts
 from edged.engine.grammar import Grammars
 from edged.engine.grammar_trial import Trial
 from edged.engine.integrity import Damage
@@ -42,9 +43,11 @@ from edged.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
 from edged.engine.prefix_sharing import PrefixSharing
 from edged.engine.prefix_store import PrefixStore
 from edged.engine.providers import ProviderChoice, ProviderError, choose_provider
+from edged.engine.sequence import Request
 from edged.engine.serving_graph import serving_graph
 from edged.engine.session import ModelSession
 from edged.engine.splits import SplitRule
+from edged.engine.structured_drafts import drafts_for
 from edged.engine.tokenizer import Tokenizer
 from edged.machine.board import Board
 from edged.machine.memory import Available, MemoryPlan, MemoryPlanError
@@ -83,8 +86,8 @@ class LoadedModel:
     """Why the KV cache is the published one though model.kv_cache = "int8"; None: it is as that says."""
     manifest: Manifest | None = None
     """What the package's files were checked against."""
-    drafts: Callable[[], Drafts] | None = None
-    """Makes what proposes drafts for one answer; None: model.speculation is off, or cannot be had."""
+    drafts: Callable[[Request], Drafts] | None = None
+    """Makes what proposes drafts for the answer to a request; None: model.speculation is off, or cannot be had."""
     speculation_reason: str | None = None
     """Why drafts are not tried though model.speculation = "on"; None: it is as that says."""
 
@@ -180,7 +183,7 @@ def _load(
         bits = opening.kept_bits.classes(session, rows)
         drafts, speculation_reason = None, None
         if wanted.speculation == "on":
-            drafts, speculation_reason = _drafts(opening, opened, bits)
+            drafts, speculation_reason = _drafts(opening, opened, bits, tokenizer)
         # The last row needs a slot after it to share a step with. Of that slot only the first token is ever written,
         # so it takes a page of memory per head and layer.
         cache = session.make_cache(rows + bits.lone_row_differs, context)
@@ -248,7 +251,9 @@ def _open(
         return open_published(opening, tokenizer, opening.plan(int8=False)), str(error)
 
 
-def _drafts(opening: Opening, opened: Opened, bits: BitClasses) -> tuple[type[Drafts] | None, str | None]:
+def _drafts(
+    opening: Opening, opened: Opened, bits: BitClasses, tokenizer: Tokenizer
+) -> tuple[Callable[[Request], Drafts] | None, str | None]:
     """What proposes drafts, or why none may be tried: tokens must have the same bits whatever steps have drafts."""
     session = opened.session
     if session.device != "cpu":
@@ -261,7 +266,7 @@ def _drafts(opening: Opening, opened: Opened, bits: BitClasses) -> tuple[type[Dr
         cache = session.layout.dtype
         hint = "" if cache == "int8" else ', set model.kv_cache = "int8"'
         return None, f"with a KV cache of {cache}, single tokens round otherwise here than several at once{hint}"
-    return NGramDrafts, None
+    return partial(drafts_for, tokenizer.token_bytes), None
 
 
 def _prefixes(
@@ -304,7 +309,7 @@ def _log_loaded(loaded: LoadedModel) -> None:
         hint = "the KV cache takes about four times the memory of int8; the reason says what would help"
         log.warning("kv_cache_as_published", model=loaded.package.name, reason=loaded.kv_reason, hint=hint)
     if loaded.speculation_reason is not None:
-        hint = "answers take one step for each token; the ids are those that speculation would give"
+        hint = "answers take one step for each token, and no token of a structure is forced"
         log.warning("speculation_off", model=loaded.package.name, reason=loaded.speculation_reason, hint=hint)
     for fault in loaded.tokenizer.faults:
         log.warning("package_fault", model=loaded.package.name, fault=fault)

@@ -76,8 +76,12 @@ class Sampler:
         if denied is not None:
             np.copyto(wide, -np.inf, where=denied)
         token = sample(wide, self._sampling, self._draws)
-        self._processor.note(token)
+        self.note(token)
         return token
+
+    def note(self, token: int) -> None:
+        """Count a token that was not chosen here as one of the answer. It takes no random number."""
+        self._processor.note(token)
 
     def uniform(self) -> float:
         """A number in [0, 1), by the seed."""

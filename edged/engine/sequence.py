@@ -115,7 +115,9 @@ class Sequence:
     drafts: Drafts | None = None
     """Proposes tokens of its answer; None: none are tried."""
     speculated: int = 0
-    """Tokens of the answer that were in a draft."""
+    """Tokens of the answer that were guessed in a draft."""
+    forced: int = 0
+    """Those that were in a draft because its grammar forced them."""
     sampler: Sampler = field(init=False)
     constraint: Constraint | None = field(init=False)
     scores: Scores | None = field(init=False)
@@ -128,7 +130,7 @@ class Sequence:
         """Raises ValueError for sampling that cannot be used."""
         self.sampler = Sampler(self.request.sampling, self.request.prompt)
         self.alone = self.request.alone
-        self.constraint = None if self.request.grammar is None else self.request.grammar.begin()
+        self.constraint = None if self.request.grammar is None else self.request.grammar.begin(self.drafts is not None)
         self.scores = None if self.request.labels is None else Scores(self.request.labels)
         self.calls = None if self.request.tools is None else CallText(self.request.tools)
         self.ranks = None if self.request.ranking is None else Ranks(self.request.ranking)
@@ -201,7 +203,7 @@ class Sequence:
             return []
         constraint = self.constraint
         own = None if self.logprobs is None else logits.astype(np.float64)
-        token = self.sampler.sample(logits, None if constraint is None else constraint.denied())
+        token = self._choose(logits)
         self.token_times.append(time.monotonic())
         self.tokens.append(token)
         if constraint is not None:
@@ -224,6 +226,15 @@ class Sequence:
             self._pieces.append(piece)
         return [token]
 
+    def draft(self, most: int) -> tuple[int, ...]:
+        """Up to `most` tokens that may follow the newest one: what the grammar forces, and guesses."""
+        return () if self.drafts is None or most < 1 else tuple(self.drafts.propose(self.tokens, most, self.constraint))
+
+    def look_ahead(self, drafts: tuple[int, ...]) -> None:
+        """A step begins that computes the newest token and `drafts`: what is computed beside it begins too."""
+        if self.constraint is not None:
+            self.constraint.look_ahead(drafts)
+
     def verify(self, logits: NDArray[np.floating], drafts: tuple[int, ...]) -> list[int]:
         """Choose tokens after a step that computed the last known token and, behind it, `drafts`.
 
@@ -231,16 +242,34 @@ class Sequence:
         draft before it was right: so the tokens are those that single steps would give. What the step computed of wrong
         drafts is forgotten. Returns the tokens made. Raises as `advance`.
         """
+        forced = self._is_forced
         made = self.advance(logits[0])
         for draft, following in zip(drafts, logits[1:], strict=True):
             if self.tokens[-1] != draft:
                 break
-            self.speculated += 1
+            self.forced += forced
+            self.speculated += not forced
             if self.finish_reason is not None:
                 break
             self.computed += 1
+            forced = self._is_forced
             made += self.advance(following)
         return made
+
+    @property
+    def _is_forced(self) -> bool:
+        """Whether the grammar leaves no choice of the next token."""
+        return self.constraint is not None and self.constraint.forced is not None
+
+    def _choose(self, logits: NDArray[np.floating]) -> int:
+        """The next token: the one that the grammar forces, or one that the sampler draws."""
+        if self.constraint is None:
+            return self.sampler.sample(logits)
+        forced = self.constraint.forced
+        if forced is None:
+            return self.sampler.sample(logits, self.constraint.denied())
+        self.sampler.note(forced)
+        return forced
 
     def _advance_scores(self, scores: Scores, logits: NDArray[np.floating]) -> list[int]:
         """Go to the next beginning of a label, over what was computed of another; after the last one, choose."""

@@ -22,9 +22,11 @@ class Speculation:
 
     def __init__(self) -> None:
         self.accepted = 0
-        """Tokens of drafts that became tokens of answers."""
+        """Tokens of drafts that became tokens of answers, but for those that a grammar forced."""
         self.rejected = 0
-        """Those that did not."""
+        """Tokens of drafts that did not."""
+        self.forced = 0
+        """Tokens of drafts that a grammar forced."""
 
     def with_drafts(self, plan: StepPlan, rows: Rows[Sequence], switch: int | None) -> StepPlan:
         """`plan` with a draft, where it computes one token of the only row that waits for one.
@@ -40,7 +42,7 @@ class Speculation:
         most = min(MOST_TOKENS, row.request.max_tokens - row.made) - 1
         if switch is not None and not row.long_rope:
             most = min(most, switch - len(row.tokens))
-        drafts = tuple(row.drafts.propose(row.tokens, most)) if most > 0 else ()
+        drafts = row.draft(most)
         if not drafts:
             return plan
         width = max(row.computed + 1 + len(drafts), plan.width if row.long_rope else 0)
@@ -53,11 +55,12 @@ class Speculation:
         """
         if not drafts:
             return row.advance(logits)
-        before = row.speculated
+        speculated, forced = row.speculated, row.forced
         made = row.verify(logits, drafts)
-        taken = row.speculated - before
-        self.accepted += taken
-        self.rejected += len(drafts) - taken
-        if row.drafts is not None:
-            row.drafts.note(len(drafts), taken)
+        speculated, forced = row.speculated - speculated, row.forced - forced
+        self.accepted += speculated
+        self.forced += forced
+        self.rejected += len(drafts) - forced - speculated
+        if row.drafts is not None and len(drafts) > forced:
+            row.drafts.note(len(drafts) - forced, speculated)
         return made

@@ -27,6 +27,8 @@ class EngineStatus:
     """Tokens of drafts since the start that became tokens of answers."""
     rejected_drafts: int = 0
     """Those that did not."""
+    forced_tokens: int = 0
+    """Tokens since the start that were in a draft because a grammar forced them."""
     kv_used_ratio: float = 0.0
     """Share of the KV cache that holds tokens."""
     prefixes: PrefixStatus = PrefixStatus()  # noqa: RUF009  (frozen)

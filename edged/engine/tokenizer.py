@@ -15,6 +15,8 @@ from edged.engine.package import Package, PackageError
 from edged.engine.template import ChatTemplate, TemplateFaultError
 from edged.engine.tool_format import ToolFormat
 
+_HEAD = "\x02"
+"""Stands before a text that is no beginning. No tokenizer joins it with what follows."""
 _CONTEXT = 8
 """Tokens of a prompt that the decoder is given before those of its continuation."""
 
@@ -181,6 +183,17 @@ class Tokenizer:
             if whole[: len(first)] == first and "".join(map(said.push, tokens)) + said.finish() == text:
                 return tokens
         return None
+
+    def spell_within(self, text: str) -> list[int]:
+        """The tokens that the tokenizer writes for `text` in the middle of an answer; none where they say another text.
+
+        They do where the text looks like a control token, for example.
+        """
+        first = self._tokenizer.encode(_HEAD, add_special_tokens=False).ids
+        whole = self._tokenizer.encode(_HEAD + text, add_special_tokens=False).ids
+        tokens: list[int] = whole[len(first) :]
+        said = b"".join(b"" if token in self._silent else self.token_bytes(token) for token in tokens)
+        return tokens if whole[: len(first)] == first and said == text.encode() else []
 
     def stream(
         self, stop: Sequence[str] = (), continued: Sequence[int] = (), shown: Collection[int] = ()

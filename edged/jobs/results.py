@@ -71,6 +71,7 @@ def success(
             "cached_tokens": finished.cached_tokens,
             "completion_tokens": len(finished.tokens),
             **({} if finished.speculated is None else {"speculated_tokens": finished.speculated}),
+            **({} if finished.forced is None else {"forced_tokens": finished.forced}),
             **({} if energy is None else _energy_fields(energy)),
         },
         timings={

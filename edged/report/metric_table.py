@@ -148,6 +148,13 @@ TABLE: tuple[Row, ...] = (
             ("false",): float(s.status.rejected_drafts),
         },
     ),
+    Row(
+        "edged_forced_tokens_total",
+        "counter",
+        "Tokens that a grammar forced, and that came in one step with the token before, with `model.speculation`",
+        (),
+        lambda s: _one(s.status.forced_tokens),
+    ),
     Row("edged_prefix_cache_hit_tokens_total", "counter", "Prompt tokens that were not computed again"),
     Row("edged_batch_rows", "gauge", "Rows of the last decoding step", (), lambda s: _one(s.status.batch_rows)),
     Row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from typing import Any
 
@@ -52,6 +53,32 @@ def test_answers_are_those_of_single_steps_and_drafts_are_counted(place: Place) 
         client.send(job(f"together-{key}", **ASK))
     for key in range(3):
         assert client.result(f"together-{key}")["token_ids"] == plain["token_ids"]
+
+
+@needs_int8
+def test_what_a_structure_forces_is_counted_and_the_same_after_a_kill(place: Place) -> None:
+    settings = {"MODEL__KV_CACHE": "int8", "MODEL__SPECULATION": "on"}
+    daemon, client = place.daemon(paced=True, **settings).start(), place.client()
+    regex = {"type": "regex", "regex": "(pump|valve) [0-9]{3}(, as the report of the night shift says, [a-z]{9}){12}"}
+    ask: dict[str, Any] = {
+        "prompt": [1, 5, 9], "max_tokens": 400, "response_format": regex, "ignore_eos": False, "return_token_ids": True
+    }  # fmt: skip
+    undisturbed = client.ask(job("undisturbed", **ask))
+    usage = undisturbed["usage"]
+    assert usage["forced_tokens"] > 100
+    assert usage["forced_tokens"] + usage["speculated_tokens"] < usage["completion_tokens"]
+    counted = re.search(r"^edged_forced_tokens_total (\S+)$", daemon.get("/metrics")[1], re.MULTILINE)
+    assert counted is not None
+    assert float(counted[1]) == usage["forced_tokens"]
+    daemon.pace(0.02)
+    client.send(job("killed", **ask, stream=True))
+    client.wait("stream/killed", 5)
+    assert daemon.end(signal.SIGKILL) == -signal.SIGKILL
+    daemon.pace("")
+    daemon.start()
+    again = client.result("killed")
+    assert (again["attempts"], again["token_ids"]) == (2, undisturbed["token_ids"])
+    assert again["usage"]["forced_tokens"] == usage["forced_tokens"]
 
 
 @needs_int8
