@@ -14,7 +14,7 @@ from edged.engine import runtime
 from edged.models.store import DEMO_FOLDER
 from edged.settings import Loaded, Settings, SettingsError, load
 
-DONE, FAILED, BAD_USE, NOBODY, BAD_SETTINGS = 0, 1, 2, 69, 78
+DONE, FAILED, BAD_USE, NOBODY, UNFINISHED, BAD_SETTINGS = 0, 1, 2, 69, 75, 78
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Settings file; else /etc/edged/edged.toml if there is one.")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from edged.cli.fleet_list import evict, list_devices
+from edged.cli.fleet_rollout import rollout
 from edged.cli.fleet_sign import sign
+from edged.cli.fleet_wave import abort, history, pause, resume, status
 
-app = typer.Typer(name="fleet", help="Look at all devices of a broker; sign their models.", no_args_is_help=True)
+app = typer.Typer(name="fleet", help="Look at all devices of a broker; roll out models.", no_args_is_help=True)
 app.command(name="list")(list_devices)
-app.command()(evict)
-app.command()(sign)
+for command in (evict, sign, rollout, status, pause, resume, abort, history):
+    app.command()(command)

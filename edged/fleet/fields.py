@@ -28,6 +28,11 @@ def text_of(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def objects_of(value: Any) -> list[dict[str, Any]]:
+    """The JSON objects of a list."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
 def number_of(value: Any) -> float | None:
     """The value where it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

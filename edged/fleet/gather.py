@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
-from edged.fleet.boards import Boards
 from edged.fleet.listener import subscriptions
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
@@ -39,12 +39,29 @@ class _Done:
     token: Hashable
 
 
-class Gathering:
-    """Connected from `__enter__` on. Boards are told what comes, also after `gather`."""
+class Hearer(Protocol):
+    """What is told of messages, by the connection's thread: Boards, or more than these."""
 
-    def __init__(self, mqtt: MqttSettings, boards: Boards, silent_seconds: float = SILENT_SECONDS) -> None:
-        """It needs the role `exporter` or `operator` of deploy/mosquitto/provision.py."""
+    def connect(self) -> None: ...
+    def disconnect(self) -> None: ...
+    def take(self, topic: str, payload: bytes, retained: bool, expiry: int | None = None) -> None: ...
+
+
+class Gathering:
+    """Connected from `__enter__` on. `boards` are told what comes, also after `gather`."""
+
+    def __init__(
+        self,
+        mqtt: MqttSettings,
+        boards: Hearer,
+        silent_seconds: float = SILENT_SECONDS,
+        more: Sequence[Subscription] = (),
+    ) -> None:
+        """It needs the role `exporter` or `operator` of deploy/mosquitto/provision.py, with `more` than the documents
+        of devices the role `conductor`.
+        """
         self._boards = boards
+        self._more = more
         self._silent_seconds = silent_seconds
         self._spoke = 0.0
         self._mqtt = mqtt
@@ -76,7 +93,7 @@ class Gathering:
         after the other, since mosquitto drops what exceeds its max_queued_messages. Raises BrokerError.
         """
         self._connected()
-        wanted = subscriptions(self._mqtt.root, last_heartbeats=True)
+        wanted = [*subscriptions(self._mqtt.root, last_heartbeats=True), *self._more]
         for count in range(1, len(wanted) + 1):
             self._connection.want([self._own, wanted[:count]])
             self._until_done(self._publish(self._check, b"check", retain=False))
@@ -87,6 +104,20 @@ class Gathering:
         """Take the retained messages of these topics from the broker. Raises BrokerError."""
         for topic in topics:
             self._until_done(self._publish(topic, b"", retain=True))
+
+    def keep(self, topic: str, payload: bytes) -> None:
+        """Let the broker retain this message; it has come back where it was subscribed to. Raises BrokerError."""
+        self._until_done(self._publish(topic, payload, retain=True))
+        self._until_done(self._publish(self._check, b"check", retain=False))
+
+    def listen(self, seconds: float) -> None:
+        """Let so much time pass. Raises BrokerError as soon as the connection is lost."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                news = self._news.get(timeout=left)
+                if isinstance(news, SessionEnd):
+                    raise BrokerError(f"the connection to {news.broker} is lost: {news.fault.message}")
 
     def _publish(self, topic: str, payload: bytes, retain: bool) -> Hashable:
         publication = Publication(topic, payload, 1, retain, token=topic, correlation=None)

@@ -75,11 +75,21 @@ class Listing:
         digests = {file.path: file.digest.value for file in self.files if file.digest}
         return content_id(digests) if len(digests) == len(self.files) else None
 
+    @property
+    def identity(self) -> str | None:
+        """Identity of the manifest that a pull makes, 64 hex digits; None if the source lacks a file's SHA-256."""
+        sums = {file.path: file.digest.value for file in self.files if file.digest and file.digest.kind == "sha256"}
+        return _hash(sums) if len(sums) == len(self.files) else None
+
 
 def content_id(digests: Mapping[str, str]) -> str:
     """12 hex digits that identify these files with this content."""
+    return _hash(digests)[:12]
+
+
+def _hash(digests: Mapping[str, str]) -> str:
     lines = "".join(f"{digests[path]} {path}\n" for path in sorted(digests))
-    return hashlib.sha256(lines.encode()).hexdigest()[:12]
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def listing(source: str, name: str, files: Iterator[tuple[str, Callable[[str], SourceFile]]]) -> Listing:

@@ -24,7 +24,11 @@ MOST_BYTES = 16_384
 """The largest document that is read."""
 MOST_SECONDS = 30 * 86400
 MOST_PROVING = 7 * 86400
-WAVE = frozenset({"percent", "abort"})
+MOST_SEQUENCE = (1 << 53) - 1
+"""Whole numbers up to this are the same in every JSON."""
+PLACES = 1 << 48
+"""Places of devices in a rollout."""
+WAVE = frozenset({"percent", "abort", "pauses"})
 """The fields that change while a rollout goes on; a conductor's key signs them. All others are the release."""
 SIGNATURES = frozenset({"signature", "wave_signature"})
 _MOST_FAULTS = 3
@@ -128,9 +132,9 @@ class Desired(_Strict):
     """A desired document."""
 
     rollout: str = Field(description="the rollout's id", json_schema_extra=_allowed(ID_ALLOWED))
-    sequence: Annotated[int, Field(ge=1, le=(1 << 53) - 1), BeforeValidator(_whole)] = Field(
+    sequence: Annotated[int, Field(ge=1, le=MOST_SEQUENCE), BeforeValidator(_whole)] = Field(
         description="grows with each new document for this device or group; the highest one is followed",
-        json_schema_extra=_allowed(f"a whole number from 1 to {(1 << 53) - 1}"),
+        json_schema_extra=_allowed(f"a whole number from 1 to {MOST_SEQUENCE}"),
     )
     model: WantedModel = Field(
         description="the package: `source`, `revision`, `digest`, `name`",
@@ -148,6 +152,11 @@ class Desired(_Strict):
         default=False,
         description="true ends the rollout for good on each device that has not finished it",
         json_schema_extra=_allowed("true or false"),
+    )
+    pauses: Annotated[int, Field(ge=0, le=MOST_SEQUENCE), BeforeValidator(_whole)] = Field(
+        default=0,
+        description="how often the rollout was paused and resumed: while it is odd, no conductor raises `percent`",
+        json_schema_extra=_allowed(f"a whole number from 0 to {MOST_SEQUENCE}"),
     )
     not_before: str | None = Field(
         default=None, description="the device does not begin before", json_schema_extra=_allowed(TIME_ALLOWED)
@@ -174,12 +183,12 @@ class Desired(_Strict):
     )
     signature: _Signature | None = Field(
         default=None,
-        description="of all fields but `percent` and `abort`, by one of `fleet.trusted_keys`",
+        description="of all fields but `percent`, `abort` and `pauses`, by one of `fleet.trusted_keys`",
         json_schema_extra=_allowed(_SIGNATURE_ALLOWED),
     )
     wave_signature: _Signature | None = Field(
         default=None,
-        description="of `rollout`, `sequence`, `percent` and `abort`, by one of these or of `fleet.conductor_keys`",
+        description="of `rollout`, `sequence` and those three, by one of these or of `fleet.conductor_keys`",
         json_schema_extra=_allowed(_SIGNATURE_ALLOWED),
     )
 
@@ -213,10 +222,18 @@ class Desired(_Strict):
         """Whether the device must know the time of day to begin."""
         return not (self.not_before is None and self.expires is None and self.window is None)
 
+    def place(self, device: str) -> int:
+        """Where a device stands among all of them in this rollout, from 0 to below PLACES."""
+        return int.from_bytes(hashlib.sha256(f"{self.rollout}/{device}".encode()).digest()[:6], "big")
+
     def includes(self, device: str, percent: float) -> bool:
         """Whether a device is in the wave of so many percent: each of them is in every larger one."""
-        hashed = hashlib.sha256(f"{self.rollout}/{device}".encode()).digest()
-        return int.from_bytes(hashed[:6], "big") * 100.0 < percent * float(1 << 48)
+        return within(self.place(device), percent)
+
+
+def within(place: int, percent: float) -> bool:
+    """Whether the device at this place is in the wave of so many percent."""
+    return place * 100.0 < percent * float(PLACES)
 
 
 @dataclass(frozen=True)
@@ -237,7 +254,7 @@ class Received:
     def wave(self) -> bytes:
         """What a conductor's key signs: canonical JSON of what changes, and of which rollout."""
         desired = self.desired
-        wave = {"percent": self.document.get("percent", 100), "abort": desired.abort}
+        wave = {"percent": self.document.get("percent", 100), "abort": desired.abort, "pauses": desired.pauses}
         return _canonical({"rollout": desired.rollout, "sequence": desired.sequence, **wave})
 
 

@@ -62,10 +62,12 @@ class Documents:
                 raise RefusedError(
                     Fault(
                         "desired_sequence_reused",
-                        f"sequence {new.sequence} had another content: only percent and abort may change",
+                        f"sequence {new.sequence} had another content: only percent, abort and pauses may change",
                         "give the changed document a higher sequence",
                     )
                 )
+            if old.received.desired.abort and not desired.abort:
+                new = Known(old.received, new.percent)  # what ended it is what is reported
             new = replace(new, percent=max(new.percent, old.percent))
         elif desired.rollout in self.aborted and not desired.abort:
             raise RefusedError(

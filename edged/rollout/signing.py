@@ -7,11 +7,11 @@ goes on. The topic is part of what is signed, so that a document for one group i
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from edged.faults import Fault
-from edged.rollout.desired import Received, RefusedError, invalid
+from edged.rollout.desired import Received, RefusedError, check_desired, invalid
 from edged.settings.fleet import FleetSettings
 
 if TYPE_CHECKING:
@@ -32,6 +32,25 @@ def sign(received: Received, topic: str, part: Part, key: Ed25519PrivateKey) -> 
     return base64.b64encode(key.sign(signed_bytes(received, topic, part))).decode("ascii")
 
 
+def signed_document(
+    document: Mapping[str, Any], target: str, topic: str, key: Ed25519PrivateKey, parts: Collection[Part]
+) -> dict[str, Any]:
+    """The document with new signatures of these parts. Raises RefusedError where every device would refuse it."""
+    fields = {"release": "signature", "wave": "wave_signature"}
+    plain = {name: value for name, value in document.items() if name not in {fields[part] for part in parts}}
+    received = check_desired(plain, target)
+    check_expires(received)
+    return {**plain, **{fields[part]: sign(received, topic, part, key) for part in parts}}
+
+
+def public_key(key: Ed25519PrivateKey) -> str:
+    """The public key that belongs to it, as fleet.trusted_keys has it."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(der).decode("ascii")
+
+
 def check_allowed(received: Received, topic: str, fleet: FleetSettings) -> None:
     """Raise RefusedError where the settings do not allow to follow this document, or its signatures are not right."""
     desired = received.desired
@@ -42,8 +61,13 @@ def check_allowed(received: Received, topic: str, fleet: FleetSettings) -> None:
         raise RefusedError(Fault("desired_unsigned", "the device has no fleet.trusted_keys to check it with", hint))
     _check(received, topic, "release", "signature", desired.signature, fleet.trusted_keys)
     keys = [*fleet.trusted_keys, *fleet.conductor_keys]
-    _check(received, topic, "wave", "wave_signature", desired.wave_signature, keys)
+    check_wave(received, topic, keys)
     check_expires(received)
+
+
+def check_wave(received: Received, topic: str, keys: Sequence[str]) -> None:
+    """Raise RefusedError where the wave is signed with none of these public keys, each as in fleet.trusted_keys."""
+    _check(received, topic, "wave", "wave_signature", received.desired.wave_signature, keys)
 
 
 def check_expires(received: Received) -> None:

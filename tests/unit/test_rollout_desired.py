@@ -33,6 +33,7 @@ def test_a_document_with_every_field_is_read() -> None:
         model={"source": "hf:a/b/c", "revision": "v1", "digest": DIGEST, "name": "phi3"},
         percent=5,
         abort=False,
+        pauses=2,
         not_before="2027-01-31T18:00:00Z",
         expires="2027-02-28T18:00:00.5+01:00",
         window={"start": "23:00", "end": "04:30"},
@@ -137,7 +138,7 @@ def test_the_release_is_all_that_stays_and_the_wave_what_changes() -> None:
     assert first.release == later.release
     assert first.wave != later.wave
     assert received(timeout=60).release != first.release
-    assert json.loads(received().wave) == {"rollout": "r1", "sequence": 1, "percent": 100, "abort": False}
+    assert json.loads(received().wave) == {"rollout": "r1", "sequence": 1, "percent": 100, "abort": False, "pauses": 0}
 
 
 # Which one is followed
@@ -201,6 +202,8 @@ def test_percent_never_falls_and_abort_is_terminal() -> None:
     assert known is not None
     assert known.percent == 25
     aborted = documents.take(received(percent=25, abort=True)).take(received(percent=100))
+    assert aborted.known["device"].received.desired.abort, "what ended it is what is reported"
+    assert aborted.known["device"].percent == 100
     assert aborted.aborted == ("r1",)
     assert code(aborted, received(sequence=2)) == "desired_aborted"
     assert code(aborted, received("group/a", sequence=2)) == "desired_aborted"

@@ -1,0 +1,115 @@
+"""How a rollout is told to people and scripts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from edged.rollout.conductor_member import Member
+from edged.rollout.conductor_run import Picture
+from edged.rollout.desired import within
+from edged.rollout.execution import State
+
+_WAITS = {
+    "devices": "waits: fewer devices are known and there than --min-executed",
+    "wave": "waits for the devices of this wave",
+    "pace": "waits for --per-minute",
+}
+_UNDONE = (State.FAILED, State.REJECTED, State.TIMED_OUT)
+
+
+def counts(members: Sequence[Member], percent: float) -> dict[str, int]:
+    """How many devices are in each state; `WAITING`: in the wave and silent, `LATER`: not in it yet."""
+    return dict(Counter(_state(member, percent) for member in members))
+
+
+def _state(member: Member, percent: float) -> str:
+    if member.state not in (None, State.QUEUED):
+        return str(member.state.value) if member.state is not None else ""
+    if not within(member.place, percent):
+        return "LATER"
+    return "QUEUED" if member.state is State.QUEUED else "WAITING"
+
+
+def as_json(picture: Picture) -> dict[str, Any]:
+    """The rollout as `--json` prints it."""
+    received, decision = picture.received, picture.decision
+    desired, wave = received.desired, decision.wave
+    return {
+        "group": received.target.partition("/")[2],
+        "rollout": desired.rollout,
+        "sequence": desired.sequence,
+        "model": desired.model.model_dump(exclude_none=True),
+        "state": decision.verdict.value,
+        "percent": wave.percent,
+        "paused": wave.paused,
+        "aborted": wave.abort,
+        "waits_for": decision.waits_for,
+        "counts": counts(picture.members, wave.percent),
+        "devices": [_device(member, wave.percent) for member in picture.members],
+    }
+
+
+def _device(member: Member, percent: float) -> dict[str, Any]:
+    told = asdict(member)
+    place, state = told.pop("place"), told.pop("state")
+    return {
+        **told,
+        "state": None if state is None else state.value,
+        "fault": None if member.fault is None else dict(member.fault),
+        "included": within(place, percent),
+    }
+
+
+def headline(picture: Picture) -> str:
+    """Which rollout it is."""
+    desired = picture.received.desired
+    here = sum(member.here for member in picture.members)
+    return (
+        f"{picture.received.target}: rollout {desired.rollout}, sequence {desired.sequence}; "
+        f"{len(picture.members)} devices, {here} there"
+    )
+
+
+def line(picture: Picture) -> str:
+    """How far it is."""
+    decision = picture.decision
+    told = ", ".join(
+        f"{count} {state}" for state, count in sorted(counts(picture.members, decision.wave.percent).items())
+    )
+    waits = "" if decision.waits_for is None else f"; {_WAITS[decision.waits_for]}"
+    return f"{decision.verdict.value} at {decision.wave.percent:g} %: {told or 'no devices'}{waits}"
+
+
+def faults(members: Sequence[Member]) -> list[str]:
+    """A line for each device that failed."""
+    return [
+        f"{member.device} {member.state.value}: {_fault(member.fault)}"
+        for member in members
+        if member.state is not None and member.state in _UNDONE
+    ]
+
+
+def _fault(fault: Mapping[str, Any] | None) -> str:
+    if fault is None:
+        return "it does not say why"
+    hint = fault.get("hint")
+    return f"{fault.get('code')}: {fault.get('message')}" + (f"; {hint}" if hint else "")
+
+
+def rows(picture: Picture) -> list[str]:
+    """A line for each device, those that failed first."""
+    percent = picture.decision.wave.percent
+    order = sorted(picture.members, key=lambda member: (member.state not in _UNDONE, member.place))
+    wide = max((len(member.device) for member in order), default=0)
+    return [f"{member.device:{wide}}  {_state(member, percent):11}  {_more(member)}".rstrip() for member in order]
+
+
+def _more(member: Member) -> str:
+    progress = None if member.progress is None else f"{member.progress:.0%}"
+    waits = None if member.waiting_for is None else f"waits for {member.waiting_for}"
+    away = None if member.here else "away"
+    fault = _fault(member.fault) if member.state in _UNDONE else None
+    return " · ".join(word for word in (away, member.step, progress, waits, fault) if word)
