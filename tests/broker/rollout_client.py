@@ -9,6 +9,7 @@ from typing import Any
 
 from daemon_fixtures import Client5, Daemon
 from patience import eventually
+from pull_rig import write_sums
 
 from edged.models.sources import open_source
 
@@ -56,3 +57,13 @@ def state(daemon: Daemon) -> dict[str, Any]:
     """The execution on disk."""
     file = daemon.state_dir / "rollout.json"
     return dict(json.loads(file.read_text())["execution"] or {}) if file.exists() else {}
+
+
+def with_wrong_answers(package: Path) -> Path:
+    """A package whose known answers are others than it gives."""
+    file = package / "known_answers.json"
+    answers = json.loads(file.read_text())
+    answers["questions"][0]["answer"] = [token + 1 for token in answers["questions"][0]["answer"]]
+    file.write_text(json.dumps(answers))
+    write_sums(package)
+    return package

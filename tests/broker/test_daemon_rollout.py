@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from daemon_fixtures import REFERENCE, Client5, Daemon, Place, reference_job
 from patience import PATIENCE, eventually
-from pull_rig import publish, serving, write_sums
-from rollout_client import OPEN, desired, digest_of, refused, reported, selected, state
+from pull_rig import publish, serving
+from rollout_client import OPEN, desired, digest_of, refused, reported, selected, state, with_wrong_answers
 
 from edged.rollout.desired import check_desired
 from edged.rollout.signing import sign
@@ -27,16 +26,6 @@ def serves_phi3(daemon: Daemon, client: Client5, id: str) -> None:
     daemon.until_ready()
     answer = client.ask(reference_job(id))
     assert (answer["model"], answer["token_ids"]) == ("phi3", REFERENCE[0]["output_ids"])
-
-
-def with_wrong_answers(package: Path) -> Path:
-    """A package whose known answers are others than it gives."""
-    file = package / "known_answers.json"
-    answers = json.loads(file.read_text())
-    answers["questions"][0]["answer"] = [token + 1 for token in answers["questions"][0]["answer"]]
-    file.write_text(json.dumps(answers))
-    write_sums(package)
-    return package
 
 
 def test_a_signed_rollout_is_followed_to_the_new_model_and_no_other_document_is(place: Place) -> None:

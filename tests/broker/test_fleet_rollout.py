@@ -9,10 +9,17 @@ from typing import Any
 
 import pytest
 from daemon_fixtures import Daemon, Place
-from fleet_fixtures import Fleet, Guest
+from fleet_fixtures import Fleet as LockedFleet
+from fleet_fixtures import Guest
 from patience import eventually
 from rollout_rig import DIGEST, document
 from simulated_hall import Hall
+
+from edged.cli.fleet_rollout import Fleet
+from edged.rollout.conductor import Options, Verdict
+from edged.rollout.conductor_run import Conductor
+from edged.rollout.execution import State
+from edged.settings import load
 
 pytest_plugins = ["fleet_fixtures", "daemon_fixtures"]
 
@@ -37,6 +44,23 @@ def status(operator: Daemon) -> dict[str, Any]:
     return dict(json.loads(operator.command("fleet", "status", *GROUP, "--json").stdout))
 
 
+def test_a_conductor_brings_a_model_to_all_devices_and_another_one_finds_nothing_to_do(
+    place: Place, hall: Hall
+) -> None:
+    settings = load(flags={"mqtt": {"host": "127.0.0.1", "port": place.broker.port}}).settings
+    fleet, shown = Fleet(settings, "hall", None), []
+    wanted = {name: value for name, value in document().items() if name != "sequence"}
+    for _ in range(2):
+        before = len(hall.told)
+        last = Conductor(wanted, Options(), fleet.sign).run(fleet.connect, shown.append, pytest.fail)
+        assert last.decision.verdict is Verdict.SUCCEEDED
+        assert {member.state for member in last.members} == {State.SUCCEEDED}
+    assert len(hall.told) == before
+    assert hall.percents() == sorted(hall.percents())
+    assert hall.percents()[0] < hall.percents()[-1] == 100.0
+
+
+@pytest.mark.slow
 def test_a_good_model_goes_to_all_devices_and_again_changes_nothing(hall: Hall, operator: Daemon) -> None:
     none = operator.command("fleet", "status", *GROUP)
     assert (none.returncode, none.stdout, none.stderr.count("\n")) == (1, "", 1)
@@ -54,6 +78,10 @@ def test_a_good_model_goes_to_all_devices_and_again_changes_nothing(hall: Hall, 
     assert len(hall.told) == before
     seen = operator.command("fleet", "status", *GROUP)
     assert (seen.returncode, seen.stdout.count("SUCCEEDED")) == (0, 8)
+    for command in ("rollout", "abort"):
+        other = operator.command("fleet", command, "--group", "yard")
+        assert (other.returncode, other.stdout, other.stderr.count("\n")) == (1, "", 1)
+        assert "the group yard has no rollout" in other.stderr
     (past,) = json.loads(operator.command("fleet", "history", *GROUP, "--json").stdout)
     assert (past["rollout"], past["counts"]) == ("r1", {"SUCCEEDED": 6})
 
@@ -126,33 +154,8 @@ def test_a_conductor_goes_on_when_the_broker_is_back(place: Place, hall: Hall, o
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_said_in_one_line(operator: Daemon, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.json"
-    bad.write_text("{}")
-    for arguments, told in (
-        ((*MODEL, "--waves", "25,5"), "--waves 25,5"),
-        ((*MODEL, "--waves", "x"), "--waves x"),
-        (("--group", "a/b"), "--group 'a/b'"),
-        ((*GROUP, "--digest", DIGEST), "--digest goes with --model only"),
-        ((*MODEL, "--document", str(bad)), "not both"),
-        ((*GROUP, "--document", str(bad)), "rollout is missing"),
-        ((*GROUP, "--document", str(tmp_path / "none")), "no such file"),
-        ((*GROUP, "--model", str(tmp_path)), "or give its --digest"),
-        ((*GROUP, "--model", "hf:a/b/c", "--digest", "xy"), "model.digest must be 64 hex digits"),
-        ((*GROUP, "--key", str(bad)), "it must be an Ed25519 key"),
-    ):
-        done = operator.command("fleet", "rollout", *arguments)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-        assert told in done.stderr
-    for command in ("rollout", "status", "pause", "resume", "abort"):
-        done = operator.command("fleet", command, *GROUP)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-        assert "the group hall has no rollout" in done.stderr
-
-
-@pytest.mark.slow
 def test_only_the_account_of_a_conductor_may_steer(
-    fleet: Fleet, guest: Callable[[str, str], Guest], tmp_path: Path
+    fleet: LockedFleet, guest: Callable[[str, str], Guest], tmp_path: Path
 ) -> None:
     topic = "edged/v1/group/fleet/desired"
     owner = guest("conductor", "rollouts")
