@@ -27,6 +27,7 @@ from edged.mqtt.connection_faults import (
     WILL_QOS_REFUSED,
     WILL_RETAIN_REFUSED,
 )
+from edged.mqtt.drops import Drops
 from edged.mqtt.events import ProtocolVersion
 from edged.mqtt.grants import Grants
 from edged.mqtt.known_sessions import KnownSessions
@@ -103,6 +104,7 @@ class Connection:
         self._refused_others: tuple[str, ...] = ()
         self._reported: dict[str, Fault] = {}
         self._broken = BrokenPromises(role.name, role.log_warnings)
+        self._drops = Drops(role.name, role.client_id)
         self._failures: Counter[tuple[str, Fault]] = Counter()
         # A name server can hold the thread for minutes: it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{role.name}", daemon=True)
@@ -126,8 +128,9 @@ class Connection:
 
     @property
     def warnings(self) -> tuple[Fault, ...]:
-        """Promises of the contract that do not hold on the present or latest connection."""
-        return self._broken.warnings
+        """Promises of the contract that do not hold on the present or latest connection, and that it does not last."""
+        unstable = self._drops.warning(time.monotonic())
+        return self._broken.warnings if unstable is None else (*self._broken.warnings, unstable)
 
     @property
     def session(self) -> Session | None:
@@ -268,8 +271,9 @@ class Connection:
         """The connection had been accepted `seconds` ago. Choose the broker of the next one."""
         fault = ending.fault
         told = {"connection": self._role.name, "reason": fault.message, "seconds": round(seconds, 1)}
-        if fault.code in AT_A_PACKET and self._role.log_warnings:
-            _log.warning("mqtt_disconnected", **told, code=fault.code, hint=fault.hint)
+        grave = fault if fault.code in AT_A_PACKET else self._drops.note(fault, time.monotonic())
+        if grave is not None and self._role.log_warnings:
+            _log.warning("mqtt_disconnected", **told, code=grave.code, hint=grave.hint)
         else:
             _log.info("mqtt_disconnected", **told)
         broker.choice.new_series()
