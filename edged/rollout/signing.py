@@ -77,18 +77,24 @@ def check_expires(received: Received) -> None:
 
 
 def _check(received: Received, topic: str, part: Part, field: str, signature: str | None, keys: Sequence[str]) -> None:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
     if signature is None:
         hint = "sign it with edged fleet sign"
         raise RefusedError(Fault("desired_unsigned", f"{field} is missing, and fleet.trusted_keys is set", hint))
-    message, value = signed_bytes(received, topic, part), base64.b64decode(signature)
+    if not is_signed(signed_bytes(received, topic, part), signature, keys):
+        hint = "sign it for this topic, with a key that the device's settings list, after the last change"
+        raise RefusedError(Fault("desired_signature_wrong", f"{field} is of none of the keys for {topic}", hint))
+
+
+def is_signed(message: bytes, signature: str, keys: Sequence[str]) -> bool:
+    """Whether `signature`, in base64, is of one of these public keys, each as in the settings."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     for key in keys:
         try:
-            Ed25519PublicKey.from_public_bytes(base64.b64decode(key)[-_KEY_BYTES:]).verify(value, message)
+            public = Ed25519PublicKey.from_public_bytes(base64.b64decode(key)[-_KEY_BYTES:])
+            public.verify(base64.b64decode(signature), message)
         except InvalidSignature:
             continue
-        return
-    hint = "sign it for this topic, with a key that the device's settings list, after the last change"
-    raise RefusedError(Fault("desired_signature_wrong", f"{field} is of none of the keys for {topic}", hint))
+        return True
+    return False

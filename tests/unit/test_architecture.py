@@ -19,6 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edged.engine", "edged.mqtt", "edged.report", "edged.certificates", "edged.energy_day"}),
     frozenset({"edged.models", "edged.jobs", "edged.endpoints", "edged.governor", "edged.fleet"}),
     frozenset({"edged.discovery", "edged.rollout"}),
+    frozenset({"edged.commands"}),
     frozenset({"edged.observer", "edged.announcer", "edged.startup", "edged.membership"}),
     frozenset({"edged.daemon"}),
     frozenset({"edged.app"}),
