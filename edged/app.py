@@ -14,7 +14,10 @@ import structlog
 
 from edged import energy_day
 from edged.announcer import Announcer
-from edged.daemon import Daemon, Inbox, Parts, Reload
+from edged.commands import commands
+from edged.commands.commands import Commands
+from edged.commands.worker import Worker
+from edged.daemon import Daemon, Parts
 from edged.energy_day import EnergyDay
 from edged.engine import runtime
 from edged.engine.engine import Engine
@@ -29,6 +32,7 @@ from edged.engine.scrubber import Scrubber
 from edged.engine.self_bench import SelfBench
 from edged.engine.steps import EngineLimit, StepObservers
 from edged.governor import Governor
+from edged.inbox import Inbox, Reload
 from edged.jobs.crash import CrashLedger
 from edged.jobs.document import State
 from edged.jobs.energy import EnergyLedger, FixedPower
@@ -88,6 +92,7 @@ def build(
         spool, ledger = _open_state(settings, clock, supervisor)
         undo.callback(spool.close)
         memory = resume(settings, clock, device, ledger.last_end.crash)  # before the package is chosen
+        remembered = commands.begin(settings)
         latest = LatestStatus()
         energy = _energy(settings, lambda: sampler.wake(), lambda: engine.status.loading_since is not None)
         sampler = _sampler(board, settings, energy)
@@ -148,6 +153,16 @@ def build(
     rollout = Rollout(
         settings, memory, link.topics, link, jobs.outbox, clock, puller, trial, reload=lambda: inbox.put(Reload())
     )
+    asked = Commands(
+        settings,
+        remembered,
+        link.topics,
+        link,
+        jobs.outbox,
+        clock,
+        Worker(settings, inbox.put),
+        reload=lambda now: inbox.put(Reload(now)),
+    )
     observer = Observer(
         Observed(engine, scrubber, preparer, jobs, link, http, energy, speed, governor, rollout),
         settings,
@@ -183,6 +198,7 @@ def build(
             history=history,
             observer=observer,
             rollout=rollout,
+            commands=asked,
             announcer=Announcer(link, jobs.outbox, supervisor, settings, board, lambda: sampler.readings, device),
         )
     )

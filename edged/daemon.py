@@ -11,19 +11,22 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn, TypeAlias
+from typing import NoReturn
 
 import structlog
 
 import edged
 from edged import logs
 from edged.announcer import Announcer, warn_about_storage
+from edged.commands.commands import Commands
+from edged.commands.worker import WorkerEnded
 from edged.engine.engine import Engine
-from edged.engine.events import EngineEvent, ModelChanged
+from edged.engine.events import ModelChanged
 from edged.engine.own_speed import OwnSpeed
 from edged.engine.scrubber import Scrubber
 from edged.faults import Fault
 from edged.governor import Governor
+from edged.inbox import Inbox, InboxEvent, Reload, Stop
 from edged.jobs.crash import CrashLedger
 from edged.jobs.manager import JobManager
 from edged.jobs.preparer import Prepared, Preparer
@@ -36,10 +39,10 @@ from edged.machine.sensors.sampler import Sampler
 from edged.membership import Groups
 from edged.mqtt.events import (
     CancelReceived,
+    CommandReceived,
     DesiredReceived,
     DeviceIdFree,
     DeviceIdTaken,
-    Event,
     GroupPing,
     GroupPong,
     JobReceived,
@@ -55,7 +58,7 @@ from edged.report.history import History
 from edged.report.http import HttpServer
 from edged.report.metrics import Metrics
 from edged.report.supervisor import Supervisor
-from edged.rollout.puller import PullEnded, PullEvent, PullProgress
+from edged.rollout.puller import PullEnded, PullProgress
 from edged.rollout.rollout import Rollout
 from edged.settings import Settings, SettingsError, address
 from edged.startup import StartError, check_settings
@@ -69,22 +72,6 @@ IDLE_SECONDS = 5.0
 LINK_STOP_SECONDS = 3.0
 EVENTS = 1000
 """Most events of one turn, so that a flood does not delay the commit without end."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Drain and end; `now`: end without draining."""
-
-    now: bool
-
-
-@dataclass(frozen=True)
-class Reload:
-    """Drain and end, to run anew with the settings as they are then."""
-
-
-InboxEvent: TypeAlias = Event | EngineEvent | Prepared | PullEvent | Stop | Reload
-Inbox: TypeAlias = "queue.SimpleQueue[InboxEvent]"
 
 
 @dataclass(frozen=True)
@@ -118,6 +105,7 @@ class Parts:
     observer: Observer
     announcer: Announcer
     rollout: Rollout
+    commands: Commands
 
 
 class Daemon:
@@ -175,7 +163,7 @@ class Daemon:
         next_heartbeat, longest = time.monotonic(), min(IDLE_SECONDS, self._supervisor.interval)
         while not self._stops:
             until_heartbeat = max(0.05, next_heartbeat - time.monotonic())
-            busy = self._jobs.busy or self._parts.rollout.busy
+            busy = self._jobs.busy or parts.rollout.busy or parts.commands.busy
             self.turn(min(TICK_SECONDS if busy else until_heartbeat, longest))
             if (now := time.monotonic()) >= next_heartbeat:
                 next_heartbeat = max(next_heartbeat + settings.heartbeat_seconds, now)  # one late delays no other
@@ -219,6 +207,7 @@ class Daemon:
                 self._take_snapshot()
                 self._parts.groups.update(self.status)
                 self._parts.rollout.update(self.status)
+                self._parts.commands.update(self.status)
                 self._announcer.publish_changes(self.status)
                 self._jobs.tick()
                 logs.tell_held()
@@ -245,7 +234,7 @@ class Daemon:
         if isinstance(event, Stop):
             self._handle_stop(event)
         elif isinstance(event, Reload):
-            self._handle_reload()
+            self._handle_reload(event)
         elif isinstance(event, JobReceived):
             self._jobs.job_received(event)
         elif isinstance(event, CancelReceived):
@@ -268,6 +257,12 @@ class Daemon:
         elif isinstance(event, (PullProgress, PullEnded)):
             self._parts.rollout.pull_event(event)
             self._ticked_at = float("-inf")
+        elif isinstance(event, CommandReceived):
+            self._parts.commands.received(event)
+            self._ticked_at = float("-inf")
+        elif isinstance(event, WorkerEnded):
+            self._parts.commands.worker_ended(event)
+            self._ticked_at = float("-inf")
         elif isinstance(event, StatusOutdated):
             self._announcer.publish_again()
         else:
@@ -282,7 +277,7 @@ class Daemon:
         else:
             self._stops += 2 if event.now else 1
 
-    def _handle_reload(self) -> None:
+    def _handle_reload(self, event: Reload) -> None:
         if self._stops:
             return
         try:
@@ -290,11 +285,12 @@ class Daemon:
         except (SettingsError, StartError) as error:
             log.error("reload_refused", reason=str(error), hint="edged goes on with the settings it has")
             self._parts.rollout.reload_refused(str(error))
+            self._parts.commands.reload_refused(str(error))
             return
         log.info("reloading")
         self._supervisor.reloading()
         self._reloading = True
-        self._stops += 1
+        self._stops += 2 if event.now else 1
 
     def _link_changed(self, event: LinkUp | LinkDown) -> None:
         self._observer.link_changed(event)
@@ -306,6 +302,7 @@ class Daemon:
                 self._jobs.outbox.connected(event)
                 self._announcer.publish_again()
                 self._parts.rollout.publish_again()
+                self._parts.commands.publish_again()
         elif event.which == "control":
             self._jobs.outbox.disconnected(event)
         else:
@@ -351,6 +348,7 @@ class Daemon:
             self._supervisor.stopping()
         log.info("draining", running=self.status.running, queued=self.status.queued)
         parts.rollout.stop()
+        parts.commands.stop()
         self._link.close_jobs()
         self._jobs.drain()
         self._take_snapshot()

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import structlog
 
 from edged.log_limit import LineLimit
+from edged.log_memory import LogMemory
 
 JOURNAL = "/run/systemd/journal/socket"
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
@@ -45,6 +46,8 @@ class Noted:
 _noted: dict[tuple[str, str], Noted] = {}
 """By event and level, the one that came last at the end."""
 _lock = threading.Lock()
+memory = LogMemory()
+"""The lines since the process began, at `log.level` and above."""
 _limit = LineLimit(time.monotonic)
 
 
@@ -86,6 +89,7 @@ def configure(level: str, format: Literal["auto", "json", "console"]) -> None:
             _note(event["event"], name, event)
         if getattr(logging, name.upper()) < least or not (again or _limit.take(name, event)):
             raise structlog.DropEvent
+        memory.add(name, event)
         return event
 
     processors: list[structlog.typing.Processor] = [

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import edged
+from edged.commands.document import Asked
+from edged.commands.document import Code as CommandCode
+from edged.commands.memory import Status
 from edged.jobs.document import EXAMPLE, Code, Job, State
 from edged.rollout.desired import Desired
 
@@ -22,11 +25,14 @@ PARAMETERS = {
     "group": "A group of devices that share jobs.",
     "job": "The job's id.",
     "model": "The name of a model; a device serves one.",
+    "command": "What a device is to do.",
+    "id": "The command's id.",
     "client": "A name of the sender's own.",
 }
 MESSAGES = {
     "job": "job",
     "cancel": "cancel",
+    "cmd": "command",
     "event": "event",
     "result": "result",
     "stream": "piece",
@@ -67,6 +73,7 @@ def asyncapi() -> dict[str, Any]:
     job = Job.model_json_schema(ref_template="#/components/schemas/{model}")
     desired = Desired.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas = {**job.pop("$defs"), **desired.pop("$defs"), "Job": job, "Desired": desired, **documents(contract)}
+    schemas["Command"] = {"oneOf": [Asked.model_json_schema(), ANSWER]}
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -84,7 +91,10 @@ def asyncapi() -> dict[str, Any]:
             "messages": {
                 name: {"name": name, "payload": {"$ref": f"#/components/schemas/{schema}"}, **examples(name)}
                 for name, schema in {
-                    **{name: name.capitalize() for name in ("job", "cancel", "event", "result", "piece", "ping")},
+                    **{
+                        name: name.capitalize()
+                        for name in ("job", "cancel", "event", "result", "piece", "ping", "command")
+                    },
                     **{name: name.capitalize() for name in ("status", "info", "health", "desired", "reported")},
                 }.items()
             },
@@ -141,6 +151,21 @@ def documents(contract: str) -> dict[str, Any]:
 
 STRING: dict[str, Any] = {"type": "string"}
 TIME: dict[str, Any] = {"type": "string", "format": "date-time"}
+ANSWER: dict[str, Any] = {
+    "title": "Answer",
+    "type": "object",
+    "required": ["status", "device", "time"],
+    "properties": {
+        "status": {"enum": [status.value for status in Status]},
+        "device": {"type": "string", "pattern": ID},
+        "time": TIME,
+        "result": {"type": "object"},
+        "code": {"enum": [code.value for code in CommandCode]},
+        "reason": STRING,
+        "hint": STRING,
+    },
+}
+"""What a device says of a command."""
 
 
 def rows(contract: str, title: str, table: int = 0) -> list[Any]:

@@ -11,8 +11,10 @@ command again.
     provision.py sender gateway                  who sends jobs and reads answers
     provision.py observer dashboard              who reads everything and writes nothing
     provision.py exporter prometheus             `edged export`: who reads how devices are, and no job and no answer
-    provision.py conductor rollouts              who says which model devices are to serve, and reads how far they are
-    provision.py operator ops                    `edged fleet`: the same, and clears what a device left behind
+    provision.py conductor rollouts              who says which model devices are to serve, and reads how far they are;
+                                                 it may send commands to devices
+    provision.py operator ops                    `edged fleet`: who reads how devices are, sends them commands, and
+                                                 clears what a device left behind
     provision.py home-assistant house            Home Assistant: reads everything, sends jobs; devices that shall show
                                                  themselves there are made with --home-assistant
     provision.py upgrade                         brings the rights that an older version made to those of this one
@@ -71,10 +73,10 @@ def rights(
     """
     if kind == "device":
         own = f"{root}/device/{name}"
-        heard = [f"{own}/{channel}" for channel in ("job", "cancel", "status", "health", "desired")]
-        channels = ("event/+", "result/+", "stream/+", "status", "info", "health", "reported")
+        heard = [f"{own}/{channel}" for channel in ("job", "cancel", "status", "health", "desired", "cmd/+/+")]
+        channels = ("event/+", "result/+", "stream/+", "status", "info", "health", "reported", "cmd/+/+")
         said = [f"{own}/{channel}" for channel in channels]
-        told = [f"{root}/group/{group}/{channel}" for group in groups for channel in ("cancel", "desired")]
+        told = [f"{root}/group/{group}/{channel}" for group in groups for channel in ("cancel", "desired", "cmd/+/+")]
         words = [f"{root}/group/{group}/{word}" for group in groups for word in ("ping", "pong")]
         jobs = [f"{root}/group/{group}/job" for group in groups]
         of_models = [f"{root}/group/{group}/model/+/job" for group in groups]
@@ -106,18 +108,16 @@ def rights(
         return {"send": [], "receive": [f"{root}/#"], "literal": [], "pattern": [f"{root}/#"]}
     check = f"{root}/fleet/+/check"  # by which `edged fleet` knows that all documents have come
     if kind == "conductor":
-        targets = [f"{root}/{whom}/+/desired" for whom in ("device", "group")]
+        targets = [f"{root}/{whom}/+/{what}" for whom in ("device", "group") for what in ("desired", "cmd/+/+")]
         heard = [*targets, *(f"{root}/device/+/{channel}" for channel in ("reported", *DOCUMENTS)), check]
         return {"send": [*targets, check], "receive": heard, "literal": [], "pattern": heard}
     if kind in ("exporter", "operator"):
         documents = [f"{root}/device/+/{channel}" for channel in DOCUMENTS]
-        kept = [*documents, *(f"{root}/device/+/{channel}" for channel in ("reported", "bridge"))]
-        return {
-            "send": [check, *kept] if kind == "operator" else [check],
-            "receive": [*documents, check],
-            "literal": [],
-            "pattern": [*documents, check],
-        }
+        commands = [f"{root}/{whom}/+/cmd/+/+" for whom in ("device", "group")] if kind == "operator" else []
+        kept = [*documents, *(f"{root}/device/+/{channel}" for channel in ("reported", "bridge")), *commands]
+        heard = [*documents, check, *commands]
+        sent = [check, *kept] if kind == "operator" else [check]
+        return {"send": sent, "receive": heard, "literal": [], "pattern": heard}
     control = ["$CONTROL/dynamic-security/#"]
     return {"send": control, "receive": [*control, "$SYS/#"], "literal": [], "pattern": [*control, "$SYS/#"]}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ from edged.machine.board import Board, detect
 from edged.machine.memory import available, size
 from edged.machine.sensors import power_meter
 from edged.models.store import kept_scales, served
+from edged.settings import Settings
 
 _MOST_ROWS = 64
 
@@ -53,32 +55,41 @@ def bench(
     if prompt < 2 or tokens < 1:
         raise BadUseError(f"--prompt must be at least 2 and --tokens at least 1, are {prompt} and {tokens}")
     check_folder("--model", model)
-    settings = settings_or_exit(config, model={"path": model, "rows": max(counts)})
+    settings = settings_or_exit(config, model={"path": model})
     logs.configure("error", "auto")
-    choose_runtime(settings)
-    path, name = served(settings)
-    board = detect()
     try:
-        longest = open_package(path).context_length
-        if prompt + tokens > longest:
-            raise BadUseError(
-                f"--prompt {prompt} and --tokens {tokens} are together more than the model's context of {longest}"
-            )
-        context = max(16, min(longest, prompt + tokens + (JOINING if max(counts) > 1 else 0)))
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"context": context})})
-        bandwidth = read_bandwidth(thread_count(settings, board))
-        forget_peak()
-        loaded = load_model(settings, board, available, path, name, scales=kept_scales(settings))
-        figures = measure(loaded, power_meter(board), counts, prompt, tokens)
+        document = figures_of(settings, counts, prompt, tokens)
     except TooLargeError as error:
         end(BAD_USE, str(error))
     except (PackageError, BenchError) as error:
         end(FAILED, str(error))
-    document = _document(loaded, board, figures, bandwidth, prompt, tokens)
     if json_:
         typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
     else:
         _show(document)
+
+
+def figures_of(settings: Settings, counts: Sequence[int], prompt: int, tokens: int) -> dict[str, Any]:
+    """The document of `--json` for the served package. `prompt`, `tokens`: how long jobs are.
+
+    Raises BadUseError, TooLargeError, PackageError and BenchError.
+    """
+    choose_runtime(settings)
+    path, name = served(settings)
+    board = detect()
+    longest = open_package(path).context_length
+    if prompt + tokens > longest:
+        raise BadUseError(
+            f"--prompt {prompt} and --tokens {tokens} are together more than the model's context of {longest}"
+        )
+    context = max(16, min(longest, prompt + tokens + (JOINING if max(counts) > 1 else 0)))
+    model = settings.model.model_copy(update={"context": context, "rows": max(counts)})
+    settings = settings.model_copy(update={"model": model})
+    bandwidth = read_bandwidth(thread_count(settings, board))
+    forget_peak()
+    loaded = load_model(settings, board, available, path, name, scales=kept_scales(settings))
+    figures = measure(loaded, power_meter(board), counts, prompt, tokens)
+    return _document(loaded, board, figures, bandwidth, prompt, tokens)
 
 
 def _rows(text: str) -> list[int]:

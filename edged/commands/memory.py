@@ -46,6 +46,8 @@ class TransitionError(RuntimeError):
 class Entry:
     """A command that was taken. `told`: the broker has the answer; its `result` is kept until then.
 
+    `cleared`: its document was removed while it ran, so that none is to be published when it ends.
+
     `expires`: seconds since the epoch.
     """
 
@@ -56,6 +58,7 @@ class Entry:
     result: Mapping[str, Any] | None = None
     failure: Failure | None = None
     told: bool = False
+    cleared: bool = False
 
     @property
     def key(self) -> str:
@@ -85,10 +88,19 @@ class Entry:
         """The broker has the answer."""
         return replace(self, told=True, result=None) if self.ended else replace(self, told=True)
 
+    def clear(self) -> Entry:
+        """Its document was removed: publish none in its place."""
+        return replace(self.as_told(), cleared=True)
+
+    def asked_again(self) -> Entry:
+        """Somebody published a document for it anew: answer as it stands by now."""
+        return replace(self, told=False, cleared=False)
+
     def _end(self, status: Status, result: Mapping[str, Any] | None, failure: Failure | None) -> Entry:
         if self.ended:
             raise TransitionError(f"{self.key} has ended as {self.status.value}")
-        return replace(self, status=status, result=result, failure=failure, told=False)
+        ended = replace(self, status=status, result=result, failure=failure, told=False)
+        return ended.as_told() if self.cleared else ended
 
 
 @dataclass(frozen=True)
@@ -109,10 +121,10 @@ class Memory:
     def past(self, now: float) -> Memory:
         """It is `now` or later, by a synchronised clock: forget what has expired and is over."""
         floor = max(self.floor, now)
-        kept = {key: one for key, one in self.entries.items() if one.expires > floor or not one.ended}
-        if len(kept) == len(self.entries):  # the next put moves the floor, and until then nothing depends on it
+        over = {key for key, one in self.entries.items() if one.expires <= floor and one.ended and one.told}
+        if not over:  # nothing depends on the floor
             return self
-        return Memory(kept, floor)
+        return Memory({key: one for key, one in self.entries.items() if key not in over}, floor)
 
     def begun_anew(self) -> Memory:
         """What a new process makes of it."""

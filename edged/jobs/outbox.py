@@ -145,6 +145,10 @@ class Outbox:
         """Whether the broker has confirmed the newest document on this topic since it is connected."""
         return self._retained.has_confirmed(topic)
 
+    def forget(self, topic: str) -> None:
+        """Keep nothing of a retained document that will not be published again."""
+        self._retained.forget(topic)
+
     def announce_last(self, topic: str, document: Document) -> bool:
         """Hand over a retained document at once, though an older version may be under way: the connection ends next.
 

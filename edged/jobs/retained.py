@@ -69,6 +69,15 @@ class RetainedDocuments:
         self._due[topic] = None
         self._confirmed.discard(topic)
 
+    def forget(self, topic: str) -> None:
+        """Keep nothing of this document, and publish it no more."""
+        self._newest.pop(topic, None)
+        self._due.pop(topic, None)
+        self._limits.pop(topic, None)
+        self._cut.pop(topic, None)
+        self._whole.discard(topic)
+        self._confirmed.discard(topic)
+
     def again(self, topic: str) -> None:
         """Publish the newest version once more."""
         if topic in self._newest:

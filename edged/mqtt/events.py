@@ -95,6 +95,19 @@ class DesiredReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class CommandReceived:
+    """A document on a command's topic, or its removal; to be acknowledged. `group` None: on the device's own topic.
+
+    Commands by name and id, which both are ids.
+    """
+
+    message: ReceivedMessage
+    group: str | None
+    name: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class GroupPing:
     """Another device of the group asks whether somebody serves. `nonce` is to be repeated in the answer."""
 
@@ -194,6 +207,7 @@ Event: TypeAlias = (
     JobReceived
     | CancelReceived
     | DesiredReceived
+    | CommandReceived
     | GroupPing
     | GroupPong
     | LinkUp

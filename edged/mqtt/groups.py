@@ -60,6 +60,8 @@ class GroupTopics:
         found.append([Subscription(topic, qos=1, purpose="cancels") for topic in cancels])
         desired = [topics.desired, *(topics.group_desired(group) for group in groups)]
         found.append([Subscription(topic, qos=1, purpose="desired documents", retained=True) for topic in desired])
+        commands = [topics.command("+", "+"), *(topics.group_command(group, "+", "+") for group in groups)]
+        found.append([Subscription(topic, qos=1, purpose="commands", retained=True) for topic in commands])
         pings = [topics.group_ping(group) for group in groups]
         found.append([Subscription(topic, qos=0, purpose="questions of other devices") for topic in pings])
         pongs = [topics.group_pong(group) for group in groups if self.membership.asking]

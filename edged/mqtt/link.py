@@ -13,6 +13,7 @@ from edged.mqtt.connection import Connection
 from edged.mqtt.connection_faults import SESSION_TAKEN_OVER
 from edged.mqtt.events import (
     CancelReceived,
+    CommandReceived,
     ConnectionName,
     DesiredReceived,
     DeviceIdFree,
@@ -286,6 +287,10 @@ class Link:
             self._groups.leave_if_former(message, channel)
             if channel.kind == "desired":
                 self._deliver(DesiredReceived(message, channel.group))
+                return
+            if channel.kind == "command":
+                name, id = message.topic.split("/")[-2:]
+                self._deliver(CommandReceived(message, channel.group, name, id))
                 return
             self._deliver(JobReceived(message) if channel.kind == "job" else CancelReceived(message))
 

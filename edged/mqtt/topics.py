@@ -31,7 +31,7 @@ def family(topic: str) -> str:
     return head if channel == "stream" and above.rpartition("/")[0].endswith("/device") else topic
 
 
-Kind: TypeAlias = Literal["job", "cancel", "status", "desired", "ping", "pong"]
+Kind: TypeAlias = Literal["job", "cancel", "status", "desired", "command", "ping", "pong"]
 _GROUP_KINDS: dict[str, Kind] = {"cancel": "cancel", "desired": "desired", "ping": "ping", "pong": "pong"}
 
 
@@ -101,6 +101,10 @@ class Topics:
         """How far the device is with that."""
         return self._own("reported")
 
+    def command(self, name: str, id: str) -> str:
+        """Where a command for this device stands, and where it answers (commands/)."""
+        return self._own(f"cmd/{name}/{id}")
+
     @property
     def bridge(self) -> str:
         """Whether the bridge beside the device stands (deploy/mosquitto/bridge.conf), which retains it."""
@@ -136,6 +140,10 @@ class Topics:
         """What all devices of the group are told to serve."""
         return f"{self.root}/group/{group}/desired"
 
+    def group_command(self, group: str, name: str, id: str) -> str:
+        """Where a command for all devices of the group stands."""
+        return f"{self.root}/group/{group}/cmd/{name}/{id}"
+
     def group_ping(self, group: str) -> str:
         """A device that cannot serve asks here whether another one of the group does."""
         return f"{self.root}/group/{group}/ping"
@@ -153,6 +161,9 @@ class Topics:
         own: dict[str, Kind] = {self.job: "job", self.cancel: "cancel", self.status: "status", self.desired: "desired"}
         if (kind := own.get(topic)) is not None:
             return Channel(kind, topic)
+        match topic.removeprefix(self._own("cmd/")).split("/"):
+            case [name, id] if is_id(name) and is_id(id) and topic == self.command(name, id):
+                return Channel("command", self.command("+", "+"))
         prefix = f"{self.root}/group/"
         if not topic.startswith(prefix):
             return None
@@ -161,6 +172,8 @@ class Topics:
                 return Channel("job", f"$share/{group}/{topic}", group)
             case [group, named] if named in _GROUP_KINDS:
                 return Channel(_GROUP_KINDS[named], topic, group)
+            case [group, "cmd", name, id] if is_id(name) and is_id(id):
+                return Channel("command", self.group_command(group, "+", "+"), group)
         return None
 
     def reply_refusal(self, topic: str, correlation: bytes | None = None) -> str | None:

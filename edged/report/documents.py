@@ -162,7 +162,7 @@ def encode(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode()
 
 
-_NEVER_CUT = frozenset({"device", "instance", "state", "ready", "time"})
+_NEVER_CUT = frozenset({"device", "instance", "state", "ready", "time", "status", "code"})
 _SHORT_TEXT = 32
 """Characters up to which a text is not shortened."""
 

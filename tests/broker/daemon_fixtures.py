@@ -201,7 +201,10 @@ class Client5:
         self._client.on_message = self._heard
         self._client.on_subscribe = lambda *_: self.subscribed.set()
         self._client.on_connect = lambda client, *_: client.subscribe(
-            [(f"{self.topics}/{kind}/#", 1) for kind in ("event", "result", "stream", "status", "info", "health")]
+            [
+                (f"{self.topics}/{kind}/#", 1)
+                for kind in ("event", "result", "stream", "status", "info", "health", "cmd")
+            ]
             + [(f"{self.topics}/reported", 1)]
             + [("edged/v1/reply/#", 1)]
         )

@@ -288,6 +288,12 @@ SUBSCRIBE = [
     ("conductor", "rollouts", "edged/v1/group/+/desired", True),
     ("conductor", "rollouts", "edged/v1/device/+/result/+", False),
     ("conductor", "rollouts", "edged/v1/device/+/job", False),
+    ("device", "a", "edged/v1/device/a/cmd/+/+", True),
+    ("device", "a", "edged/v1/group/fleet/cmd/+/+", True),
+    ("device", "a", "edged/v1/device/b/cmd/+/+", False),
+    ("device", "a", "edged/v1/group/other/cmd/+/+", False),
+    ("operator", "ops", "edged/v1/device/+/cmd/logs/1", True),
+    ("exporter", "prometheus", "edged/v1/device/+/cmd/+/+", False),
 ]
 PUBLISH = [
     ("device", "a", "edged/v1/device/a/result/1", True),
@@ -333,6 +339,17 @@ PUBLISH = [
     ("conductor", "rollouts", "edged/v1/group/fleet/desired", True),
     ("conductor", "rollouts", "edged/v1/device/a/reported", False),
     ("conductor", "rollouts", "edged/v1/device/a/job", False),
+    ("device", "a", "edged/v1/device/a/cmd/logs/1", True),  # where it answers
+    ("device", "a", "edged/v1/device/b/cmd/logs/1", False),
+    ("device", "a", "edged/v1/group/fleet/cmd/logs/1", False),
+    ("sender", "gateway", "edged/v1/device/a/cmd/logs/1", False),
+    ("sender", "gateway", "edged/v1/group/fleet/cmd/logs/1", False),
+    ("home-assistant", "house", "edged/v1/device/a/cmd/logs/1", False),
+    ("exporter", "prometheus", "edged/v1/device/a/cmd/logs/1", False),
+    ("operator", "ops", "edged/v1/device/a/cmd/logs/1", True),
+    ("operator", "ops", "edged/v1/group/fleet/cmd/logs/1", True),
+    ("operator", "ops", "edged/v1/device/a/desired", False),
+    ("conductor", "rollouts", "edged/v1/group/fleet/cmd/logs/1", True),
 ]
 
 
@@ -404,13 +421,13 @@ def test_the_rights_of_a_device_are_the_topics_of_its_link(fleet: Fleet) -> None
     topics = {kind: {acl["topic"] for acl in role["acls"] if acl["acltype"] == kind} for kind in
               ("publishClientSend", "publishClientReceive", "subscribeLiteral", "subscribePattern")}  # fmt: skip
     own = "edged/v1/device/b"
-    heard = {f"{own}/{channel}" for channel in ("job", "cancel", "status", "health", "desired")}
-    told = {"edged/v1/group/fleet/cancel", "edged/v1/group/fleet/desired"}
+    heard = {f"{own}/{channel}" for channel in ("job", "cancel", "status", "health", "desired", "cmd/+/+")}
+    told = {f"edged/v1/group/fleet/{channel}" for channel in ("cancel", "desired", "cmd/+/+")}
     words = {"edged/v1/group/fleet/ping", "edged/v1/group/fleet/pong"}
     assert topics == {
         "publishClientSend": {
             f"{own}/{said}"
-            for said in ("event/+", "result/+", "stream/+", "status", "info", "health", "bridge", "reported")
+            for said in ("event/+", "result/+", "stream/+", "status", "info", "health", "bridge", "reported", "cmd/+/+")
         }
         | words
         | {f"{own}/check", "edged/v1/reply/#"},

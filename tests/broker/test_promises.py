@@ -280,6 +280,7 @@ def test_a_lower_qos_in_suback_is_named(script: Script, make_device: Make, proto
         device.topics.job,
         device.topics.cancel,
         device.topics.desired,
+        device.topics.command("+", "+"),
     }
 
 

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[2] / "edged"
 Graph = Mapping[str, frozenset[str]]
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"edged.log_limit"}),
+    frozenset({"edged.log_limit", "edged.log_memory"}),
     frozenset({"edged", "edged.durable", "edged.erasure", "edged.logs", "edged.faults", "edged.strict_json"}),
     frozenset({"edged.machine", "edged.status", "edged.liveness"}),
     frozenset({"edged.settings", "edged.tls"}),
@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edged.models", "edged.jobs", "edged.endpoints", "edged.governor", "edged.fleet"}),
     frozenset({"edged.discovery", "edged.rollout"}),
     frozenset({"edged.commands"}),
-    frozenset({"edged.observer", "edged.announcer", "edged.startup", "edged.membership"}),
+    frozenset({"edged.observer", "edged.announcer", "edged.startup", "edged.membership", "edged.inbox"}),
     frozenset({"edged.daemon"}),
     frozenset({"edged.app"}),
     frozenset({"edged.demo"}),

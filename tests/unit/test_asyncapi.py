@@ -34,6 +34,7 @@ def test_its_topics_are_those_of_the_code() -> None:
     topics = Topics("edged/v1", "{device}")
     own = {topics.job, topics.cancel, topics.status, topics.info, topics.health}
     own |= {topics.desired, topics.reported, topics.group_desired("{group}")}
+    own |= {topics.command("{command}", "{id}"), topics.group_command("{group}", "{command}", "{id}")}
     own |= {topics.event("{job}"), topics.result("{job}"), topics.stream("{job}"), topics.reply_prefix + "{client}"}
     own |= {topics.group_cancel("{group}"), topics.group_ping("{group}"), topics.group_pong("{group}")}
     shared = (topics.group_job("{group}"), topics.group_model_job("{group}", "{model}"))

@@ -286,15 +286,26 @@ def test_no_id_ever_runs_twice_whatever_clocks_and_restarts_do(steps: list[Any])
     assert len(ran) == len(set(ran))
 
 
-@given(st.lists(st.tuples(st.integers(0, 100), st.booleans()), max_size=30), st.integers(0, 100))
-def test_what_has_expired_is_forgotten_and_nothing_else(made: list[tuple[int, bool]], now: int) -> None:
+@given(st.lists(st.tuples(st.integers(0, 100), st.booleans(), st.booleans()), max_size=30), st.integers(0, 100))
+def test_what_has_expired_and_was_answered_is_forgotten_and_nothing_else(
+    made: list[tuple[int, bool, bool]], now: int
+) -> None:
     memory = Memory()
-    for number, (expires, ended) in enumerate(made):
+    for number, (expires, ended, told) in enumerate(made):
         one = entry(str(number), expires=float(expires))
-        memory = memory.put(one.succeed({}) if ended else one)
+        one = one.succeed({}) if ended else one
+        memory = memory.put(one.as_told() if told else one)
     kept = memory.past(float(now)).entries
     for key, one in memory.entries.items():
-        assert (key in kept) == (one.expires > now or not one.ended)
+        assert (key in kept) == (one.expires > now or not one.ended or not one.told)
+
+
+def test_a_removed_document_is_not_published_again_until_somebody_asks_again() -> None:
+    cleared = entry().clear()
+    assert cleared.told
+    assert cleared.succeed({"x": 1}).told
+    assert entry().succeed({"x": 1}).clear().result is None
+    assert not cleared.asked_again().succeed({"x": 1}).told
 
 
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode), st.booleans(), st.sampled_from([*NAMES, "x"]))

@@ -12,6 +12,8 @@ import pytest
 
 from edged.cli.app import command_line
 from edged.cli.export import PORT
+from edged.commands.document import NAMES, Asked
+from edged.commands.document import Code as CommandCode
 from edged.engine.events import ModelChanged
 from edged.engine.known_answers import BUDGET, NEAR_TIE, KnownAnswers, Question, RecordedWith, Sample
 from edged.engine.package_memory import LOADED_RATIO, RUNTIME_BYTES
@@ -70,6 +72,14 @@ def test_fields_of_desired_and_reported_documents_are_those_of_the_code() -> Non
     assert all(f"`{value.value}`" in told for value in (*RolloutState, *Step))
 
 
+def test_fields_and_codes_of_commands_are_those_of_the_code() -> None:
+    commands, asked, codes = re.findall(r"(?:^\|.*\n)+", section("Commands"), flags=re.M)
+    assert first_column(commands) - {"command"} == set(NAMES)
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", asked, flags=re.M))
+    assert rows == {name: field.description for name, field in Asked.model_fields.items()}
+    assert first_column(codes) == {code.value for code in CommandCode}
+
+
 def test_result_fields_and_error_codes_are_listed() -> None:
     listed = first_column(section("Result document"))
     assert {code.value for code in Code} <= listed
@@ -83,10 +93,10 @@ def test_topics_are_those_of_the_code() -> None:
     topics = Topics("<root>", "<device>")
     listed = first_column(section("Topics"))
     own = {topics.job, topics.cancel, topics.status, topics.info, topics.health, topics.desired}
-    own.add(topics.reported)
+    own |= {topics.reported, topics.command("<command>", "<id>")}
     own |= {topics.event("<job>"), topics.result("<job>"), topics.stream("<job>")}
     groups = {topics.group_cancel("<group>"), topics.group_ping("<group>"), topics.group_pong("<group>")}
-    groups.add(topics.group_desired("<group>"))
+    groups |= {topics.group_desired("<group>"), topics.group_command("<group>", "<command>", "<id>")}
     shared = (topics.group_job("<group>"), topics.group_model_job("<group>", "<model>"))
     groups |= {topic.removeprefix("$share/<group>/") for topic in shared}
     assert listed == own | groups | {topics.reply_prefix + "…"}
