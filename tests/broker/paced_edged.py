@@ -9,11 +9,13 @@ day passes by in a test), TEST_SYNCHRONISED says whether the wall clock is. TEST
 template may take, TEST_LEAVE_SECONDS for how long a device fails to serve before it leaves its groups, and
 TEST_ANSWER_SECONDS for how long it relies on another that serves. The prompt ENDS ends the engine's thread, the text
 `end` that of the preparer, by an exception that nothing catches. With TEST_PINNED_ABORTS, pinned prompts end the
-process by SIGABRT.
+process by SIGABRT. TEST_ROOT is a folder with the /proc, /sys and /etc of the board to take this machine for.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import runpy
 import select
@@ -95,4 +97,7 @@ if "TEST_LEAVE_SECONDS" in os.environ:
     membership.LEAVE_SECONDS = float(os.environ["TEST_LEAVE_SECONDS"])
     membership.ANSWER_SECONDS = float(os.environ["TEST_ANSWER_SECONDS"])
     membership.ASK_SECONDS = daemon.IDLE_SECONDS = 1.0
+if "TEST_ROOT" in os.environ:
+    command = importlib.import_module("edged.cli.run")
+    command.build = functools.partial(app.build, root=Path(os.environ["TEST_ROOT"]))  # type: ignore[attr-defined]
 runpy.run_module("edged", run_name="__main__")
