@@ -22,6 +22,7 @@ from edged.jobs.poison import CLOSED_TIMES, PROBE, SMALL_BYTES, Alone, PoisonFin
 from edged.jobs.publisher import Notice, Publisher
 from edged.jobs.records import Delivery
 from edged.jobs.replacements import Replacements
+from edged.jobs.results import can_shrink
 from edged.jobs.retained import Document, RetainedDocuments
 from edged.jobs.spool import Spool
 from edged.machine.clock import Clock, format_time
@@ -305,7 +306,7 @@ class Outbox:
             (self._retained.too_large(what, size, now) if allowed else self._retained.not_allowed(what, now))
             return
         reason = f"the broker closed the connection {CLOSED_TIMES} times on it alone; at last: {event.reason}"
-        if not allowed or not self._replace(what, size, reason):
+        if not allowed or not self._replace(what, size, reason, said=event.blame is Blame.SIZE):
             self._refuse(what, reason, put_off=True)
 
     def confirmed(self, token: Hashable) -> None:
@@ -340,7 +341,7 @@ class Outbox:
         elif isinstance(what, str):
             if code == PACKET_TOO_LARGE:
                 self._retained.too_large(what, size, self._now())
-        elif code != PACKET_TOO_LARGE or not self._replace(what, size, reason):
+        elif code != PACKET_TOO_LARGE or not self._replace(what, size, reason, said=True):
             self._refuse(what, reason)
 
     def _finish(self, delivery: Delivery, heard: bool = False) -> None:
@@ -355,16 +356,16 @@ class Outbox:
             self._finder.answered(sent.what)
         return sent
 
-    def _replace(self, delivery: Delivery, size: int, reason: str) -> bool:
+    def _replace(self, delivery: Delivery, size: int, reason: str, said: bool) -> bool:
         """Let the next commit replace the result, for all its places; False where it stays.
 
-        One that was heard in another place stays as it is: a result has one content.
+        One that was heard in another place stays as it is: a result has one content. `said`: the broker said that it is
+        the size. Else a small one stays too: perhaps it is the topic.
         """
-        if (
-            size <= SMALL_BYTES
-            or self._confirmations.is_heard(delivery.number)
-            or self._spool.delivered(delivery.number)
-        ):
+        if self._confirmations.is_heard(delivery.number) or self._spool.delivered(delivery.number):
+            return False
+        document = self._spool.result(delivery.number)
+        if size <= SMALL_BYTES and not (said and document is not None and can_shrink(document)):
             return False
         log.error("result_too_large", job=delivery.id, bytes=size, reason=reason, hint="raise the broker's limit")
         self._too_large.add(delivery)

@@ -129,8 +129,8 @@ def too_large(document: bytes) -> bytes:
     """The result in place of `document`, which the broker does not take: without answer and metadata."""
     result = json.loads(document)
     message = (
-        f"the result has {len(document)} bytes, more than the broker takes, and was dropped: ask for fewer tokens, "
-        "send less metadata, or raise the broker's limit on the size of messages"
+        f"the result has {len(document)} bytes, more than the broker takes: ask for fewer tokens, send less metadata, "
+        "or raise the broker's limit"
     )
     kept = ("attempts", "received", "started", "finished", "usage")
     return result_document(
@@ -141,6 +141,12 @@ def too_large(document: bytes) -> bytes:
         error=(Code.RESULT_TOO_LARGE, message),
         **{name: result.get(name) for name in kept},
     )
+
+
+def can_shrink(document: bytes) -> bool:
+    """Whether `too_large` makes this result smaller, and has not made it."""
+    error = json.loads(document).get("error") or {}
+    return error.get("code") != Code.RESULT_TOO_LARGE and len(too_large(document)) < len(document)
 
 
 def without_answer(

@@ -119,6 +119,16 @@ def test_a_result_above_the_announced_limit_is_answered_at_once(place: Place) ->
     assert daemon.metric('edged_mqtt_reconnects_total{connection="control"}') == 0
 
 
+def test_a_small_result_above_a_very_small_announced_limit_is_answered_too(place: Place) -> None:
+    place.broker.stop()
+    place.broker.configure(lines=["max_packet_size 700"])
+    place.broker.start()
+    daemon, client = start(place, place.broker.port, "5"), place.client()
+    client.send(job("small", metadata={"note": "x" * 300}))
+    assert client.result("small")["error"]["code"] == "result_too_large"
+    eventually(lambda: daemon.metric("edged_outbox_results") == 0)
+
+
 @pytest.mark.parametrize("queue", [0, 1000])
 def test_a_result_above_mosquittos_message_size_limit_is_answered_at_once(place: Place, queue: int) -> None:
     place.broker.stop()

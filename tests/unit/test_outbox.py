@@ -13,9 +13,12 @@ from structlog.testing import capture_logs
 
 from edged.faults import Fault
 from edged.jobs import outbox as outbox_module
+from edged.jobs.document import State, result_document
 from edged.jobs.outbox import Outbox
+from edged.jobs.poison import SMALL_BYTES
 from edged.jobs.publisher import Notice
 from edged.jobs.records import Delivery, Moment
+from edged.jobs.results import too_large
 from edged.jobs.spool import Spool
 from edged.machine.clock import Clock
 from edged.mqtt.connection_faults import PACKET_TOO_LARGE, QUOTA_EXCEEDED
@@ -378,12 +381,20 @@ def test_a_result_that_was_heard_in_one_place_is_not_replaced() -> None:
     assert len(outbox) == 0
 
 
-def test_a_small_result_is_not_replaced_by_another_small_one() -> None:
-    outbox, link, _ = make(1)
-    outbox.pump()
-    outbox.refused(link.under_way.pop(), "packet too large", PACKET_TOO_LARGE)
-    assert outbox.too_large() == []
-    assert len(outbox) == 1
+def small_result(text: str) -> bytes:
+    return result_document("j0", "board", State.SUCCEEDED, model="phi3", text=text)
+
+
+def test_a_small_result_is_replaced_where_the_broker_says_so_and_that_is_of_use() -> None:
+    long, short = small_result("x" * 500), small_result("x")
+    for document, replaced in ((long, [0]), (short, []), (too_large(long), [])):
+        outbox, link, stub = make(1)
+        stub.results[0] = document
+        assert len(document) < SMALL_BYTES
+        outbox.pump()
+        outbox.refused(link.under_way.pop(), "packet too large", PACKET_TOO_LARGE)
+        assert outbox.too_large() == replaced
+        assert len(outbox) == 1
 
 
 def test_a_transient_refusal_is_tried_again_with_growing_pauses_and_holds_up_no_other() -> None:
