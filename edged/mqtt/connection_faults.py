@@ -191,14 +191,15 @@ def connack_refused(code: ReasonCode, properties: Properties | None, mqtt: MqttS
 def no_connack(mqtt: MqttSettings) -> Fault:
     """The fault for a broker that closed the connection instead of answering CONNECT."""
     message = "the broker closed the connection at CONNECT without an answer; perhaps "
+    # mosquitto does so on 3.1.1 with `retain_available false` or `max_qos 0`.
+    others = ", or it does not take the client id, or a last will that is retained and has QoS 1"
     if mqtt.tls:
         message += "it does not accept the client certificate, or the lack of one"
         if mqtt.alpn is None:
             message += ", or it wants an ALPN protocol (mqtt.alpn)"
-        return Fault(NO_CONNACK, message, _SEE_BROKER_LOG)
-    return Fault(
-        NO_CONNACK, message + "it wants TLS there", "set mqtt.tls = true, or mqtt.port to the broker's port without TLS"
-    )
+        return Fault(NO_CONNACK, message + others, _SEE_BROKER_LOG)
+    hint = f"set mqtt.tls = true, or mqtt.port to the broker's port without TLS; {_SEE_BROKER_LOG}"
+    return Fault(NO_CONNACK, f"{message}it wants TLS there{others}", hint)
 
 
 def broker_said(code: ReasonCode, properties: Properties | None) -> str:

@@ -123,6 +123,13 @@ def test_a_will_that_the_broker_refuses_is_lowered(
     assert (second.will_qos, second.will_retain) == allowed
 
 
+@pytest.mark.parametrize("line", ["retain_available false", "max_qos 0"])
+def test_a_broker_that_hangs_up_on_the_will_in_3_1_1_is_said(make_broker: Make, make_device: Make, line: str) -> None:
+    broker: Mosquitto = make_broker(lines=[line]).start()
+    fault = make_device(broker.port, protocol="3.1.1").start().down().fault
+    assert (fault.code, "last will" in fault.message) == ("mqtt_no_connack", True)
+
+
 def test_groups_without_shared_subscriptions_are_refused_and_named(script: Script, make_device: Make) -> None:
     broker = script(on_connect=grants(SharedSubscriptionAvailable=0))
     device: Device = make_device(broker.port, groups=["north"]).start()
