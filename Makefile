@@ -215,8 +215,8 @@ test-real: $(VENV)/.dev $(VENV)-genai/.done $(REAL_MODEL) | mosquitto ## a real 
 bench-real: $(REAL_MODEL) $(VENV)-peers/.done ## the real model beside llama.cpp with the same weights (minutes)
 	@$(VENV)-peers/bin/python tests/benchmarks/real.py
 
-bench-structured: $(VENV)/.dev $(REAL_MODEL) ## a choice among labels and a ranking of documents beside reading them, with the real model (a minute)
-	@$(BIN)/python tests/benchmarks/structured.py
+bench-structured: $(VENV)/.dev $(REAL_MODEL) ## a choice, a ranking, and forced tokens beside single steps, with the real model [DOCUMENTS=FILE] (minutes)
+	@$(BIN)/python tests/benchmarks/structured.py $(DOCUMENTS)
 
 # What builds it has gigabytes, and is installed only where there is no model yet; to build it anew, delete .real-model.
 $(REAL_MODEL):

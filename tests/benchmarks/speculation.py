@@ -26,6 +26,7 @@ from edged.engine.engine import Engine
 from edged.engine.events import Ended, EngineEvent, Finished
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.sequence import Request
+from edged.engine.steps import StepObserver
 from edged.engine.tokenizer import Tokenizer
 from edged.machine.board import detect
 from edged.machine.memory import available
@@ -94,10 +95,10 @@ class Side:
     events: queue.SimpleQueue[EngineEvent]
 
     @classmethod
-    def of(cls, loaded: LoadedModel) -> Side:
+    def of(cls, loaded: LoadedModel, observer: StepObserver | None = None) -> Side:
         """A started engine over the session of `loaded`."""
         events: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
-        engine = Engine(lambda: loaded, lambda: "", events.put, lambda _keys: None)
+        engine = Engine(lambda: loaded, lambda: "", events.put, lambda _keys: None, observer)
         engine.start()
         return cls(engine, events)
 

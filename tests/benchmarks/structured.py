@@ -1,6 +1,7 @@
-"""What a choice among labels and a ranking of documents cost beside reading: `make bench-structured` prints the table.
+"""What structured answers cost: `make bench-structured` prints the table.
 
-With the real model. Both sides of a ratio run in one process and take turns; the median of the turns is shown.
+A choice among labels and a ranking of documents beside reading, with the real model; then what forced tokens bring.
+Both sides of a ratio run in one process and take turns; the median of the turns is shown.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import Figure, show
+from forced import demo, extraction
 
 from edged import logs
 from edged.engine.engine import Engine
@@ -112,6 +114,8 @@ def main() -> None:
     show([choice(runner)])
     show(rank(runner))
     runner.close()
+    show(demo())
+    show(extraction(PACKAGE, Path(sys.argv[1]) if len(sys.argv) > 1 else None))
 
 
 if __name__ == "__main__":
