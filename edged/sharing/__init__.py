@@ -1,0 +1,1 @@
+"""Load shared over a group: the documents that members exchange, and who takes what. Pure: no clock, disk or broker."""
