@@ -147,6 +147,7 @@ def build(
         allow_pin=settings.cache.allow_pin,
         pinned=settings.cache.pinned,
         energy=energy,
+        share_groups=settings.device.groups if settings.device.share_load else (),
     )
     puller = Puller(settings.state_dir, inbox.put)
     trial = Trial(bench, engine.submit, engine.cancel, comparable=model_path != DEMO_FOLDER)

@@ -50,6 +50,7 @@ from edged.mqtt.events import (
     LinkUp,
     Published,
     PublishRefused,
+    ShareReceived,
     StatusOutdated,
 )
 from edged.mqtt.link import Link
@@ -209,7 +210,7 @@ class Daemon:
                 self._parts.rollout.update(self.status)
                 self._parts.commands.update(self.status)
                 self._announcer.publish_changes(self.status)
-                self._jobs.tick()
+                self._jobs.tick(self.status.governor.sheds_groups)
                 logs.tell_held()
         except SpoolError as error:
             log.error("spool_fault", reason=str(error))
@@ -235,10 +236,8 @@ class Daemon:
             self._handle_stop(event)
         elif isinstance(event, Reload):
             self._handle_reload(event)
-        elif isinstance(event, JobReceived):
-            self._jobs.job_received(event)
-        elif isinstance(event, CancelReceived):
-            self._jobs.cancel_received(event)
+        elif isinstance(event, (JobReceived, CancelReceived, ShareReceived)):
+            self._jobs.received(event)
         elif isinstance(event, (Published, PublishRefused)):
             self._jobs.published(event)
         elif isinstance(event, (LinkUp, LinkDown)):
@@ -299,14 +298,13 @@ class Daemon:
                 self._parts.metrics.reconnects.labels(event.which).inc()
             self._connected_before.add(event.which)
             if event.which == "control":
-                self._jobs.outbox.connected(event)
                 self._announcer.publish_again()
                 self._parts.rollout.publish_again()
                 self._parts.commands.publish_again()
-        elif event.which == "control":
-            self._jobs.outbox.disconnected(event)
-        else:
+        elif event.which == "jobs":
             self._jobs.jobs_disconnected()
+        if event.which == "control":
+            self._jobs.control_changed(event)
         self._take_snapshot()
         self._announcer.publish_changes(self.status)
 

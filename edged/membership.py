@@ -104,7 +104,7 @@ class Groups:
         self._decide(status, unserved, now)
         self._note_model(status)
         asking = unserved >= LEAVE_SECONDS and status.state is DaemonState.ONLINE
-        self._link.set_membership(Membership(self._left, self._model, asking))
+        self._link.set_membership(Membership(self._left, self._model, asking, status.shares_load, status.backlog))
         if asking and now - self._asked_at >= ASK_SECONDS:
             self._nonce, self._asked_at = uuid.uuid4().hex, now
             for group in self._groups:

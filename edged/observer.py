@@ -185,6 +185,8 @@ class Observer:
             damaged_spools=jobs.damaged_spools,
             corrupt_blocks=self._changed.corrupt_blocks,
             scrubbed_bytes=parts.scrubber.bytes,
+            shares_load=jobs.shares_load,
+            backlog=jobs.backlog,
             batch_rows=engine.batch_rows,
             prompt_tokens=engine.prompt_tokens,
             generated_tokens=engine.generated_tokens,

@@ -175,6 +175,10 @@ class Status:
     """Blocks of the package that are not as its manifest says; the package is not served."""
     scrubbed_bytes: int = 0
     """Bytes of the package that were read from the disk and checked since the start, while it was served."""
+    shares_load: bool = False
+    """Whether jobs are given to and taken from other members of the device's groups."""
+    backlog: bool = False
+    """Whether jobs wait that other members may take."""
     batch_rows: int = 0
     prompt_tokens: int = 0
     """Tokens of prompts that the model has computed since the start."""

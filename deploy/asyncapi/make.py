@@ -16,6 +16,7 @@ from edged.commands.document import Code as CommandCode
 from edged.commands.memory import Status
 from edged.jobs.document import EXAMPLE, Code, Job, State
 from edged.rollout.desired import Desired
+from edged.sharing import messages
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docs" / "asyncapi.json"
@@ -74,6 +75,7 @@ def asyncapi() -> dict[str, Any]:
     desired = Desired.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas = {**job.pop("$defs"), **desired.pop("$defs"), "Job": job, "Desired": desired, **documents(contract)}
     schemas["Command"] = {"oneOf": [Asked.model_json_schema(), ANSWER]}
+    schemas |= shared()
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -96,10 +98,23 @@ def asyncapi() -> dict[str, Any]:
                         for name in ("job", "cancel", "event", "result", "piece", "ping", "command")
                     },
                     **{name: name.capitalize() for name in ("status", "info", "health", "desired", "reported")},
+                    **{name: name.capitalize() for name in ("offer", "give", "given")},
                 }.items()
             },
         },
     }
+
+
+def shared() -> dict[str, Any]:
+    """Schemas of what devices of a group tell each other about waiting jobs."""
+    found: dict[str, Any] = {}
+    kinds = {"Offer": messages.Offer, "Given": messages.Answer, "Share": messages.Give, "ShareRepeat": messages.Repeat}
+    for name, kind in {**kinds, "ShareCancel": messages.Cancel}.items():
+        schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        found |= schema.pop("$defs", {})
+        found[name] = schema
+    parts = ("Share", "ShareRepeat", "ShareCancel")
+    return {**found, "Give": {"oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in parts]}}
 
 
 def documents(contract: str) -> dict[str, Any]:

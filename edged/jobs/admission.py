@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 
@@ -17,6 +18,7 @@ from edged.jobs.publisher import Notice
 from edged.jobs.reading import Submission, read_submission
 from edged.jobs.recent import RecentJobs
 from edged.jobs.records import Known, Moment, Queued
+from edged.jobs.shared import Mark
 from edged.jobs.spool import Spool
 from edged.machine.clock import Clock, format_time
 from edged.mqtt.events import ReceivedMessage
@@ -38,6 +40,13 @@ class Batch:
     arrivals: list[ReceivedMessage] = field(default_factory=list)
     accepted: list[Queued] = field(default_factory=list)
     effects: list[Callable[[], None]] = field(default_factory=list)
+
+
+class RepeatForwarder(Protocol):
+    """The part of load sharing that the admission needs."""
+
+    def repeat(self, submission: Submission, mark: Mark, reply: str | None, correlation: bytes | None) -> None:
+        """Forward a repeat to the member that has the job."""
 
 
 class Admission:
@@ -68,6 +77,8 @@ class Admission:
         self._allow_pin = allow_pin
         self.model = ModelChanged("loading")
         """The model's state now; set by the manager."""
+        self.sharing: RepeatForwarder | None = None
+        """Set by the manager where load is shared."""
 
     def admit(self, arrival: ReceivedMessage, batch: Batch, now: Moment) -> None:
         """Write one arrival down. Raises SpoolError."""
@@ -89,7 +100,8 @@ class Admission:
             if refusal is not None:
                 raise JobError(Code.INVALID_JOB, refusal, submission.id)
             known = self._spool.find(submission.id)
-            if known is None:
+            mark = self._spool.shared.mark_of(submission.id) if self.sharing is not None and known is None else None
+            if known is None and mark is None:
                 self._check_possible(submission)
         except JobError as error:
             if error.id is not None and self._spool.find(error.id) is not None:
@@ -99,12 +111,14 @@ class Admission:
                 shown = submission is None or submission.job.store
                 self._reject(error, reply, correlation, batch, shown)
             return
-        if known is None:
+        if mark is not None and mark.digest == submission.digest:
+            self._forward(submission, mark, reply, correlation, batch)
+        elif known is None and mark is None:
             self._add(submission, arrival, batch, now)
-        elif known.digest != submission.digest:
+        elif known is None or known.digest != submission.digest:
             self._conflict(submission.id, reply, correlation, batch)
         else:
-            self._repeat(submission.id, known, reply, correlation, batch)
+            self.repeat(submission.id, known, reply, correlation, batch)
 
     def _check_possible(self, submission: Submission) -> None:
         """Refuse at once what cannot run here. While the model loads, a job waits."""
@@ -144,6 +158,9 @@ class Admission:
         )
         if arrival.response_topic is not None:
             self._outbox.remember(queued.number, queued.id, arrival.response_topic, arrival.correlation)
+        channel = self._topics.channel(arrival.topic)
+        if self.sharing is not None and channel is not None and channel.group is not None:
+            self._spool.shared.add(queued.number, channel.group)
         batch.accepted.append(queued)
 
         def tell() -> None:
@@ -152,7 +169,14 @@ class Admission:
 
         batch.effects.append(tell)
 
-    def _repeat(self, id: str, known: Known, reply: str | None, correlation: bytes | None, batch: Batch) -> None:
+    def _forward(
+        self, submission: Submission, mark: Mark, reply: str | None, correlation: bytes | None, batch: Batch
+    ) -> None:
+        sharing = self.sharing
+        if sharing is not None:
+            batch.effects.append(lambda: sharing.repeat(submission, mark, reply, correlation))
+
+    def repeat(self, id: str, known: Known, reply: str | None, correlation: bytes | None, batch: Batch) -> None:
         """The same job again: say so, and answer (again) where it asks."""
         ended = known.state is not None
         places: list[tuple[str | None, bytes | None]] = [(None, None)] if ended else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 
 import structlog
 
@@ -33,6 +34,10 @@ GATHER_SECONDS = 0.05
 """How long a commit waits for company."""
 
 
+Write = Callable[[Moment], Callable[[], None]]
+"""Writes within the commit's transaction, anew after each commit that failed; what it returns is called after it."""
+
+
 class Committer:
     """The ends of jobs that are not on disk yet, the gather window, and the fault of a spool that takes no writes."""
 
@@ -43,6 +48,7 @@ class Committer:
         self._metrics = metrics
         self._recent = recent
         self._endings: deque[Ending] = deque()
+        self._writes: deque[Write] = deque()
         self._gathering_since: float | None = None
         self._unwritten_since: float | None = None
         self._draining = False
@@ -52,12 +58,16 @@ class Committer:
         """Why the spool cannot be written now. Nothing is accepted and nothing lost meanwhile."""
 
     def __len__(self) -> int:
-        """Ends of jobs that are not on disk yet."""
-        return len(self._endings)
+        """Ends of jobs and other writes that are not on disk yet."""
+        return len(self._endings) + len(self._writes)
 
     def end(self, ending: Ending) -> None:
         """Write a job's end with the next commit."""
         self._endings.append(ending)
+
+    def add(self, write: Write) -> None:
+        """Write something else with the next commit."""
+        self._writes.append(write)
 
     def drain(self) -> None:
         """Wait for company no more: the process is about to end."""
@@ -65,7 +75,7 @@ class Committer:
 
     def due_in(self, intake: Intake, company: bool) -> float:
         """Seconds until flush() is due although nothing new comes in. `company`: whether jobs are under way."""
-        if self.fault is None and (self._endings or (len(intake) and intake.room)):
+        if self.fault is None and (len(self) or (len(intake) and intake.room)):
             return self._gather_left(intake, company)
         return math.inf
 
@@ -87,7 +97,7 @@ class Committer:
     def _due(self, intake: Intake, company: bool) -> bool:
         if self.fault is not None or self._confirmations_due():
             return True
-        return bool(len(intake) or self._endings) and self._gather_left(intake, company) <= 0.0
+        return bool(len(intake) or len(self)) and self._gather_left(intake, company) <= 0.0
 
     def _confirmations_due(self) -> bool:
         if not self._outbox.uncommitted:
@@ -106,7 +116,7 @@ class Committer:
         return self._gathering_since + GATHER_SECONDS - now
 
     def _commit(self, intake: Intake) -> None:
-        endings = list(self._endings)
+        endings, writes = list(self._endings), list(self._writes)
         with self._spool.transaction():
             if self.fault is not None:
                 self._spool.touch()
@@ -116,6 +126,7 @@ class Committer:
             now = self._times.now()
             # Before the arrivals: a repeat among them may add a waiter, which gets a delivery of its own.
             deliveries = [(ending, self._write_ending(ending, now)) for ending in endings]
+            effects = [write(now) for write in writes]
             batch = intake.admit(now)
         # On disk. From here on nothing can fail but the process.
         self._unwritten_since = self._gathering_since = None
@@ -126,6 +137,9 @@ class Committer:
             self._metrics.jobs.labels(ending.state.value).inc()
             # Send cancelled results first: their sender is waiting, and thousands of others may be due.
             self._outbox.add(places, ahead=ending.state is State.CANCELLED)
+        for effect in effects:
+            self._writes.popleft()
+            effect()
         intake.committed(batch)
 
     def _write_ending(self, ending: Ending, now: Moment) -> list[Delivery]:

@@ -99,6 +99,49 @@ class Dispatch:
         """Add a job that waits."""
         self._queue.put(queued)
 
+    # Load sharing
+
+    @property
+    def serves(self) -> bool:
+        """Whether waiting jobs are started."""
+        return self._loaded is not None and not self._draining
+
+    @property
+    def draining(self) -> bool:
+        """Whether no further job starts here before a restart."""
+        return self._draining
+
+    @property
+    def model(self) -> str | None:
+        """Name of the model that is served."""
+        return self._loaded.package.name if self._loaded is not None else None
+
+    @property
+    def rows(self) -> int:
+        """Jobs that run at the same time; 0 without a model."""
+        return self._loaded.rows if self._loaded is not None else 0
+
+    def upcoming(self, most: int) -> list[Queued]:
+        """The jobs that wait and are not held, the most urgent first."""
+        return self._queue.upcoming(most)
+
+    def waits(self, number: int) -> bool:
+        """Whether the job waits, or is held."""
+        return self._queue.waiting(number) is not None
+
+    def hold(self, queued: Queued) -> None:
+        """Do not start a waiting job; it can still end."""
+        self._queue.hold(queued)
+
+    def release(self, queued: Queued) -> None:
+        """Let a job that was held start, unless it has ended."""
+        if self.waits(queued.number):
+            self._queue.release(queued)
+
+    def forget(self, queued: Queued) -> None:
+        """Another member has the job."""
+        self._queue.remove(queued)
+
     # Events of the preparer and the engine
 
     def model_changed(self, loaded: LoadedModel | None) -> None:

@@ -14,7 +14,7 @@ from edged.jobs.dispatch import CANCELLED, CANCELLED_EARLY, Dispatch
 from edged.jobs.document import Code, State, invalid_id, result_document
 from edged.jobs.outbox import Outbox
 from edged.jobs.publisher import Notice
-from edged.jobs.records import Moment
+from edged.jobs.records import Moment, Queued
 from edged.jobs.spool import Spool
 from edged.mqtt.events import Receipt, ReceivedMessage
 from edged.mqtt.topics import Topics, is_id
@@ -36,6 +36,13 @@ class Acknowledger(Protocol):
 
     def acknowledge(self, receipt: Receipt) -> object:
         """Send the PUBACK for a message."""
+
+
+class CancelForwarder(Protocol):
+    """The part of load sharing that the intake needs."""
+
+    def cancel(self, id: str) -> bool:
+        """Forward a cancel; whether another member has the job."""
 
 
 class Intake:
@@ -64,6 +71,8 @@ class Intake:
         self._max_queued = max_queued
         self._arrivals: deque[ReceivedMessage] = deque()
         self._held_back = False
+        self.sharing: CancelForwarder | None = None
+        """Set by the manager where load is shared."""
         self._cancelled: OrderedDict[str, float] = OrderedDict()
         self.held_bytes = 0
         """Memory that arrivals at QoS 0 take, which no broker would send again."""
@@ -98,9 +107,15 @@ class Intake:
             log.warning("retained_cancel_ignored", topic=arrival.topic)
         elif (id := _cancelled_id(arrival.payload)) is None:
             self._reject_cancel()
-        elif not self._dispatch.stop(id, CANCELLED) and self._spool.find(id) is None:
-            self._remember_cancel(id)
+        else:
+            self.cancel(id)
         self._link.acknowledge(arrival.receipt)
+
+    def cancel(self, id: str) -> None:
+        """Cancel a job, at the member that has it if it was given away."""
+        given = self.sharing is not None and self.sharing.cancel(id)
+        if not self._dispatch.stop(id, CANCELLED) and not given and self._spool.find(id) is None:
+            self._remember_cancel(id)
 
     def disconnected(self) -> None:
         """Forget all arrivals: the broker sends again what was not acknowledged, except at QoS 0."""
@@ -142,8 +157,12 @@ class Intake:
         for arrival in batch.arrivals:
             self._link.acknowledge(arrival.receipt)
         for queued in batch.accepted:
-            if self._cancelled.pop(queued.id, 0.0) > time.monotonic():
-                self._dispatch.stop(queued.id, CANCELLED_EARLY)
+            self.cancel_if_early(queued)
+
+    def cancel_if_early(self, queued: Queued) -> None:
+        """End a job whose cancel came before it."""
+        if self._cancelled.pop(queued.id, 0.0) > time.monotonic():
+            self._dispatch.stop(queued.id, CANCELLED_EARLY)
 
     def _reject_cancel(self) -> None:
         error = (Code.INVALID_JOB, 'a cancel must be {"id": "…"} with the id of a job')

@@ -32,10 +32,12 @@ from edged.jobs.publisher import Publisher
 from edged.jobs.recent import RecentJobs
 from edged.jobs.results import Reason
 from edged.jobs.running import JobEngine, JobPreparer
+from edged.jobs.share_parts import ShareParts
+from edged.jobs.sharing import Sharing
 from edged.jobs.spool import Spool
 from edged.jobs.streams import Streams
 from edged.machine.clock import Clock
-from edged.mqtt.events import CancelReceived, JobReceived, Published, PublishRefused
+from edged.mqtt.events import CancelReceived, JobReceived, LinkDown, LinkUp, Published, PublishRefused, ShareReceived
 from edged.mqtt.topics import Topics
 from edged.report.metrics import Metrics
 from edged.status import JobSummary
@@ -82,6 +84,10 @@ class JobsStatus:
     spool_bytes: int
     damaged_spools: int
     """Damaged spools that were set aside and are still there."""
+    shares_load: bool
+    """Whether jobs are given to and taken from other members of the device's groups."""
+    backlog: bool
+    """Whether jobs wait that other members may take."""
 
 
 class JobManager:
@@ -106,8 +112,12 @@ class JobManager:
         allow_pin: bool,
         energy: EnergyLedger,
         pinned: Sequence[str] = (),
+        share_groups: Sequence[str] = (),
     ) -> None:
-        """`pinned`: instructions that each model reads once it is loaded. Raises SpoolError."""
+        """`pinned`: instructions that each model reads once it is loaded. `share_groups`: those that share their load.
+
+        Raises SpoolError.
+        """
         self._preparer = preparer
         self._pinned_texts = tuple(pinned)
         self.outbox = Outbox(spool, link, topics, device, clock)
@@ -156,6 +166,24 @@ class JobManager:
             self._dispatch.put(queued)
         for queued, message in never:
             self._dispatch.end_waiting(queued, Reason(State.FAILED, Code.CRASH_LOOP, message))
+        self._sharing: Sharing | None = None
+        if share_groups:
+            parts = ShareParts(
+                device,
+                topics,
+                spool,
+                self._dispatch,
+                self._committer,
+                self._admission,
+                self._intake,
+                self.outbox,
+                times,
+                metrics,
+                max_bytes,
+            )
+            self._sharing = Sharing(parts, share_groups, link, lambda: self._endings.speed.get("decode"))
+            self._sharing.resume(again)
+            self._intake.sharing = self._admission.sharing = self._sharing
 
     # What others ask
 
@@ -173,6 +201,8 @@ class JobManager:
             ended=self._recent.counts,
             spool_bytes=self._maintenance.spool_bytes,
             damaged_spools=self._maintenance.damaged_spools,
+            shares_load=self._sharing is not None,
+            backlog=self._sharing is not None and self._sharing.backlog,
         )
 
     @property
@@ -185,14 +215,25 @@ class JobManager:
     def busy(self) -> bool:
         """Whether something is on its way, or waits for something better than the next heartbeat."""
         waiting = self._dispatch.unfinished + len(self._committer) + len(self._intake)
-        return bool(waiting or self._committer.fault or self.outbox.unsettled)
+        asks = self._sharing is not None and self._sharing.busy
+        return bool(waiting or asks or self._committer.fault or self.outbox.unsettled)
 
     @property
     def settled(self) -> bool:
-        """Whether nothing runs and nothing waits to be written."""
-        return not (self._dispatch.active or len(self._committer))
+        """For a daemon that drains: whether nothing runs, waits to be written, or may yet go to another member."""
+        given = self._sharing is None or self._sharing.settled
+        return given and not (self._dispatch.active or len(self._committer))
 
     # What comes in
+
+    def received(self, event: JobReceived | CancelReceived | ShareReceived) -> None:
+        """Take a message. Raises SpoolError."""
+        if isinstance(event, JobReceived):
+            self.job_received(event)
+        elif isinstance(event, CancelReceived):
+            self.cancel_received(event)
+        elif self._sharing is not None:
+            self._sharing.received(event)
 
     def job_received(self, event: JobReceived) -> None:
         """Hold a job message until the next flush()."""
@@ -201,6 +242,15 @@ class JobManager:
     def cancel_received(self, event: CancelReceived) -> None:
         """Obey a cancel message."""
         self._intake.cancel_received(event.message)
+
+    def control_changed(self, event: LinkUp | LinkDown) -> None:
+        """The control connection stands, or was lost."""
+        if isinstance(event, LinkUp):
+            self.outbox.connected(event)
+        else:
+            self.outbox.disconnected(event)
+        if self._sharing is not None:
+            self._sharing.connection(isinstance(event, LinkUp))
 
     def jobs_disconnected(self) -> None:
         """The job connection is lost, and with it every arrival that was not acknowledged."""
@@ -240,9 +290,14 @@ class JobManager:
         if self._committer.fault is None:  # else answers would pile up in memory
             self._dispatch.hand_over()
 
-    def tick(self) -> None:
-        """Once a second: end jobs that have expired, and maintain the spool. Raises SpoolError."""
+    def tick(self, sheds: bool = False) -> None:
+        """Once a second: end jobs that have expired, share load, and maintain the spool. Raises SpoolError.
+
+        `sheds`: the board's limits leave jobs of groups to others.
+        """
         self._dispatch.expire()
+        if self._sharing is not None:
+            self._sharing.tick(sheds)
         self._maintenance.tick(idle=not self._dispatch.active)
 
     def drain(self) -> None:

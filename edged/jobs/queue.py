@@ -71,6 +71,16 @@ class JobQueue:
         """Keep a waiting job from being first(), since this process cannot run it. It can still end."""
         self._held.add(queued.number)
 
+    def release(self, queued: Queued) -> None:
+        """Let a job that was held run again."""
+        self._held.discard(queued.number)
+        self.put(queued)
+
+    def upcoming(self, most: int) -> list[Queued]:
+        """The most urgent waiting jobs that are not held, in their order."""
+        free = ((rank, n) for rank, n in self._order if n in self._waiting and n not in self._held)
+        return [self._waiting[n] for n in dict.fromkeys(n for _, n in heapq.nsmallest(most, free))]
+
     def take(self, queued: Queued) -> None:
         """Move a job from waiting to running."""
         del self._waiting[queued.number]

@@ -88,6 +88,27 @@ ALTER TABLE result ADD COLUMN row_crc INTEGER;
 ALTER TABLE delivered ADD COLUMN row_crc INTEGER;
 ALTER TABLE waiter ADD COLUMN row_crc INTEGER;
 """),
+    # shared.py. An older edged runs a job that is being given away, and again one that was given away and comes again.
+    Migration("""
+CREATE TABLE shared (
+    seq INTEGER PRIMARY KEY,
+    grp TEXT NOT NULL,         -- the group whose job it is
+    path TEXT NOT NULL,        -- members that gave it on, each ended by /
+    came TEXT,                 -- the give that brought it; NULL: a sender did
+    give TEXT,                 -- the give under way; NULL: none
+    taker TEXT                 -- the member that it goes to
+);
+CREATE TABLE given (
+    id TEXT PRIMARY KEY,
+    digest BLOB NOT NULL,
+    grp TEXT NOT NULL,
+    taker TEXT NOT NULL,       -- the member that has accepted it
+    came TEXT,                 -- the give that had brought it
+    finished REAL NOT NULL,    -- when it was given away: wall clock, seconds
+    boottime REAL NOT NULL,
+    boot INTEGER NOT NULL      -- boot_number() in database.py
+) WITHOUT ROWID;
+"""),
 )
 """STEPS[n] leads from version n to n + 1. A step that was released is not changed any more."""
 

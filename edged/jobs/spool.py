@@ -18,6 +18,7 @@ from edged.jobs.checksums import COVERED, columns, document_crc, is_whole, row_c
 from edged.jobs.database import Database, boot_number
 from edged.jobs.id_index import IdIndex
 from edged.jobs.records import Delivery, Known, Moment, Queued
+from edged.jobs.shared import SharedJobs
 from edged.jobs.waiters import Row, Waiters
 
 _UNDELIVERED = "seq IN (SELECT seq FROM result EXCEPT SELECT seq FROM delivered)"
@@ -44,6 +45,7 @@ class Spool(Database):
 
     def load(self) -> None:
         """Read the numbers that come next, and the index of ids."""
+        self.shared = SharedJobs(self._db, self._read)
         # Given by hand, so that the number of a job that was removed is never given again while this process runs.
         self._next = self._db.execute("SELECT ifnull(max(seq), 0) + 1 FROM job").fetchone()[0]
         made = f"SELECT ifnull(max(made), 0) + 1 FROM result WHERE {_UNDELIVERED}"
@@ -137,6 +139,12 @@ class Spool(Database):
             (number, int(crashed_alone), int(suspect)),
         )
 
+    def take_over_attempts(self, number: int, starts: int, crashes: int) -> None:
+        """Write down the runs of a job that other members cut short."""
+        if starts:
+            values = (number, starts, crashes)
+            self._db.execute("INSERT INTO attempt (seq, starts, crashes, suspect) VALUES (?, ?, ?, 0)", values)
+
     def forget_attempts(self, number: int) -> None:
         """Forget the interrupted runs of a pinned prompt."""
         self._db.execute("DELETE FROM attempt WHERE seq = ?", (number,))
@@ -156,6 +164,7 @@ class Spool(Database):
         for table in ("result", "delivered", "attempt"):
             self._db.execute(f"DELETE FROM {table} WHERE seq = ?", (number,))
         self.waiters.remove(number)
+        self.shared.remove(number)
 
     def prune(self, age: float, now: Moment, limit: int) -> int:
         """Remove up to `limit` delivered jobs whose result is older than `age` seconds; return how many.
@@ -170,6 +179,7 @@ class Spool(Database):
         ).fetchall()
         for (number,) in rows:
             self.remove(number)
+        self.shared.prune(age, now)
         for file in self.set_aside:
             with contextlib.suppress(OSError):
                 if file.stat().st_mtime < now.wall - age:
@@ -241,6 +251,13 @@ class Spool(Database):
             number, id, _, priority, store, wall, boottime, boot_id, synchronised, ttl, deadline = values
             moment = Moment(wall, boottime, boot_id, bool(synchronised))
             yield Queued(number, id, priority, bool(store), moment, ttl, deadline, starts, crashes, bool(suspect))
+
+    def places(self, number: int) -> list[tuple[str | None, bytes | None]]:
+        """Topics and Correlation Data that wait for a job's result, beside its own result topic."""
+        try:
+            return [(topic, correlation) for _, _, topic, correlation in self.waiters.of(number)]
+        except sqlite3.Error as error:
+            raise self._failure("read", error) from None
 
     def pinned_attempts(self) -> dict[int, tuple[int, bool]]:
         """Of pinned prompts that were interrupted: (crashes alone, whether it must run alone) by number."""

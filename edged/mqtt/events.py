@@ -124,6 +124,16 @@ class GroupPong:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareReceived:
+    """What another member of a group says of waiting jobs (sharing/), on the topic of `member`."""
+
+    kind: Literal["offer", "give", "given"]
+    group: str
+    member: str
+    message: ReceivedMessage
+
+
+@dataclass(frozen=True, slots=True)
 class LinkUp:
     """The connection is up and its subscriptions were answered.
 
@@ -210,6 +220,7 @@ Event: TypeAlias = (
     | CommandReceived
     | GroupPing
     | GroupPong
+    | ShareReceived
     | LinkUp
     | LinkDown
     | Published

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from edged.mqtt.events import GroupPing, GroupPong, ReceivedMessage
+from edged.mqtt.events import GroupPing, GroupPong, ReceivedMessage, ShareReceived
 from edged.mqtt.session_types import Subscription
 from edged.mqtt.topics import Channel, Topics, is_id
 
@@ -29,6 +29,10 @@ class Membership:
     left: frozenset[str] = frozenset()
     model: str | None = None
     asking: bool = False
+    shares_load: bool = False
+    """Whether it gives waiting jobs to other devices of its groups, and takes theirs."""
+    listening: bool = False
+    """Whether it wants to hear which of them have a free row."""
 
 
 class GroupTopics:
@@ -66,7 +70,14 @@ class GroupTopics:
         found.append([Subscription(topic, qos=0, purpose="questions of other devices") for topic in pings])
         pongs = [topics.group_pong(group) for group in groups if self.membership.asking]
         found.append([Subscription(topic, qos=0, purpose="answers of other devices") for topic in pongs])
+        found.append([Subscription(topic, qos=1, purpose="jobs of other devices") for topic in self._shares()])
+        offers = [topics.group_offer(group, "+") for group in groups if self.membership.listening]
+        found.append([Subscription(topic, qos=0, purpose="offers of other devices", retained=True) for topic in offers])
         return found
+
+    def _shares(self) -> list[str]:
+        names, topics, device = self.names if self.membership.shares_load else (), self._topics, self._topics.device
+        return [topic(group, device) for group in names for topic in (topics.group_give, topics.group_given)]
 
     def taken(self, refused: Collection[str]) -> dict[str, bool]:
         """Whether the device takes the jobs of each group. `refused`: topic filters that the broker refused."""
@@ -87,6 +98,16 @@ class GroupTopics:
         else:
             return
         message.receipt.session.unsubscribe(topic)
+
+    def read_share(self, message: ReceivedMessage, channel: Channel) -> ShareReceived | None:
+        """What another member says of waiting jobs; None, and unsubscribed, where this one does not share its load."""
+        group, member = channel.group, channel.member
+        if not self.membership.shares_load or group not in self.names:
+            message.receipt.session.unsubscribe(channel.topic_filter)
+            return None
+        if member is None or channel.kind not in ("offer", "give", "given"):
+            return None
+        return ShareReceived(channel.kind, group, member, message)
 
     def word(self, nonce: str) -> bytes:
         """The payload of a ping or a pong."""

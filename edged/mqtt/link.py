@@ -283,6 +283,10 @@ class Link:
             self.acknowledge(message.receipt)
             if (told := self._groups.read_word(message, channel)) is not None:
                 self._deliver(told)
+        elif channel.kind in ("offer", "give", "given"):
+            self.acknowledge(message.receipt)  # its sender repeats what is not answered
+            if (shared := self._groups.read_share(message, channel)) is not None:
+                self._deliver(shared)
         else:
             self._groups.leave_if_former(message, channel)
             if channel.kind == "desired":

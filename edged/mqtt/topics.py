@@ -31,7 +31,7 @@ def family(topic: str) -> str:
     return head if channel == "stream" and above.rpartition("/")[0].endswith("/device") else topic
 
 
-Kind: TypeAlias = Literal["job", "cancel", "status", "desired", "command", "ping", "pong"]
+Kind: TypeAlias = Literal["job", "cancel", "status", "desired", "command", "ping", "pong", "offer", "give", "given"]
 _GROUP_KINDS: dict[str, Kind] = {"cancel": "cancel", "desired": "desired", "ping": "ping", "pong": "pong"}
 
 
@@ -42,6 +42,8 @@ class Channel:
     kind: Kind
     topic_filter: str
     group: str | None = None
+    member: str | None = None
+    """The device that an offer, a give or its answer belongs to."""
 
 
 def fleet_check(root: str, client: str) -> str:
@@ -152,6 +154,18 @@ class Topics:
         """Devices that serve answer here."""
         return f"{self.root}/group/{group}/pong"
 
+    def group_offer(self, group: str, member: str) -> str:
+        """A member with a free row says so here (sharing/)."""
+        return f"{self.root}/group/{group}/offer/{member}"
+
+    def group_give(self, group: str, member: str) -> str:
+        """Others give waiting jobs to this member here."""
+        return f"{self.root}/group/{group}/give/{member}"
+
+    def group_given(self, group: str, member: str) -> str:
+        """This member hears here what became of the jobs that it gives."""
+        return f"{self.root}/group/{group}/given/{member}"
+
     @property
     def reply_prefix(self) -> str:
         return f"{self.root}/reply/"
@@ -174,6 +188,10 @@ class Topics:
                 return Channel(_GROUP_KINDS[named], topic, group)
             case [group, "cmd", name, id] if is_id(name) and is_id(id):
                 return Channel("command", self.group_command(group, "+", "+"), group)
+            case [group, ("give" | "given") as kind, member]:
+                return Channel(kind, topic, group, member)
+            case [group, "offer", member]:
+                return Channel("offer", self.group_offer(group, "+"), group, member)
         return None
 
     def reply_refusal(self, topic: str, correlation: bytes | None = None) -> str | None:

@@ -252,6 +252,13 @@ TABLE: tuple[Row, ...] = (
         "counter",
         "Results that the broker does not take, each replaced by `result_too_large`",
     ),
+    Row(
+        "edged_shared_jobs_total",
+        "counter",
+        "Jobs of groups that were `given` to or `taken` from other members, gives that were `refused` or not answered, "
+        "and repeats and cancels that were `forwarded`",
+        ("event",),
+    ),
     Row("edged_spool_bytes", "gauge", "Size of the spool on disk", (), lambda s: _one(s.status.spool_bytes)),
     Row(
         "edged_spool_damaged_files",

@@ -53,6 +53,7 @@ class Metrics:
         self.cached_tokens = self._counter("edged_prefix_cache_hit_tokens_total")
         self.structured_answers = self._counter("edged_structured_answers_total")
         self.results_too_large = self._counter("edged_results_too_large_total")
+        self.shared_jobs = self._counter("edged_shared_jobs_total", "given", "taken", "refused", "forwarded")
         self.reconnects = self._counter("edged_mqtt_reconnects_total", "jobs", "control")
         ProcessCollector(registry=self.registry)
         self.registry.register(_TableCollector(board, readings, latest))

@@ -43,6 +43,10 @@ class DeviceSettings(Section):
         json_schema_extra={"allowed": "a list of names, each " + ID_ALLOWED},
     )
     addresses: bool = Field(default=False, description="Whether the info document lists the device's IP addresses.")
+    share_load: bool = Field(
+        default=False,
+        description="Whether to give jobs of groups that wait to members with a free row, and to take theirs.",
+    )
 
 
 class ModelSettings(Section):

@@ -25,6 +25,8 @@ class Waiting:
     """Members that gave it on before."""
     ahead: int
     """Jobs that start here before it."""
+    avoid: frozenset[str] = frozenset()
+    """Members that have refused it for good."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def choose(waiting: Sequence[Waiting], offers: Iterable[tuple[str, Offer]], here
         for job in waiting:
             if job.number in used or job.group != group or job.model not in (None, offer.model):
                 continue
-            if len(job.path) >= MAX_HOPS or offer.device in job.path:
+            if len(job.path) >= MAX_HOPS or offer.device in job.path or offer.device in job.avoid:
                 continue
             speed = needed_speed(job, here)
             if speed is None or offer.speed is None or offer.speed > speed:

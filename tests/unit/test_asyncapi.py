@@ -37,6 +37,7 @@ def test_its_topics_are_those_of_the_code() -> None:
     own |= {topics.command("{command}", "{id}"), topics.group_command("{group}", "{command}", "{id}")}
     own |= {topics.event("{job}"), topics.result("{job}"), topics.stream("{job}"), topics.reply_prefix + "{client}"}
     own |= {topics.group_cancel("{group}"), topics.group_ping("{group}"), topics.group_pong("{group}")}
+    own |= {topic("{group}", "{device}") for topic in (topics.group_offer, topics.group_give, topics.group_given)}
     shared = (topics.group_job("{group}"), topics.group_model_job("{group}", "{model}"))
     own |= {re.sub(r"^\$share/[^/]+/", "", topic) for topic in shared}
     assert {channel["address"] for channel in DOCUMENT["channels"].values()} == own

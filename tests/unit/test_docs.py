@@ -97,6 +97,7 @@ def test_topics_are_those_of_the_code() -> None:
     own |= {topics.event("<job>"), topics.result("<job>"), topics.stream("<job>")}
     groups = {topics.group_cancel("<group>"), topics.group_ping("<group>"), topics.group_pong("<group>")}
     groups |= {topics.group_desired("<group>"), topics.group_command("<group>", "<command>", "<id>")}
+    groups |= {topic("<group>", "<device>") for topic in (topics.group_offer, topics.group_give, topics.group_given)}
     shared = (topics.group_job("<group>"), topics.group_model_job("<group>", "<model>"))
     groups |= {topic.removeprefix("$share/<group>/") for topic in shared}
     assert listed == own | groups | {topics.reply_prefix + "…"}

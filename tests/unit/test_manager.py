@@ -65,7 +65,8 @@ class Preparation:
 class World:
     """Link, preparer and engine in one: `said` is everything that left for the broker, in its order."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, device: str = "board", **options: Any) -> None:
+        self.device = device
         self.said: list[tuple[Any, ...]] = []
         self.tokens: list[Hashable] = []
         self.submitted: list[int] = []
@@ -87,8 +88,8 @@ class World:
         self.energy = EnergyLedger(options.pop("power", None))
         last_end = options.pop("last_end", LastEnd(None, ()))
         self.jobs = JobManager(
-            device="board",
-            topics=TOPICS,
+            device=device,
+            topics=Topics("edged/v1", device),
             spool=self.spool,
             link=self,
             engine=self,
@@ -100,12 +101,12 @@ class World:
             **{"max_queued": 1000, "max_bytes": 1 << 20, "retention": 1e6, "pieces_per_second": 1, "allow_pin": False}
             | options,
         )
-        self.jobs.outbox.connected(LinkUp("control", True, "5"))
+        self.jobs.control_changed(LinkUp("control", True, "5"))
 
     # The link.
 
     def publish(self, topic: str, payload: bytes, *, qos: int, token: Hashable | None = None, **_: Any) -> bool:
-        channel, _, id = topic.removeprefix("edged/v1/device/board/").partition("/")
+        channel, _, id = topic.removeprefix(f"edged/v1/device/{self.device}/").partition("/")
         document = json.loads(payload)
         if channel == "event" and document["event"] == "accepted":
             assert self.committed(id)

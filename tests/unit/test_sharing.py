@@ -133,7 +133,8 @@ HERE = Here("here", serves=True, rows=1, speed=10.0)
 
 
 def waiting(number: int, ahead: int = 0, **fields: Any) -> Waiting:
-    return Waiting(**{"number": number, "group": "g", "model": None, "path": (), "ahead": ahead} | fields)
+    known: dict[str, Any] = {"number": number, "group": "g", "model": None, "path": (), "ahead": ahead}
+    return Waiting(**known | fields)
 
 
 def pairs(chosen: list[Handing]) -> list[tuple[int, str]]:

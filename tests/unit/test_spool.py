@@ -18,6 +18,7 @@ from edged.jobs import schema
 from edged.jobs.database import PAGE_BYTES, WAL_BYTES
 from edged.jobs.records import Delivery, Known, Moment, Queued
 from edged.jobs.schema import STEPS, Migration, SpoolDamagedError, SpoolError
+from edged.jobs.shared import Mark, Shared
 from edged.jobs.spool import Spool
 
 SPOOLS = Path(__file__).parents[1] / "fixtures/spools"
@@ -400,6 +401,16 @@ MORE = (
 )
 
 
+def test_what_is_shared_over_a_group_outlives_a_restart(tmp_path: Path) -> None:
+    spool = Spool(Path(shutil.copy(SPOOLS / "version-5.db", tmp_path)))
+    assert spool.shared.leaving() == [Shared(1, "hall", ("pi-1",), "give-1", "give-2", "pi-2")]
+    assert spool.shared.mark_of("given") == Mark(hashlib.sha256(b"{}").digest(), "hall", "pi-2", None)
+    with spool.transaction():
+        spool.remove(1)
+        spool.shared.unmark("given")
+    assert (spool.shared.leaving(), spool.shared.mark_of("given")) == ([], None)
+
+
 def test_a_spool_of_every_earlier_version_is_opened(tmp_path: Path) -> None:
     files = sorted(SPOOLS.iterdir())
     assert [file.name for file in files] == [f"version-{n}.db" for n in range(1, len(STEPS) + 1)]
@@ -567,9 +578,9 @@ def test_steps_are_applied_together_or_not_at_all(spool: Spool, monkeypatch: pyt
 
 def test_a_file_that_leaves_this_edged_out_is_left_alone(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(schema, "STEPS", (*STEPS, MORE[0], Migration("DROP TABLE pot", oldest=6)))
+        newer.setattr(schema, "STEPS", (*STEPS, MORE[0], Migration("DROP TABLE pot", oldest=7)))
         reopened(spool).close()
-    with pytest.raises(SpoolError, match="newer edged: it needs one that knows schema 6, this one knows 4"):
+    with pytest.raises(SpoolError, match="newer edged: it needs one that knows schema 7, this one knows 5"):
         Spool(spool.path)
 
 
