@@ -85,13 +85,18 @@ def rights(
             [f"$share/{group}/{topic}" for group, topic in zip(groups, topics, strict=True)]
             for topics in (jobs, of_models)
         )
+        # Load shared over a group: what this device is given and answered, and what any of the group offers.
+        given = [f"{root}/group/{group}/{channel}/{name}" for group in groups for channel in ("give", "given")]
+        gives = [f"{root}/group/{group}/{channel}/+" for group in groups for channel in ("give", "given")]
+        offers = [f"{root}/group/{group}/offer/+" for group in groups]
+        said += [*gives, *(f"{root}/group/{group}/offer/{name}" for group in groups)]
         said.append(f"{own}/bridge")  # by a bridge beside it (bridge.conf), which has the device's role
         check = [f"{own}/check"] if groups else []  # on which the device tries whether shares are delivered
         return {
             "send": [*said, *check, *words, f"{root}/reply/#", *([discovery_topic(root, name)] if shown else [])],
-            "receive": [*heard, *jobs, *of_models, *told, *check, *words],
-            "literal": [*heard, *shared, *told, *check, *words, *(f"$share/{name}/{topic}" for topic in check)],
-            "pattern": shared_of_models,
+            "receive": [*heard, *jobs, *of_models, *told, *check, *words, *given, *offers],
+            "literal": [*heard, *shared, *told, *check, *words, *given, *(f"$share/{name}/{topic}" for topic in check)],
+            "pattern": [*shared_of_models, *offers],
         }
     if kind == "sender":
         targets = [f"{root}/{whom}/+/{channel}" for whom in ("device", "group") for channel in ("job", "cancel")]

@@ -25,6 +25,7 @@ from edged.mqtt.events import (
     LinkUp,
     Published,
     PublishRefused,
+    ShareReceived,
 )
 from edged.mqtt.groups import Membership
 from edged.mqtt.topics import Topics
@@ -145,13 +146,22 @@ def test_devices_with_certificates_and_passwords_do_all_that_the_contract_says(
     for device in (a, p):
         device.wait_for(CancelReceived, topic=f"edged/v1/group/{group}/cancel")
     for device, model in ((a, "phi3"), (p, "other")):
-        device.link.set_membership(Membership(model=model, asking=True))
+        device.link.set_membership(Membership(frozenset(), model, asking=True, shares_load=True, listening=True))
         topic = f"edged/v1/group/{group}/model/{model}/job"
         eventually(lambda topic=topic: hears.matched(topic))
         device.wait_for(JobReceived, topic=topic)
     a.link.ping(group, "n")
     p.link.pong(group, p.wait_for(GroupPing).nonce)
     assert a.wait_for(GroupPong) == GroupPong(group, "n")
+    for kind, topic in (
+        ("offer", p.topics.group_offer),
+        ("give", p.topics.group_give),
+        ("given", p.topics.group_given),
+    ):
+        owner = p.topics.device if kind == "offer" else a.topics.device
+        assert p.link.publish(topic(group, owner), b"{}", qos=1, token=kind)
+        p.wait_for(Published, token=kind)
+        assert a.wait_for(ShareReceived, topic=topic(group, owner)).member == owner
     assert [device.link.status().warnings for device in (a, p)] == [(), ()]
 
 
@@ -424,22 +434,28 @@ def test_the_rights_of_a_device_are_the_topics_of_its_link(fleet: Fleet) -> None
     heard = {f"{own}/{channel}" for channel in ("job", "cancel", "status", "health", "desired", "cmd/+/+")}
     told = {f"edged/v1/group/fleet/{channel}" for channel in ("cancel", "desired", "cmd/+/+")}
     words = {"edged/v1/group/fleet/ping", "edged/v1/group/fleet/pong"}
+    shares = "edged/v1/group/fleet"
+    given, offers = {f"{shares}/give/b", f"{shares}/given/b"}, {f"{shares}/offer/+"}
     assert topics == {
         "publishClientSend": {
             f"{own}/{said}"
             for said in ("event/+", "result/+", "stream/+", "status", "info", "health", "bridge", "reported", "cmd/+/+")
         }
         | words
+        | {f"{shares}/give/+", f"{shares}/given/+", f"{shares}/offer/b"}
         | {f"{own}/check", "edged/v1/reply/#"},
         "publishClientReceive": heard
         | words
         | told
         | {f"{own}/check"}
+        | given
+        | offers
         | {"edged/v1/group/fleet/job", "edged/v1/group/fleet/model/+/job"},
         "subscribeLiteral": heard
         | words
         | {f"{own}/check", f"$share/b/{own}/check"}
+        | given
         | told
         | {"$share/fleet/edged/v1/group/fleet/job"},
-        "subscribePattern": {"$share/fleet/edged/v1/group/fleet/model/+/job"},
+        "subscribePattern": {"$share/fleet/edged/v1/group/fleet/model/+/job"} | offers,
     }
