@@ -21,6 +21,7 @@ from edged.jobs.deferred import Deferred
 from edged.jobs.poison import CLOSED_TIMES, PROBE, SMALL_BYTES, Alone, PoisonFinder, Probe, Step
 from edged.jobs.publisher import Notice, Publisher
 from edged.jobs.records import Delivery
+from edged.jobs.refused import RefusedResults
 from edged.jobs.replacements import Replacements
 from edged.jobs.results import can_shrink
 from edged.jobs.retained import Document, RetainedDocuments
@@ -72,7 +73,7 @@ class Outbox:
         self._ahead: deque[Delivery] = deque()
         self._due: deque[Delivery] = deque()
         self._under_way: dict[Hashable, _Sent] = {}
-        self._refused: list[Delivery] = []
+        self._refused = RefusedResults()
         self._deferred: Deferred[Delivery | str] = Deferred()
         self._too_large = Replacements()
         self._confirmations = Confirmations()
@@ -95,8 +96,8 @@ class Outbox:
 
     @property
     def warnings(self) -> tuple[Fault, ...]:
-        """Retained documents that the broker does not take as they are."""
-        return self._retained.warnings
+        """Retained documents that the broker does not take as they are, and results that it refuses."""
+        return (*self._retained.warnings, *self._refused.warnings)
 
     # What is to be published
 
@@ -281,8 +282,7 @@ class Outbox:
         self._finder.connected(self._now())
         if self._retained.connected(event.broker, event.maximum_packet_size):
             self._take_deferred(math.inf)
-        self._due.extendleft(reversed(self._refused))
-        self._refused.clear()
+        self._due.extendleft(reversed(self._refused.take()))
 
     def disconnected(self, event: LinkDown) -> None:
         """Make everything under way due again: its acknowledgements are lost with the connection."""
@@ -347,6 +347,7 @@ class Outbox:
     def _finish(self, delivery: Delivery, heard: bool = False) -> None:
         """It is published no more; `heard`: the broker has it."""
         self._deferred.forget(delivery)
+        self._refused.finish(delivery)
         self._confirmations.finish(delivery, heard=heard)
 
     def _answered(self, token: Hashable) -> _Sent | None:
@@ -378,10 +379,9 @@ class Outbox:
             self._finish(delivery)
             return
         log.error("result_refused", job=delivery.id, reason=reason, hint=_MAY_NOT_PUBLISH)
+        self._refused.add(delivery, reason, put_off)
         if put_off:
             self._deferred.put_off(delivery, self._now())
-        else:
-            self._refused.append(delivery)
 
     def confirmations(self) -> tuple[list[int], list[int]]:
         """(waiters that have their answer, jobs all of whose publications are confirmed), to be committed."""

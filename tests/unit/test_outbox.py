@@ -219,6 +219,28 @@ def test_a_refused_reply_ends_and_a_refused_result_waits_for_the_next_connection
     assert link.results == ["j0", "j1", "j0"]
 
 
+def test_a_refused_result_is_a_warning_until_the_broker_takes_it() -> None:
+    outbox, link, _ = make(2)
+    outbox.pump()
+    first, second = link.under_way
+    for token in (first, second):
+        outbox.refused(token, "not authorized", 0x87)
+    (warning,) = outbox.warnings
+    assert (warning.code, "job j0" in warning.message, "not authorized" in warning.message) == (
+        "mqtt_result_refused",
+        True,
+        True,
+    )
+    drop(outbox, link)
+    outbox.pump()
+    assert outbox.warnings == (warning,)
+    first, second = link.under_way
+    outbox.confirmed(first)
+    assert "job j1" in outbox.warnings[0].message
+    outbox.confirmed(second)
+    assert outbox.warnings == ()
+
+
 def test_every_refusal_is_logged_with_a_hint() -> None:
     outbox, link, _ = make(2)
     outbox.add([Delivery(0, "j0", "reply", None)])
