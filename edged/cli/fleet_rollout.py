@@ -23,7 +23,7 @@ from edged.cli.common import (
     broker_settings_or_exit,
     end,
 )
-from edged.cli.fleet_rollout_table import as_json, faults, headline, line
+from edged.cli.fleet_rollout_table import as_json, faults, headline, line, not_heeded
 from edged.cli.fleet_sign import private_key
 from edged.fleet.boards import Boards
 from edged.fleet.gather import BrokerError, Gathering
@@ -138,8 +138,10 @@ class _Shown:
         self._last = ""
         self._begun = False
         self._faults: set[str] = set()
+        self._told: str | None = None
 
     def show(self, picture: Picture) -> None:
+        self._say(not_heeded(picture))
         told = json.dumps(as_json(picture), ensure_ascii=False) if self._json else line(picture)
         if not self._json:
             if not self._begun:
@@ -154,7 +156,13 @@ class _Shown:
             self._last = told
 
     def lost(self, reason: str) -> None:
-        typer.echo(f"edged: {reason}; trying again", err=True)
+        self._say(f"{reason}; trying again")
+
+    def _say(self, reason: str | None) -> None:
+        """Print what is wrong, once."""
+        if reason is not None and reason != self._told:
+            typer.echo(f"edged: {reason}", err=True)
+        self._told = reason
 
 
 def _waves(text: str) -> tuple[float, ...]:

@@ -73,6 +73,12 @@ def headline(picture: Picture) -> str:
     )
 
 
+def not_heeded(picture: Picture) -> str | None:
+    """That the broker has a document which is none, or of a wrong key; None where it has not."""
+    fault = picture.refused
+    return None if fault is None else f"the document that the broker has for the group is not heeded: {fault.message}"
+
+
 def line(picture: Picture) -> str:
     """How far it is."""
     decision = picture.decision

@@ -22,7 +22,7 @@ from edged.cli.common import (
     end,
 )
 from edged.cli.fleet_rollout import Fleet, GroupOption, KeyOption
-from edged.cli.fleet_rollout_table import as_json, headline, line, rows
+from edged.cli.fleet_rollout_table import as_json, headline, line, not_heeded, rows
 from edged.fleet.gather import BrokerError, Gathering
 from edged.rollout.conductor import Decision, Verdict, Wave
 from edged.rollout.conductor_documents import Heard
@@ -40,8 +40,8 @@ def status(
 ) -> None:
     """Show the group's rollout, device by device.
 
-    Exit code 0 where every device has executed it, 75 where it goes on or is paused, 1 where it was aborted or there is
-    none, 69 where the broker does not tell.
+    Exit code 0 where every device that is there has executed it, 75 where it goes on or is paused, 1 where it was
+    aborted or there is none, 69 where the broker does not tell.
     """
     settings = broker_settings_or_exit(config, mqtt_host, mqtt_port)
     with _gathered(Fleet(settings, group, None)) as (_, heard):
@@ -136,11 +136,15 @@ def _picture(heard: Heard) -> Picture:
     received = choose(heard, None)
     members = tuple(heard.members(received, time.time()))
     wave = heard.wave()
-    done = wave.percent >= 100.0 and all(member.executed for member in members)
+    there = [member for member in members if member.counts]
+    done = wave.percent >= 100.0 and there and all(member.executed for member in there)
     if wave.abort:
         verdict = Verdict.ABORTED
-    elif done and members:
+    elif done:
         verdict = Verdict.SUCCEEDED
     else:
         verdict = Verdict.PAUSED if wave.paused else Verdict.IN_PROGRESS
-    return Picture(received, Decision(verdict, wave), members)
+    picture = Picture(received, Decision(verdict, wave), members, heard.refused)
+    if (told := not_heeded(picture)) is not None:
+        typer.echo(f"edged: {told}", err=True)
+    return picture

@@ -100,10 +100,9 @@ def decide(members: Sequence[Member], wave: Wave, options: Options, since_raise:
         return Decision(Verdict.SUCCEEDED, wave, goal=wave.percent)
     if wave.paused:
         return Decision(Verdict.PAUSED, wave, goal=goal)
-    if goal < options.waves[0]:
-        return Decision(Verdict.IN_PROGRESS, wave, "devices", goal)
     percent = max(wave.percent, _paced(members, wave.percent, goal, options.per_minute, since_raise))
-    waits_for: WaitsFor = "pace" if percent < goal else "wave"
+    held = sum(member.counts and within(member.place, goal) for member in members)
+    waits_for: WaitsFor = "pace" if percent < goal else "wave" if held >= options.min_executed else "devices"
     return Decision(Verdict.IN_PROGRESS, replace(wave, percent=percent), waits_for, goal)
 
 

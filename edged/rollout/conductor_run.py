@@ -9,9 +9,10 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from edged.faults import Fault
 from edged.fleet.gather import BrokerError, Gathering
 from edged.rollout.conductor import MINUTE, Decision, Options, Verdict, Wave, decide, wave_of
 from edged.rollout.conductor_documents import Heard
@@ -41,7 +42,9 @@ class Picture:
 
     received: Received
     decision: Decision
-    members: tuple[Member, ...] = field(default=())
+    members: tuple[Member, ...] = ()
+    refused: Fault | None = None
+    """Why the document that the broker retains is not heeded, where it is not."""
 
 
 def choose(heard: Heard, wanted: Mapping[str, Any] | None) -> Received:
@@ -96,6 +99,7 @@ class Conductor:
         self._sign = sign
         self._received: Received | None = None
         self._wave = Wave()
+        self._begun = False
 
     def run(self, connect: Connect, show: Callable[[Picture], None], lost: Callable[[str], None]) -> Picture:
         """Until the rollout is over. `show` is called at each look, `lost` when the broker was lost and is tried again.
@@ -108,12 +112,13 @@ class Conductor:
                     gathering.gather()
                     while True:
                         picture = self.step(heard, gathering.keep)
+                        self._begun = True
                         show(picture)
                         if picture.decision.verdict in _OVER:
                             return picture
                         gathering.listen(LOOK_SECONDS)
             except BrokerError as error:
-                if self._wave == Wave():
+                if not self._begun:
                     raise
                 lost(str(error))
                 time.sleep(AGAIN_SECONDS)
@@ -123,6 +128,7 @@ class Conductor:
         if self._received is None:
             self._received = choose(heard, self._wanted)
         received, newest = self._received, heard.newest
+        refused = heard.refused
         members, since_raise = tuple(heard.members(received, time.time())), MINUTE
         if newest is not None and newest.release == received.release:
             self._wave, since_raise = self._wave.merge(heard.wave()), heard.since_raise()
@@ -134,7 +140,7 @@ class Conductor:
         if decision.wave != Wave():
             publish(keep, heard, received, decision.wave, self._sign)
         self._wave = decision.wave
-        return Picture(received, decision, members)
+        return Picture(received, decision, members, refused)
 
 
 def publish(keep: Keep, heard: Heard, received: Received, wave: Wave, sign: Sign) -> None:

@@ -38,7 +38,8 @@ def test_the_first_wave_grows_until_it_holds_as_many_devices_as_must_have_execut
     assert (few.verdict, few.wave, few.waits_for) == (Verdict.IN_PROGRESS, Wave(), "devices")
     away = decide(members(*IDLE, here=False), Wave(), WAVES)
     assert (away.wave, away.waits_for) == (Wave(), "devices")
-    assert decide(members(*IDLE), Wave(), Options(waves=(15.0,))).wave.percent == 15.0  # never past the last wave
+    small = decide(members(*IDLE), Wave(), Options(waves=(15.0,)))
+    assert (small.wave.percent, small.waits_for) == (15.0, "devices")  # never past the last wave
 
 
 def test_a_wave_is_followed_by_the_next_when_all_its_devices_that_are_there_have_executed() -> None:
