@@ -11,7 +11,7 @@ import pytest
 from daemon_fixtures import Daemon, Place
 from fleet_fixtures import Fleet as LockedFleet
 from fleet_fixtures import Guest
-from patience import eventually
+from patience import PATIENCE, eventually
 from rollout_rig import DIGEST, document
 from simulated_hall import Hall
 
@@ -122,7 +122,7 @@ def test_a_paused_rollout_goes_on_after_it_was_resumed_with_another_conductor(ha
     percent = status(operator)["percent"]
     assert percent < 100.0
     assert operator.command("fleet", "resume", *GROUP).returncode == 0
-    assert two.wait(60) == 0
+    assert two.wait(PATIENCE) == 0
     assert hall.percents() == sorted(hall.percents())
     assert status(operator)["percent"] == 100.0
 
@@ -134,7 +134,7 @@ def test_two_conductors_and_an_abort_by_hand(hall: Hall, operator: Daemon) -> No
     eventually(lambda: hall.told)
     aborted = operator.command("fleet", "abort", *GROUP)
     assert (aborted.returncode, aborted.stdout.splitlines()[-1][:7]) == (0, "ABORTED")
-    assert [one.wait(60) for one in both] == [1, 1]
+    assert [one.wait(PATIENCE) for one in both] == [1, 1]
     assert hall.told[-1]["abort"] is True
     assert {told["sequence"] for told in hall.told} == {1}
 
@@ -150,7 +150,7 @@ def test_a_conductor_goes_on_when_the_broker_is_back(place: Place, hall: Hall, o
     place.broker.start()
     hall.show()
     hall.go_on()
-    assert one.wait(60) == 0
+    assert one.wait(PATIENCE) == 0
 
 
 @pytest.mark.slow
