@@ -149,7 +149,7 @@ def build(
         energy=energy,
         share_groups=settings.device.groups if settings.device.share_load else (),
     )
-    puller = Puller(settings.state_dir, inbox.put)
+    puller = Puller(settings.state_dir, inbox.put, settings.fleet.pull_bytes_per_second)
     trial = Trial(bench, engine.submit, engine.cancel, comparable=model_path != DEMO_FOLDER)
     rollout = Rollout(
         settings, memory, link.topics, link, jobs.outbox, clock, puller, trial, reload=lambda: inbox.put(Reload())

@@ -20,6 +20,33 @@ PAUSES = (1.0, 2.0, 4.0, 8.0)
 Progress = Callable[[str, int], None]
 """Called with the path of a file and how many more of its bytes are done; negative when it restarts."""
 _CHUNK = 1 << 20
+_LEAST_CHUNK, _CHUNKS_A_SECOND = 4096, 4
+"""Sizes of reads where the rate is limited."""
+
+
+class Pace:
+    """Limits how fast bytes come, over all files of a pull."""
+
+    def __init__(self, bytes_per_second: int | None = None) -> None:
+        """None: no limit."""
+        self._rate = bytes_per_second
+        self._due = 0.0
+        """CLOCK_MONOTONIC seconds at which the bytes that came are due."""
+
+    @property
+    def chunk(self) -> int:
+        """Bytes to read at once."""
+        return _CHUNK if self._rate is None else min(_CHUNK, max(_LEAST_CHUNK, self._rate // _CHUNKS_A_SECOND))
+
+    def came(self, count: int) -> None:
+        """Wait until so many more bytes are due."""
+        if self._rate is not None:
+            now = time.monotonic()
+            self._due = max(now, self._due) + count / self._rate
+            time.sleep(self._due - now)
+
+
+NO_LIMIT = Pace()
 
 
 class FetchError(Exception):
@@ -34,12 +61,12 @@ class Fetched:
     entry: FileEntry
 
 
-def fetch(file: SourceFile, target: Path, progress: Progress) -> Fetched:
+def fetch(file: SourceFile, target: Path, progress: Progress, pace: Pace = NO_LIMIT) -> Fetched:
     """Fetch `file` to `target`.
 
     An incomplete file is kept beside the target as `.NAME.part`, for the next attempt. Raises FetchError.
     """
-    partial = _PartialFile(file, target, progress)
+    partial = _PartialFile(file, target, progress, pace)
     try:
         return partial.complete()
     except OSError as error:
@@ -51,11 +78,11 @@ def fetch(file: SourceFile, target: Path, progress: Progress) -> Fetched:
 
 
 class _PartialFile:
-    def __init__(self, file: SourceFile, target: Path, progress: Progress) -> None:
+    def __init__(self, file: SourceFile, target: Path, progress: Progress, pace: Pace) -> None:
         self._file, self._target = file, target
         self._part = target.with_name(f".{target.name}.part")
         self._tag = target.with_name(f".{target.name}.etag")
-        self._progress = progress
+        self._progress, self._pace = progress, pace
         self._digest = file.digest or Digest("sha256", "")
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # from an earlier pull: checked again
@@ -171,7 +198,7 @@ class _PartialFile:
     def _copy(self, source: Any) -> None:
         while self._have < self._file.bytes:
             try:
-                chunk = source.read(min(_CHUNK, self._file.bytes - self._have))
+                chunk = source.read(min(self._pace.chunk, self._file.bytes - self._have))
             except (OSError, http.client.HTTPException) as error:
                 if isinstance(self._file.origin, Remote):
                     raise WebError(f"the connection was cut at {self._where()}: {error}", passing=True) from None
@@ -185,6 +212,7 @@ class _PartialFile:
                 count = self._out.write(view)
                 self._take(view[:count])
                 view = view[count:]
+            self._pace.came(len(chunk))
 
     def _where(self) -> str:
         return f"byte {self._have} of {self._file.bytes}"

@@ -18,7 +18,7 @@ from edged.engine.package_memory import LOADED_RATIO, RUNTIME_BYTES, TooLargeErr
 from edged.machine.board import Board
 from edged.machine.memory import Available, available, size
 from edged.machine.storage import SPARE_BYTES
-from edged.models.fetch import Fetched, Progress, fetch
+from edged.models.fetch import NO_LIMIT, Fetched, Pace, Progress, fetch
 from edged.models.listing import Listing, content_id
 from edged.models.mend import Mended, mend_package
 from edged.models.origin import Origin, write_origin
@@ -95,7 +95,7 @@ def _pull(listing: Listing, name: str, settings: Settings, board: Board, store: 
 
 
 def pull_version(
-    listing: Listing, name: str, identity: str, settings: Settings, store: Store, progress: Progress
+    listing: Listing, name: str, identity: str, settings: Settings, store: Store, progress: Progress, pace: Pace
 ) -> Path:
     """Fetch a package beside those that are there: complete, under no name yet, and not loaded. Returns its folder.
 
@@ -112,7 +112,7 @@ def pull_version(
             if known and not identity.startswith(str(listing.content)):  # both hash the same lines
                 raise _other_content(listing.source, f"{listing.content}…", identity)
             staging = store.staging(name)
-            files, manifest, _ = _fetch_files(listing, settings, store, staging, progress)
+            files, manifest, _ = _fetch_files(listing, settings, store, staging, progress, pace)
             if manifest.identity != identity:
                 shutil.rmtree(staging)
                 raise _other_content(listing.source, manifest.identity, identity)
@@ -131,14 +131,14 @@ def _other_content(source: str, found: str, wanted: str) -> OtherContentError:
 
 
 def _fetch_files(
-    listing: Listing, settings: Settings, store: Store, staging: Path, progress: Progress
+    listing: Listing, settings: Settings, store: Store, staging: Path, progress: Progress, pace: Pace = NO_LIMIT
 ) -> tuple[dict[str, Fetched], Manifest, int]:
     """Fetch all files to `staging` and write their manifest there. Returns both, and the bytes transferred now."""
     present = _bytes_present(listing, staging)
     _check_disk(listing, present, store)
     _check_memory(listing, settings)
     staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files = {file.path: fetch(file, staging / file.path, progress) for file in listing.files}
+    files = {file.path: fetch(file, staging / file.path, progress, pace) for file in listing.files}
     _remove_others(staging, set(files))
     manifest = manifest_of({path: file.entry for path, file in files.items()})
     write_manifest(staging, manifest)

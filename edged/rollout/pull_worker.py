@@ -1,9 +1,9 @@
 """Runs in a process of its own and pulls the package of a rollout, with the lowest priority that the kernel has.
 
-The first line on stdin is the order: `{"state_dir", "source", "name", "digest"}`. When stdin ends, the daemon is gone,
-and so is this process. Writes JSON documents, one a line, to stdout: `{"done", "total"}` in bytes now and then, and in
-the end `{"version"}`, its path below the store, or `{"failed", "by"}`: the reason, and `network`, `content` or
-`package`.
+The first line on stdin is the order: `{"state_dir", "source", "name", "digest", "rate"}`, the last in bytes per second
+or null. When stdin ends, the daemon is gone, and so is this process. Writes JSON documents, one a line, to stdout:
+`{"done", "total"}` in bytes now and then, and in the end `{"version"}`, its path below the store, or
+`{"failed", "by"}`: the reason, and `network`, `content` or `package`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edged.engine.package import PackageError
-from edged.models.fetch import FetchError
+from edged.models.fetch import FetchError, Pace
 from edged.models.listing import NAME, RESERVED, SourceError
 from edged.models.pull import OtherContentError, PullError, pull_version
 from edged.models.sources import open_source
@@ -64,7 +64,8 @@ def _pull(order: dict[str, Any], out: IO[str]) -> dict[str, Any]:
             told = time.monotonic()
             print(json.dumps({"done": done, "total": listing.bytes}), file=out)
 
-    version = pull_version(listing, name, order["digest"], settings, store, progress)
+    pace = Pace(order["rate"])
+    version = pull_version(listing, name, order["digest"], settings, store, progress, pace)
     return {"version": version.relative_to(store.folder).as_posix()}
 
 

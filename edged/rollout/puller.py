@@ -47,8 +47,10 @@ PullEvent: TypeAlias = PullProgress | PullEnded
 class Puller:
     """One pull at a time. Its thread calls `deliver`."""
 
-    def __init__(self, state_dir: Path, deliver: Callable[[PullEvent], None]) -> None:
+    def __init__(self, state_dir: Path, deliver: Callable[[PullEvent], None], rate: int | None = None) -> None:
+        """`rate`: most bytes per second; None: no limit."""
         self._state_dir = state_dir
+        self._rate = rate
         self._deliver = deliver
         self._process: subprocess.Popen[str] | None = None
         self.order: Order | None = None
@@ -85,7 +87,7 @@ class Puller:
         end = PullEnded(order, None, "the process that pulls ended without a word: it was killed, or memory was short")
         settled = {"state_dir": str(self._state_dir.absolute()), "source": order.source, "name": order.name}
         try:
-            process.stdin.write(json.dumps({**settled, "digest": order.digest}) + "\n")
+            process.stdin.write(json.dumps({**settled, "digest": order.digest, "rate": self._rate}) + "\n")
             process.stdin.flush()
             for line in process.stdout:
                 said = json.loads(line)

@@ -36,6 +36,13 @@ class FleetSettings(Section):
     unsigned: bool = Field(
         default=False, description="Whether to follow desired documents of anyone who may publish them, without keys."
     )
+    pull_bytes_per_second: int | None = Field(
+        default=None,
+        ge=1024,
+        le=10_000_000_000,
+        description="Most bytes per second of a rollout's download; unset: no limit.",
+        examples=[500_000],
+    )
 
     commands: Annotated[list[CommandName], BeforeValidator(no_duplicates), BeforeValidator(split_list)] = Field(
         default=[],
