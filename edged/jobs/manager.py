@@ -304,6 +304,8 @@ class JobManager:
         """Give the engine no further job; those that run may finish."""
         self._committer.drain()
         self._dispatch.drain()
+        if self._sharing is not None:
+            self._sharing.withdraw()
 
     def abandon(self) -> list[str]:
         """Forget what runs: it is on disk without a result and runs again after the next start. Returns the ids."""

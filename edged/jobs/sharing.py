@@ -175,6 +175,12 @@ class Sharing:
         for group in self._groups:
             self._offer(group, now)
 
+    def withdraw(self) -> None:
+        """Take back the offers at once: this member drains."""
+        if self._up:
+            for group in self._groups:
+                self._offer(group, time.monotonic())
+
     @property
     def _serves(self) -> bool:
         return self._dispatch.serves and not self._sheds

@@ -337,6 +337,14 @@ def test_a_member_that_drains_gives_what_waits_and_waits_for_the_answers(hall: H
     assert (hall.a.ids(), hall.b.ids()) == ([], ["x"])
 
 
+def test_a_member_that_drains_withdraws_its_offer_at_once(hall: Hall) -> None:
+    hall.tick()
+    hall.b.jobs.drain()
+    offers = [payload for sender, channel, payload in hall.said if (sender, channel) == ("b", "offer/b")]
+    assert offers[0]
+    assert offers[1:] == [b""]
+
+
 def test_a_member_whose_board_is_too_hot_gives_all_that_waits_and_offers_nothing(hall: Hall) -> None:
     hall.boards["a"] = hall.a
     hall.a.job(job("busy"))
