@@ -74,9 +74,12 @@ class Ending:
         if client.malformed:
             fault = connection_faults.MALFORMED
         asked, oldest, begun = [wanted.topic for wanted in subscriber.asked], publications.oldest, None
+        refused = publications.refused(now)
         said_so = blame.counts or (self._about_subscription and asked)
         if seconds is not None and (fault == connection_faults.LOST or said_so):
             if oldest is None and not asked and said_so:
                 begun = publications.begun(now)
-            fault = connection_faults.lost_during(fault, self._said, asked, oldest, begun)
+            fault = connection_faults.lost_during(
+                fault, self._said, asked, oldest, begun or (refused if said_so else None)
+            )
         return SessionEnd(fault, seconds, blame, publications.alone_seconds(now), asked=subscriber.asked, begun=begun)

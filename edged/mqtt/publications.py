@@ -49,6 +49,8 @@ class Publications:
         """Families of topics that got something at QoS 0 on this connection."""
         self._begun: dict[str, float] = {}
         """When the first such publication was handed over, of families that the broker is not known to take."""
+        self._refused: tuple[float, str] | None = None
+        """When the broker refused the latest one that it refused, and its topic."""
 
     @property
     def acknowledged(self) -> bool:
@@ -77,6 +79,10 @@ class Publications:
         """A family of topics to which the first publication of QoS 0 on this connection has only just gone."""
         recent = [(at, topics) for topics, at in self._begun.items() if now - at <= BLAMED_SECONDS]
         return max(recent)[1] if recent else None
+
+    def refused(self, now: float) -> str | None:
+        """The topic of a publication that the broker has only just refused: mosquitto 2.0.11 then hangs up, too."""
+        return self._refused[1] if self._refused is not None and now - self._refused[0] <= BLAMED_SECONDS else None
 
     def send(self, client: Client, publication: Publication, now: float) -> None:
         """Hand it to paho, or refuse it where the broker takes none such."""
@@ -128,6 +134,7 @@ class Publications:
             self._begun = {topics: at for topics, at in self._begun.items() if at > sent.at}
         self._release(publication.qos)
         if code.is_failure:
+            self._refused = now, publication.topic
             reason = connection_faults.publication_refused(code, properties, publication.topic)
             self._refuse(publication, reason, code.value)
         elif publication.token is not None:

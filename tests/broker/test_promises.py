@@ -356,6 +356,16 @@ def test_a_hang_up_at_a_publication_names_its_topic(script: Script, make_device:
     assert (fault.code, device.topics.result("7") in fault.message) == ("mqtt_lost_at_publish", True)
 
 
+def test_a_hang_up_after_a_refused_publication_names_its_topic(script: Script, make_device: Make) -> None:
+    broker = script(on_publish=lambda publish: Answer(0x87 if "result" in publish.topic else 0))
+    device: Device = make_device(broker.port, protocol="5").up()
+    device.link.publish(device.topics.result("7"), b"x", qos=1, token="result")
+    device.wait_for(PublishRefused)
+    broker.drop()
+    fault = device.down().fault
+    assert (fault.code, device.topics.result("7") in fault.message) == ("mqtt_lost_at_publish", True)
+
+
 def test_a_broker_that_forgot_the_session_is_named(make_broker: Make, make_device: Make, protocol: str) -> None:
     broker: Mosquitto = make_broker(persistence=False).start()
     device: Device = make_device(broker.port, protocol=protocol).up()
