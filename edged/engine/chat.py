@@ -146,6 +146,9 @@ class Chat:
         try:
             if _marker(0) not in self._template.render(question):
                 self._typed = _marker(0) in self._template.render([_typed(question[0])])
+                if not self._typed:
+                    self.refusal = "it leaves out what the user says"
+                    return
         except TemplateRefusalError as error:
             self.refusal = str(error)
             return

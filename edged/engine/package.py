@@ -31,6 +31,13 @@ _UNHEEDED: dict[str, object] = {
     "random_seed": -1,
 }
 """Entries of `search` that edged does not heed, and the value of each that asks for nothing."""
+_SILENT = {
+    *("do_sample", "repetition_penalty", "temperature", "top_k", "top_p"),
+    *("early_stopping", "length_penalty"),
+    *("batch_size", "chunk_size", "past_present_share_buffer"),
+}
+"""Entries of which nothing is said by their name alone: heeded, of beam search, and how onnxruntime-genai computes."""
+_MOST_UNHEEDED = 32
 _PAGED = {"block_table", "cumulative_sequence_lengths", "past_sequence_lengths"}
 """Inputs of graphs that onnxruntime-genai's model builder makes for a paged KV cache."""
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids", "logits_indices")
@@ -195,6 +202,7 @@ def open_package(folder: Path, name: str | None = None) -> Package:
     texts = read_texts(folder)
     tokenizer_file = _tokenizer_file(folder)
     window = _section(decoder, "sliding_window", {})
+    context_length = _number(model, "context_length", 16, 1 << 24)
     return Package(
         folder=folder,
         name=name or folder.resolve().name,
@@ -205,7 +213,7 @@ def open_package(folder: Path, name: str | None = None) -> Package:
         kv_heads=_number(decoder, "num_key_value_heads", 1, 4096),
         head_size=_number(decoder, "head_size", 1, 4096),
         vocabulary=vocabulary,
-        context_length=_number(model, "context_length", 16, 1 << 24),
+        context_length=context_length,
         sliding_window=_number(window, "window_size", 1, 1 << 24) if window.get("layers") else 0,
         eos=_eos(model, vocabulary) | {token for token in texts.eos if token < vocabulary},
         input_names={kind: name for kind, name in input_names.items() if name in graph.inputs},
@@ -213,7 +221,7 @@ def open_package(folder: Path, name: str | None = None) -> Package:
         past_names=past,
         present_names=present,
         made_for=_made_for(decoder),
-        search=_search(_section(config, "search", {})),
+        search=_search(_section(config, "search", {}), context_length),
         weight_bytes=_weight_bytes(model_file, graph),
         tokenizer_file=tokenizer_file,
         texts=texts,
@@ -254,10 +262,12 @@ def _real(section: dict[str, Any], key: str, low: float, high: float) -> float:
     return float(value)
 
 
-def _search(search: dict[str, Any]) -> SearchDefaults:
-    top_k = _number(search, "top_k", 0, 1 << 24, default=0)
-    top_p = _real(search, "top_p", 0.0, 1.0) or 1.0  # 0 is how some write "off"
-    unheeded = [name for name, off in _UNHEEDED.items() if search.get(name, off) not in (off, None)]
+def _search(search: dict[str, Any], context: int) -> SearchDefaults:
+    # 0 and -1 are how some write "off".
+    top_k = max(_number(search, "top_k", -1, 1 << 24, default=0), 0)
+    top_p = _real(search, "top_p", 0.0, 1.0) or 1.0
+    neutral = {**_UNHEEDED, "max_length": context}
+    unheeded = [name for name in sorted(search.keys() - _SILENT) if search[name] not in (neutral.get(name), None)]
     if search.get("do_sample") is False:  # written beside a temperature and a top_k that it switches off
         top_k, top_p = 0, 1.0
     elif search.get("temperature", 1.0) not in (1.0, None):
@@ -266,7 +276,7 @@ def _search(search: dict[str, Any]) -> SearchDefaults:
         top_k=top_k,
         top_p=top_p,
         repetition_penalty=_real(search, "repetition_penalty", 0.0, 100.0) or 1.0,
-        unheeded=tuple(f"{name} = {short(search[name])}" for name in unheeded),
+        unheeded=tuple(f"{short(name)[1:-1]} = {short(search[name])}" for name in unheeded[:_MOST_UNHEEDED]),
     )
 
 
@@ -282,8 +292,8 @@ def _tokenizer_file(folder: Path) -> Path:
 
 
 def _eos(model: dict[str, Any], vocabulary: int) -> frozenset[int]:
-    value = model.get("eos_token_id", [])
-    tokens = value if isinstance(value, list) else [value]
+    value = model.get("eos_token_id")
+    tokens = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocabulary for token in tokens):
         raise PackageError(f"genai_config.json: eos_token_id must name tokens below {vocabulary}, is {short(value)}")
     return frozenset(tokens)

@@ -274,6 +274,14 @@ class TestDroppedMessages:
         assert tokenizer.chat["refuses"] == "only with tools"
         assert tokenizer.faults == ["the chat template refuses a plain question (only with tools): use prompt"]
 
+    def test_so_does_one_that_leaves_out_what_the_user_says(self, with_template: Open) -> None:
+        tokenizer = with_template("{{ bos_token }}{% for m in messages %}{{ m.text }}{% endfor %}")
+        assert tokenizer.chat is not None
+        assert tokenizer.chat["refuses"] == "it leaves out what the user says"
+        assert "refuses a plain question (it leaves out what the user says): use prompt" in tokenizer.faults[0]
+        with pytest.raises(PromptError, match=r"leaves out what role 'user' says in message 1: send prompt"):
+            tokenizer.encode_messages([turn("x")])
+
 
 THINKING = PHI_3.replace(
     "<|assistant|>\n",

@@ -150,6 +150,12 @@ class TestGood:
         assert tokenizer.faults == []
         tokenizer.close()
 
+    def test_no_eos_in_genai_config_is_written_as_null_too(self, package: Path) -> None:
+        configure(package, lambda config: config["model"].update(eos_token_id=None))
+        tokenizer = Tokenizer(open_package(package))
+        assert tokenizer.eos == {2}  # </s> of tokenizer_config.json
+        tokenizer.close()
+
     def test_without_any_eos_the_fault_is_named(self, package: Path) -> None:
         configure(package, lambda config: config["model"].pop("eos_token_id"))
         write(package, "tokenizer_config.json", {"eos_token": "not a token"})
@@ -164,6 +170,12 @@ class TestGood:
             ({"do_sample": False, "top_k": 1, "top_p": 0.5, "temperature": 0.2}, SearchDefaults()),
             ({"do_sample": True, "top_k": 1, "top_p": 0.5}, SearchDefaults(top_k=1, top_p=0.5)),
             ({"top_k": 40}, SearchDefaults(top_k=40)),
+            ({"top_k": -1, "top_p": 0, "repetition_penalty": None}, SearchDefaults()),
+            (
+                {"max_length": 64, "xtc\n": [1], "length_penalty": 2.0, "chunk_size": 64, "frequency_penalty": None},
+                SearchDefaults(unheeded=("max_length = 64", r"xtc\n = [1]")),
+            ),
+            ({"max_length": CONFIG["model"]["context_length"]}, SearchDefaults()),
             ({"do_sample": False, "repetition_penalty": 1.2}, SearchDefaults(repetition_penalty=1.2)),
             (
                 {"do_sample": True, "num_beams": 4, "min_length": 0, "temperature": 0.6, "no_repeat_ngram_size": 3},
