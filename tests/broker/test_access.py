@@ -152,7 +152,7 @@ def test_a_refused_subscription_is_named(make_device: Make) -> None:
     up = device.wait_for(LinkUp, which="control")
     # Without these no job is lost: they are warnings.
     assert up.refused == ()
-    assert [warning.code for warning in up.warnings] == ["mqtt_subscription_refused"] * 3
+    assert [warning.code for warning in up.warnings] == ["mqtt_subscription_refused"] * 4
     assert device.wait_for(LinkUp, which="jobs").refused == (device.topics.job,)
     assert device.link.connected("control")
     assert not device.link.connected("jobs")

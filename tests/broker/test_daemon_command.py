@@ -108,6 +108,7 @@ def test_what_is_not_allowed_is_answered_with_what_is(place: Place) -> None:
     assert daemon.end() == 0
 
 
+@pytest.mark.slow
 def test_a_removed_document_stays_removed(place: Place) -> None:
     daemon, client = place.daemon(**ALL).start(), place.client()
     ask(client, "logs/l1")
@@ -123,6 +124,7 @@ def test_a_removed_document_stays_removed(place: Place) -> None:
     assert daemon.end() == 0
 
 
+@pytest.mark.slow
 def test_restart_and_reload_answer_before_and_after(place: Place) -> None:
     daemon, client = place.daemon(**ALL).start(), place.client()
     for name in ("reload", "restart"):
@@ -136,6 +138,7 @@ def test_restart_and_reload_answer_before_and_after(place: Place) -> None:
     assert daemon.end() == 0
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_command_runs_is_told_and_it_does_not_run_again(place: Place) -> None:
     daemon, client = place.daemon(**ALL).start(), place.client()
     client.send(document(rows=8), to=f"{GROUP}/bench/b1", retain=True)

@@ -28,6 +28,7 @@ def serves_phi3(daemon: Daemon, client: Client5, id: str) -> None:
     assert (answer["model"], answer["token_ids"]) == ("phi3", REFERENCE[0]["output_ids"])
 
 
+@pytest.mark.slow
 def test_a_signed_rollout_is_followed_to_the_new_model_and_no_other_document_is(place: Place) -> None:
     key = Ed25519PrivateKey.generate()
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode().splitlines()[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from daemon_fixtures import Daemon, Place
@@ -16,6 +17,7 @@ def ask(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
     return daemon.command("fleet", "command", *arguments)
 
 
+@pytest.mark.slow
 def test_devices_and_groups_answer_and_nothing_of_it_stays_at_the_broker(place: Place) -> None:
     daemon = place.daemon(FLEET__COMMANDS="logs,forget", DEVICE__GROUPS="hall").start()
     done = ask(daemon, "board", "logs", "--lines", "2", "--json")
@@ -46,6 +48,7 @@ def test_who_does_not_answer_is_named(place: Place) -> None:
     assert (done.returncode, "no device of the group hall" in done.stderr) == (69, True)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_before_anything_is_sent(place: Place) -> None:
     daemon = place.daemon()
     for arguments, words in (
