@@ -102,6 +102,7 @@ MEANINGS = {
     "mqtt_subscription_refused": "the broker refuses a subscription",
     "mqtt_unexpected_topic": "the broker delivered a message on a topic that nobody subscribed to",
     "mqtt_will_refused": "the broker refuses the last will, and the device connects with a lesser one",
+    "notice_dropped": "more events and rejections wait for the broker than are kept; the oldest is dropped",
     "notice_refused": "the broker refuses an event or a rejection",
     "package_fault": "a file of the package lacks a fact or contradicts another",
     "pinned_instruction_given_up": "a pinned instruction crashed the process three times",

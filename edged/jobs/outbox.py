@@ -42,7 +42,7 @@ class _Sent(NamedTuple):
 
 
 NOTICES = 10_000
-"""Notices that may wait; the oldest are dropped beyond that. Senders resend until `accepted`, so no job is lost."""
+"""Notices that may wait; beyond that the oldest are dropped. Senders resend until `accepted`, so no job is lost."""
 _NOTICE = "notice"
 _MAY_NOT_PUBLISH = "allow the device to publish on its topics and under <root>/reply/"
 
@@ -131,7 +131,9 @@ class Outbox:
         self._link.publish(self._topics.stream(id), piece, qos=0)
 
     def notify(self, notice: Notice) -> None:
-        """Publish once, at the next pump(); dropped if the connection is lost before."""
+        """Publish once, at the next pump(); dropped if the connection is lost before, or NOTICES come after it."""
+        if len(self._notices) == NOTICES:
+            log.warning("notice_dropped", topic=self._notices[0].topic, hint="its sender hears when it sends again")
         self._notices.append(notice)
 
     def announce(self, topic: str, document: Document, whole: bool = False) -> bool:

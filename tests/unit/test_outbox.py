@@ -169,8 +169,10 @@ def test_a_notice_goes_before_results_and_keeps_its_order() -> None:
 def test_notices_do_not_grow_without_end_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "NOTICES", 20)
     outbox, link, _ = make(0, window=0)
-    for n in range(30):
-        outbox.notify(Notice("event/x", b"%d" % n))
+    with capture_logs() as logs:
+        for n in range(30):
+            outbox.notify(Notice("event/x", b"%d" % n))
+    assert [(entry["event"], entry["topic"]) for entry in logs] == [("notice_dropped", "event/x")] * 10
     assert outbox.unsettled
     link.window = 100
     outbox.pump()
