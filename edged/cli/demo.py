@@ -21,6 +21,8 @@ def demo(
     """Show the main job on embedded defaults: jobs over MQTT, right answers, a few metrics."""
     check_folder("--model", model)
     logs.configure("info" if verbose else "error", "auto")
+    if model is not None:
+        _check_package(model)
     try:
         from edged.demo.show import DemoError, show
     except ImportError:
@@ -28,4 +30,13 @@ def demo(
     try:
         show(stay, model)
     except DemoError as error:
+        end(FAILED, str(error))
+
+
+def _check_package(folder: Path) -> None:
+    from edged.engine.package import PackageError, open_package
+
+    try:
+        open_package(folder)
+    except PackageError as error:
         end(FAILED, str(error))

@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from daemon_fixtures import MODELS
 from patience import PATIENCE
 
 HTTP_PORT = 9765
@@ -57,3 +59,22 @@ def test_the_lines_that_it_prints_can_be_done(printed: list[str]) -> None:
     assert f":{HTTP_PORT}/" not in "".join(printed)
     run(printed, "/job -m")
     assert 'edged_jobs_total{state="succeeded"}' in run(printed, "/metrics")
+
+
+def demo(folder: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "edged", "demo", "--model", folder]
+    return subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
+
+
+@pytest.mark.slow
+def test_another_package_answers_questions_for_an_instruct_model() -> None:
+    done = demo(str(MODELS / "phi3"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "What is the capital of France?" in done.stdout
+    assert 'edged_jobs_total{state="succeeded"} 4.0' in done.stdout
+
+
+def test_a_folder_that_is_no_package_is_one_line(tmp_path: Path) -> None:
+    done = demo(str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "genai_config.json is missing" in done.stderr
