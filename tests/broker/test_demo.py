@@ -23,7 +23,6 @@ HTTP_PORT = 9765
 @pytest.fixture
 def printed() -> Iterator[list[str]]:
     """The lines to try of a demo that stays, while another program has the port of its metrics."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a script runs this in the background
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # taken already, just as well
             stack.enter_context(socket.create_server(("127.0.0.1", HTTP_PORT)))

@@ -37,7 +37,7 @@ def fleet500() -> Iterator[Daemon]:
 
 
 def listed(daemon: Daemon, *options: str) -> tuple[int, list[dict[str, Any]]]:
-    done = daemon.command("fleet", "list", "--json", *options)
+    done = daemon.command("fleet", "list", "--json", "--stale", "3600", *options)
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout)["devices"]
 
@@ -54,7 +54,7 @@ def test_nothing_of_500_devices_is_missing_and_those_in_trouble_come_first(fleet
 
 
 def test_the_table_says_why(fleet500: Daemon) -> None:
-    done = fleet500.command("fleet", "list", "--not-ready")
+    done = fleet500.command("fleet", "list", "--not-ready", "--stale", "3600")
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 4)
     for part in ("model_corrupt", "spool_full", "the connection was lost", "not ready", "offline"):
         assert part in done.stdout
