@@ -232,7 +232,6 @@ class Giver:
                 one.written = False  # no further message
                 log.warning("job_give_unanswered", job=one.queued.id, taker=one.taker, then="it stays here")
                 self._metrics.shared_jobs.labels("refused").inc()
-                self._avoid[one.queued.number] = self._avoid.get(one.queued.number, frozenset()) | {one.taker}
                 self._keep(one)
             elif one.written and (one.sent_at is None or now - one.sent_at >= RESEND_SECONDS):
                 self._send(one, self._message(one))

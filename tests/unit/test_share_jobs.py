@@ -199,6 +199,17 @@ def test_the_job_of_a_taker_that_dies_before_it_has_it_stays_at_the_giver(hall: 
     assert hall.results("x") == ["a"]
 
 
+def test_a_member_that_was_silent_is_given_the_job_once_it_offers_again(hall: Hall) -> None:
+    give_away(hall, job("x"))
+    hall.said.clear()
+    hall.kill("b")
+    hall.now += GIVE_UP_SECONDS
+    hall.a.tick()
+    hall.said.clear()  # b has not heard that either
+    hall.settle()
+    assert (hall.a.ids(), hall.b.ids()) == (["busy", "next"], ["x"])
+
+
 def test_a_taker_that_dies_after_its_commit_runs_the_job_once(hall: Hall) -> None:
     give_away(hall, job("x"))
     hall.deliver(lambda _, channel: channel.startswith("give/"))
