@@ -103,7 +103,7 @@ def test_a_full_spool_leaves_jobs_at_the_broker_and_answers_them_all(place: Plac
     for id in ids:
         client.send(job(id))
     assert "max_queued" in daemon.until_fault("spool full")
-    eventually(lambda: any("spool full" in json.loads(one.payload).get("reason", "") for one in client.all("status")))
+    eventually(lambda: any("spool full" in (json.loads(one.payload)["reason"] or "") for one in client.all("status")))
     assert daemon.query("SELECT count(*) FROM job") == [(3,)]
     assert not client.all("event/many-3")
     client.send({"id": "many-2"}, to="cancel")  # the other connection is not held up
