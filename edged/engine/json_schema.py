@@ -255,7 +255,7 @@ def _presences(optional: Sequence[str], others: bool, missing: int, room: float)
     With `others`, the count is left to the properties that are not listed. More than _MOST_OPTIONS are cut short.
     """
     if not others and room >= len(optional):
-        return _some({"required": list(names)} for names in itertools.combinations(optional, missing))
+        return _some({"required": list(names)} for names in itertools.combinations(optional, max(missing, 0)))
     if not others and missing <= 0:
         absent = itertools.combinations(optional, len(optional) - int(max(room, 0)))
         return _some({"properties": dict.fromkeys(names, False)} for names in absent)

@@ -86,6 +86,7 @@ class TestEquivalence:
     @given(schema())
     @example({"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]})
     @example({"properties": {"a": True, "b": True}, "minProperties": 1, "maxProperties": 1})
+    @example({"properties": {"b": True}, "required": ["a"], "maxProperties": 2, "additionalProperties": False})
     @example({"dependentRequired": {"a": ["a", "b"], "b": ["c"]}})
     @example({"not": {"properties": {"a": {"type": "string"}}, "required": ["a"]}})
     def test_a_served_schema_takes_the_values_that_it_allows_and_no_others(self, judge: Judge, schema: Any) -> None:
