@@ -18,6 +18,26 @@ def loads(text: str) -> Any:
     )
 
 
+def read_object(payload: bytes) -> dict[str, Any]:
+    """The object that a message carries. Raises ValueError, in words for the sender."""
+    try:
+        document = loads(payload.decode())
+    except RecursionError:
+        raise ValueError("the document is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("the document is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the document is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+    if not isinstance(document, dict):
+        raise ValueError("the document must be a JSON object")
+    return document
+
+
+def canonical(value: object) -> str:
+    """The one JSON text of a value, whatever the order of its fields: for checksums and signatures."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def shown(name: str) -> str:
     """A name of the sender's for a message: quoted, escaped, cut."""
     return ascii(name if len(name) <= 80 else name[:77] + "...")

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import structlog
 
 from edged import logs
+from edged.checked_json import DamagedError
 from edged.commands.answer import MOST_RESULT_BYTES, answer, size_of
 from edged.commands.document import Code, Command, Failure
-from edged.commands.memory import FILE, MOST_ENTRIES, DamagedError, Entry, Memory, Status, read_memory, write_memory
+from edged.commands.memory import FILE, MOST_ENTRIES, Entry, Memory, Status, read_memory, write_memory
 from edged.commands.reading import Action, Message, Now, decide, refused, taken
 from edged.commands.worker import Worker, WorkerEnded
 from edged.machine.clock import Clock, format_time

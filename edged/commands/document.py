@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -132,24 +131,15 @@ class Command:
     def signed(self) -> bytes:
         """What is signed of the document: canonical JSON without the signature."""
         kept = {name: value for name, value in self.document.items() if name != "signature"}
-        return json.dumps(kept, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+        return strict_json.canonical(kept).encode()
 
 
 def read_document(payload: bytes) -> dict[str, Any]:
     """The JSON object of a message. Raises RefusedError."""
     try:
-        document = strict_json.loads(payload.decode())
-    except RecursionError:
-        raise invalid("the document is nested too deeply") from None
-    except UnicodeDecodeError:
-        raise invalid("the document is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise invalid(f"the document is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+        return strict_json.read_object(payload)
     except ValueError as error:
         raise invalid(str(error)) from None
-    if not isinstance(document, dict):
-        raise invalid("the document must be a JSON object")
-    return document
 
 
 def read_command(name: str, id: str, payload: bytes) -> Command:

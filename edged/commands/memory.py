@@ -6,16 +6,14 @@ time is remembered too (`floor`), and nothing that expires before it is taken, w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from edged.checked_json import expect_format, form_expected, read_checked, write_checked
 from edged.commands.document import Code, Failure
-from edged.durable import write_durably
-from edged.engine.manifest import checksum_of
 
 FILE = "commands.json"
 """In state_dir."""
@@ -24,10 +22,6 @@ MOST_ENTRIES = 256
 _FORMAT = 1
 _MOST_BYTES = 16 << 20
 _RESTARTING = ("restart", "reload")
-
-
-class DamagedError(ValueError):
-    """The file is not as it was written, or of a newer edged."""
 
 
 class Status(Enum):
@@ -135,29 +129,18 @@ class Memory:
 def write_memory(path: Path, memory: Memory) -> None:
     """Replace the file durably. Raises OSError."""
     entries = [{**asdict(one), "status": one.status.value, **_failure_fields(one)} for one in memory.entries.values()]
-    fields = {"format": _FORMAT, "floor": memory.floor, "entries": entries}
-    write_durably(path, json.dumps({**fields, "crc32": checksum_of(fields)}, ensure_ascii=False) + "\n")
+    write_checked(path, {"format": _FORMAT, "floor": memory.floor, "entries": entries})
 
 
 def read_memory(path: Path) -> Memory:
     """Read the file; an empty memory where there is none. Raises DamagedError, and OSError as open does."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-    except FileNotFoundError:
+    fields = read_checked(path, _MOST_BYTES)
+    if fields is None:
         return Memory()
-    try:
-        fields = json.loads(text)
-        if fields.pop("crc32") != checksum_of(fields):
-            raise DamagedError("its content does not have its checksum")
-        if fields["format"] != _FORMAT:
-            raise DamagedError(f"it has format {fields['format']}, and this edged knows format {_FORMAT}")
+    with form_expected():
+        expect_format(fields, _FORMAT)
         entries = [_entry(one) for one in fields["entries"]]
-    except DamagedError:
-        raise
-    except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
-        raise DamagedError(f"it is not in its form: {error!r}") from None
-    return Memory({entry.key: entry for entry in entries}, fields["floor"])
+        return Memory({entry.key: entry for entry in entries}, fields["floor"])
 
 
 def _failure_fields(entry: Entry) -> dict[str, Any]:

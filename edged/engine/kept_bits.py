@@ -17,11 +17,10 @@ import structlog
 from pydantic import TypeAdapter
 
 import edged
-from edged.durable import write_durably
+from edged.checked_json import read_checked, write_checked
 from edged.engine import ort
 from edged.engine.bit_classes import BitClasses, find_bit_classes
 from edged.engine.draft_probe import single_tokens_agree
-from edged.engine.manifest import checksum_of
 from edged.engine.package import Package
 from edged.engine.providers import CPU
 from edged.engine.session import ModelSession
@@ -123,14 +122,10 @@ class KeptBits:
 def _read(file: Path) -> _Document:
     """What is kept; nothing where the file is absent, damaged or of another format."""
     try:
-        with file.open("rb") as opened:
-            document = json.loads(opened.read(_MOST_BYTES))
-        if document.pop("crc32") != checksum_of(document):
-            raise ValueError("its content does not have its checksum")
-        return _DOCUMENT.validate_json(json.dumps(document), strict=True)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        document = read_checked(file, _MOST_BYTES)
+        if document is not None:
+            return _DOCUMENT.validate_json(json.dumps(document), strict=True)
+    except (OSError, ValueError) as error:
         log.warning("kept_bits_refused", file=str(file), reason=" ".join(str(error).split())[:200])
     return _Document()
 
@@ -139,6 +134,6 @@ def _write(file: Path, document: _Document) -> None:
     """Replace the file. A failure is logged."""
     fields = _DOCUMENT.dump_python(document)
     try:
-        write_durably(file, json.dumps({**fields, "crc32": checksum_of(fields)}) + "\n")
+        write_checked(file, fields)
     except OSError as error:
         log.warning("bits_not_kept", file=str(file), reason=(error.strerror or str(error)).lower())

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import structlog
 
-from edged.durable import write_durably
-from edged.engine.manifest import Manifest, checksum_of, parse_manifest
+from edged.checked_json import DamagedError, form_expected, read_checked, write_checked
+from edged.engine.manifest import Manifest, parse_manifest
 from edged.engine.package_files import PackageError
 
 log = structlog.get_logger(__name__)
@@ -48,14 +48,13 @@ class KeptManifests:
         """What is kept for the package in this folder."""
         path = self._path(package)
         try:
-            document = json.loads(_read(path))
-            if document.pop("crc32") != checksum_of(document):
-                raise ValueError("its content does not have its checksum")
-            manifest = parse_manifest(json.dumps(document["manifest"]).encode(), path.name)
-            stamps = {str(file): _stamp(numbers) for file, numbers in document["stamps"].items()}
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, PackageError) as error:
+            document = read_checked(path, _MOST_BYTES)
+            if document is None:
+                return None
+            with form_expected():
+                manifest = parse_manifest(json.dumps(document["manifest"]).encode(), path.name)
+                stamps = {str(file): _stamp(numbers) for file, numbers in document["stamps"].items()}
+        except (OSError, DamagedError, PackageError) as error:
             log.warning("kept_manifest_refused", file=path.name, reason=" ".join(str(error).split())[:200])
             return None
         return Kept(manifest, stamps)
@@ -69,8 +68,7 @@ class KeptManifests:
         }
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            text = json.dumps({**document, "crc32": checksum_of(document)}, ensure_ascii=False)
-            write_durably(self._path(package), text + "\n")
+            write_checked(self._path(package), document)
             self._forget_gone()
         except OSError as error:
             log.warning("manifest_not_kept", package=str(package), reason=(error.strerror or str(error)).lower())
@@ -83,14 +81,8 @@ class KeptManifests:
     def _forget_gone(self) -> None:
         for path in self._folder.glob("*.json"):
             with suppress(OSError, ValueError, KeyError, TypeError):
-                if not Path(json.loads(_read(path))["package"]).is_dir():
+                if not Path(json.loads(path.read_bytes())["package"]).is_dir():
                     path.unlink()
-
-
-def _read(path: Path) -> bytes:
-    """The document's text. One that is too large comes cut, and is no JSON then."""
-    with path.open("rb") as file:
-        return file.read(_MOST_BYTES)
 
 
 def stamp_of(path: Path) -> Stamp | None:

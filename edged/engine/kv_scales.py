@@ -19,11 +19,10 @@ import structlog
 from numpy.typing import NDArray
 
 import edged
-from edged.durable import write_durably
+from edged.checked_json import read_checked, write_checked
 from edged.engine import ort
 from edged.engine.known_answers import KnownAnswers
 from edged.engine.kv_layout import KVLayout
-from edged.engine.manifest import checksum_of
 from edged.engine.package import Package
 
 log = structlog.get_logger(__name__)
@@ -89,8 +88,6 @@ class KeptScales:
         path = self._path(source)
         try:
             return _parse(path, package, source)
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self.refuse(source, " ".join(str(error).split())[:200])
             return None
@@ -114,8 +111,7 @@ class KeptScales:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._forget_gone(document["package"])
-            text = json.dumps({**document, "crc32": checksum_of(document)}, ensure_ascii=False)
-            write_durably(self._path(source), text + "\n")
+            write_checked(self._path(source), document)
         except OSError as error:
             hint = "they are measured again at the next load: make state_dir writable, or free some space"
             reason = (error.strerror or str(error)).lower()
@@ -134,18 +130,14 @@ class KeptScales:
                     path.unlink()
 
 
-def _parse(path: Path, package: Package, source: Source) -> KVScales:
-    """Raises OSError, and ValueError and others where the file does not hold what it should."""
+def _parse(path: Path, package: Package, source: Source) -> KVScales | None:
+    """None where there is no file. Raises OSError, and DamagedError and others where it is not what it should be."""
     planes = KVLayout.of(package).planes
     sizes = [plane.heads * plane.size for plane in planes]
     most = 6 * sum(sizes) + _MORE_BYTES  # base64 of 4 bytes each
-    with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError("it is too large")
-    document = json.loads(content)
-    if document.pop("crc32") != checksum_of(document):
-        raise ValueError("its content does not have its checksum")
+    document = read_checked(path, most)
+    if document is None:
+        return None
     wanted = asdict(source)
     differs = [name for name, value in document["source"].items() if wanted.get(name) != value]
     if differs or document["source"].keys() != wanted.keys():

@@ -13,10 +13,11 @@ import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edged.checked_json import checked_text, checksum_of
 from edged.durable import write_durably
 from edged.engine.package import open_package
 from edged.engine.package_files import MOST_FILES, PackageError
@@ -92,7 +93,7 @@ class Manifest(_Strict):
     def document(self) -> str:
         """The JSON text. Its `crc32` covers all other fields, so that a damaged manifest is known as such."""
         fields = self.model_dump()
-        return json.dumps({**fields, "crc32": checksum_of(fields)}, ensure_ascii=False, indent=1) + "\n"
+        return checked_text(fields, indent=1)
 
 
 class FileDigest:
@@ -196,12 +197,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def _identity(files: dict[str, FileEntry]) -> str:
     lines = "".join(f"{files[path].sha256} {path}\n" for path in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def checksum_of(fields: dict[str, Any]) -> int:
-    """CRC-32 of a JSON object, whatever the order of its fields."""
-    canonical = json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return zlib.crc32(canonical.encode("utf-8", "surrogatepass"))
 
 
 def _first(error: ValidationError) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -248,14 +247,14 @@ class Received:
     def release(self) -> bytes:
         """What the fleet's key signs: canonical JSON of all that stays as it is while the rollout goes on."""
         kept = {name: value for name, value in self.document.items() if name not in WAVE | SIGNATURES}
-        return _canonical(kept)
+        return strict_json.canonical(kept).encode()
 
     @property
     def wave(self) -> bytes:
         """What a conductor's key signs: canonical JSON of what changes, and of which rollout."""
         desired = self.desired
         wave = {"percent": self.document.get("percent", 100), "abort": desired.abort, "pauses": desired.pauses}
-        return _canonical({"rollout": desired.rollout, "sequence": desired.sequence, **wave})
+        return strict_json.canonical({"rollout": desired.rollout, "sequence": desired.sequence, **wave}).encode()
 
 
 def read_desired(payload: bytes, target: str) -> Received:
@@ -263,17 +262,9 @@ def read_desired(payload: bytes, target: str) -> Received:
     if len(payload) > MOST_BYTES:
         raise invalid(f"the document has {len(payload)} bytes: up to {MOST_BYTES} are taken")
     try:
-        document = strict_json.loads(payload.decode())
-    except RecursionError:
-        raise invalid("the document is nested too deeply") from None
-    except UnicodeDecodeError:
-        raise invalid("the document is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise invalid(f"the document is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+        document = strict_json.read_object(payload)
     except ValueError as error:
         raise invalid(str(error)) from None
-    if not isinstance(document, dict):
-        raise invalid("the document must be a JSON object")
     return check_desired(document, target)
 
 
@@ -292,10 +283,6 @@ def check_desired(document: Mapping[str, Any], target: str) -> Received:
 def invalid(reason: str) -> RefusedError:
     """The refusal of a document that is wrong."""
     return RefusedError(Fault("desired_invalid", reason, "correct the document and give it a higher sequence"))
-
-
-def _canonical(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
 
 _FIELDS: dict[str, type[BaseModel]] = {

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edged.durable import write_durably
-from edged.engine.manifest import checksum_of
+from edged.checked_json import DamagedError, expect_format, form_expected, read_checked, write_checked
 from edged.faults import Fault
 from edged.rollout.desired import RefusedError, check_desired
 from edged.rollout.execution import Baseline, Execution, Package, State, Step
@@ -18,10 +16,6 @@ FILE = "rollout.json"
 """In state_dir."""
 _FORMAT = 1
 _MOST_BYTES = 16 << 20
-
-
-class DamagedError(ValueError):
-    """The file is not as it was written, or of a newer edged."""
 
 
 @dataclass(frozen=True)
@@ -42,34 +36,22 @@ def write_memory(path: Path, memory: Memory) -> None:
         "execution": None if memory.execution is None else _execution_fields(memory.execution),
         "former": None if memory.former is None else asdict(memory.former),
     }
-    write_durably(path, json.dumps({**fields, "crc32": checksum_of(fields)}, ensure_ascii=False) + "\n")
+    write_checked(path, fields)
 
 
 def read_memory(path: Path) -> Memory:
     """Read the file; an empty memory where there is none. Raises DamagedError, and OSError as open does."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-    except FileNotFoundError:
+    fields = read_checked(path, _MOST_BYTES)
+    if fields is None:
         return Memory()
-    try:
-        fields = json.loads(text)
-        if fields.pop("crc32") != checksum_of(fields):
-            raise DamagedError("its content does not have its checksum")
-        if fields["format"] != _FORMAT:
-            raise DamagedError(f"it has format {fields['format']}, and this edged knows format {_FORMAT}")
+    with form_expected():
+        expect_format(fields, _FORMAT)
         known = {target: _known(target, one) for target, one in fields["known"].items()}
         return Memory(
             Documents(known, tuple(fields["aborted"])),
             None if fields["execution"] is None else _execution(fields["execution"]),
             None if fields["former"] is None else Package(**fields["former"]),
         )
-    except RefusedError as error:
-        raise DamagedError(f"a document in it is not one of this version: {error}") from None
-    except DamagedError:
-        raise
-    except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
-        raise DamagedError(f"it is not in its form: {error!r}") from None
 
 
 def _known_fields(known: Known) -> dict[str, Any]:
@@ -77,7 +59,11 @@ def _known_fields(known: Known) -> dict[str, Any]:
 
 
 def _known(target: str, fields: dict[str, Any]) -> Known:
-    return Known(check_desired(fields["document"], target), fields["percent"], fields["present"])
+    try:
+        received = check_desired(fields["document"], target)
+    except RefusedError as error:
+        raise DamagedError(f"a document in it is not one of this version: {error}") from None
+    return Known(received, fields["percent"], fields["present"])
 
 
 def _execution_fields(execution: Execution) -> dict[str, Any]:

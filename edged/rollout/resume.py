@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import structlog
 
+from edged.checked_json import DamagedError
 from edged.machine.clock import Clock
 from edged.models.store import Store, StoreError, store_of
 from edged.rollout.execution import Execution, Now, State, Step
-from edged.rollout.memory import FILE, DamagedError, Memory, read_memory, write_memory
+from edged.rollout.memory import FILE, Memory, read_memory, write_memory
 from edged.settings import Settings
 
 log = structlog.get_logger(__name__)

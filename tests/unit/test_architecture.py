@@ -14,6 +14,7 @@ Graph = Mapping[str, frozenset[str]]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edged.log_limit", "edged.log_memory"}),
     frozenset({"edged", "edged.durable", "edged.erasure", "edged.logs", "edged.faults", "edged.strict_json"}),
+    frozenset({"edged.checked_json"}),
     frozenset({"edged.machine", "edged.status", "edged.liveness"}),
     frozenset({"edged.settings", "edged.tls"}),
     frozenset({"edged.engine", "edged.mqtt", "edged.report", "edged.certificates", "edged.energy_day"}),

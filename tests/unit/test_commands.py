@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edged.checked_json import DamagedError
 from edged.commands.answer import answer
 from edged.commands.document import NAMES, Code, Failure, RefusedError, check_command, read_command
 from edged.commands.memory import (
-    DamagedError,
     Entry,
     Memory,
     Status,

@@ -27,6 +27,7 @@ from engine_rig import (
 from family_rig import FAMILIES
 from structlog.testing import capture_logs
 
+from edged.checked_json import checksum_of
 from edged.engine import calibration
 from edged.engine.attention_probe import INT8_SINCE, int8_attention_fault
 from edged.engine.events import Ended, Finished
@@ -37,7 +38,6 @@ from edged.engine.kv_cache import KVCache
 from edged.engine.kv_layout import KVLayout
 from edged.engine.kv_scales import KeptScales, Source
 from edged.engine.loaded_model import LoadedModel, load_model
-from edged.engine.manifest import checksum_of
 from edged.engine.opening import int8_fault
 from edged.engine.package import Package, PackageError, open_package
 from edged.engine.package_memory import TooLargeError
@@ -152,9 +152,7 @@ class TestServed:
         [
             "phi3",
             "gemma2",
-            pytest.param("gemma2-wide", marks=pytest.mark.slow),
-            "llama-position-ids",
-            "mistral",
+            *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2-wide", "llama-position-ids", "mistral")),
         ],
     )
     def test_same_ids_alone_in_company_in_chunks_and_from_known_prefixes(self, name: str, state: Path) -> None:

@@ -14,12 +14,12 @@ from engine_rig import MODELS, RUNTIME, copy_package
 from folders import flip
 from structlog.testing import capture_logs
 
+from edged.checked_json import checksum_of
 from edged.engine import kept_bits
 from edged.engine.bit_classes import BitClasses
 from edged.engine.kept_bits import KeptBits
 from edged.engine.kv_layout import KVLayout
 from edged.engine.loaded_model import LoadedModel, load_model
-from edged.engine.manifest import checksum_of
 from edged.engine.package import open_package
 from edged.engine.splits import SplitRule
 from edged.machine.board import detect

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from rollout_rig import DIGEST, OTHER, known, now, received
 
-from edged.engine.manifest import checksum_of
+from edged.checked_json import DamagedError, checksum_of
 from edged.faults import Fault
 from edged.rollout.execution import MOST_FAILURES, MOST_LOADS, PACKAGE_PAUSE, Baseline, Execution, Package, State, Step
-from edged.rollout.memory import DamagedError, Memory, read_memory, write_memory
+from edged.rollout.memory import Memory, read_memory, write_memory
 from edged.rollout.precedence import Documents
 
 BAD = Fault("rollout_package_failed", "wrong answers", "make it anew")
