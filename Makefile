@@ -46,8 +46,8 @@ unit: $(VENV)/.dev
 broker: $(VENV)/.dev | mosquitto
 	@$(BIN)/pytest -q -n 3 -m "not slow" tests/broker
 
-test-slow: $(VENV)/.dev | mosquitto ## floods, bombs, crash loops, packages that change, and five times the random documents (minutes)
-	@$(BIN)/pytest -q -n 3 -m "slow or hypothesis" --hypothesis-profile thorough tests/unit tests/broker
+test-slow: $(VENV)/.dev | mosquitto ## floods, bombs, crash loops, packages that change, and five times the random documents (EXAMPLES=searching: new ones; minutes)
+	@$(BIN)/pytest -q -n 3 -m "slow or hypothesis" --hypothesis-profile $(or $(EXAMPLES),thorough) tests/unit tests/broker
 
 .PHONY: bit-flips
 bit-flips: $(VENV)/.dev ## 200 single-bit flips in each file of a package, the spool, its log and a prefix: what finds each (SEED=N; minutes)
@@ -63,8 +63,8 @@ test-pull: $(VENV)/.dev ## edged model pull from a real nginx: cuts, damage, ful
 		[ ! -d /run/systemd/system ] || $(SUDO) systemctl disable --quiet --now nginx; }
 	@$(BIN)/pytest -q tests/pull
 
-chaos: $(VENV)/.dev | mosquitto chaos-tools ## kills, cuts and broken networks: no job lost, none run twice (SEED=N repeats a run; minutes; all of it as root)
-	@$(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED))
+chaos: $(VENV)/.dev | mosquitto chaos-tools ## kills, cuts and broken networks: no job lost, none run twice (SEED=N repeats a run; KILLS=N in each stage, 50; minutes; all of it as root)
+	@$(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
 
 chaos-selftest: $(VENV)/.dev | mosquitto ## whether `make chaos` would notice three broken promises (a minute and a half)
 	@$(BIN)/python tests/chaos/selftest.py $(if $(SEED),--seed $(SEED))

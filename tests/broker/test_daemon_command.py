@@ -83,6 +83,7 @@ def test_commands_are_answered_and_an_id_never_runs_again(place: Place) -> None:
     assert daemon.end() == 0
 
 
+@pytest.mark.slow
 def test_what_is_not_allowed_is_answered_with_what_is(place: Place) -> None:
     client = place.client()
     client.send(document(), to=f"{OWN}/restart/r1", retain=True)

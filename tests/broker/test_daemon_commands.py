@@ -121,6 +121,7 @@ def test_all_of_it_works_over_ipv6(place: Place) -> None:
     assert findings["model"]["message"] == "edged is running and says that it is ready; not loaded a second time"
 
 
+@pytest.mark.slow
 def test_submit_says_that_a_result_was_not_kept(client: Client5, daemon: Daemon) -> None:
     for code in (0, 1):
         done = daemon.command("submit", "--job", "-", input=json.dumps(job("unkept", store=False)))
@@ -196,6 +197,7 @@ def test_forget_of_what_is_not_there_is_one_line(client: Client5, daemon: Daemon
     assert (nothing.returncode, one_line(nothing.stderr)) == (2, True)
 
 
+@pytest.mark.slow
 def test_generate_answers_right_without_a_broker(daemon: Daemon) -> None:
     document = reference_job("g")
     done = daemon.command("generate", "--job", "-", "--json", input=json.dumps(document))

@@ -36,6 +36,7 @@ def test_a_read_only_disk_at_the_start_is_one_line(place: Place, tmp_path: Path)
     assert "read-only" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_takes_nothing_falsely_and_recovers(place: Place, tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "size=2m") as folder:
         daemon, client = place.daemon(paced=True, STATE_DIR=str(folder)).start(), place.client()
@@ -81,6 +82,7 @@ def test_a_fault_ends_by_itself_when_no_job_waits_any_more(place: Place, tmp_pat
         assert client.result("tried")["state"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_broken_package_leaves_the_device_up_and_is_mended_without_a_restart(place: Place) -> None:
     package = place.folder / "phi3"
     shutil.copytree(MODELS / "phi3", package)

@@ -20,7 +20,7 @@ def running(daemon: Daemon, client: Client5, id: str, **fields: object) -> None:
     client.event(id, "started")
 
 
-@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+@pytest.mark.parametrize("protocol", ["5", pytest.param("3.1.1", marks=pytest.mark.slow)])
 def test_a_job_sent_while_the_process_is_dead_arrives_after_the_restart(place: Place, protocol: str) -> None:
     daemon = place.daemon(MQTT__PROTOCOL=protocol).start()
     assert daemon.end(signal.SIGKILL) == -signal.SIGKILL
@@ -146,6 +146,7 @@ def test_a_job_longer_than_the_drain_is_cut_and_runs_again(place: Place) -> None
     assert (result["state"], result["attempts"]) == ("succeeded", 2)
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_stops_at_once(place: Place) -> None:
     daemon, client = place.daemon(paced=True, DRAIN_SECONDS="600").start(), place.client()
     daemon.pace(0.05)

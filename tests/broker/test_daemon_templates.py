@@ -108,6 +108,7 @@ PUMP = {
 }
 
 
+@pytest.mark.slow
 def test_a_tool_is_called_and_what_came_of_it_goes_back(place: Place) -> None:
     _, client = serve(place, TOOLS)
     question = {"role": "user", "content": "Stop pump 3"}

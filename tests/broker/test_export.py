@@ -79,6 +79,7 @@ def test_a_daemon_is_exported_with_its_jobs_and_is_down_when_it_dies(place: Plac
     assert exporter.value("edged_ready") is None
 
 
+@pytest.mark.slow
 def test_without_the_broker_it_says_so_and_comes_back(place: Place, exporter: Exporter) -> None:
     assert exporter.value("edged_fleet_broker_connected") == 1
     place.broker.kill()

@@ -65,6 +65,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent(place: Place) -> None:
         assert words in done.stderr
 
 
+@pytest.mark.slow
 def test_a_key_signs_for_devices_that_want_it(place: Place) -> None:
     key = Ed25519PrivateKey.generate()
     file = place.folder / "fleet.pem"

@@ -51,6 +51,7 @@ def test_an_id_that_is_none_is_bad_use(gone: Daemon) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.slow
 def test_an_operator_may_and_an_exporter_may_not(
     fleet: Fleet, guest: Callable[[str, str], Guest], tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def listed(daemon: Daemon, *options: str) -> tuple[int, list[dict[str, Any]]]:
     return done.returncode, json.loads(done.stdout)["devices"]
 
 
+@pytest.mark.slow
 def test_nothing_of_500_devices_is_missing_and_those_in_trouble_come_first(fleet500: Daemon) -> None:
     code, devices = listed(fleet500)
     assert code == 0
@@ -60,6 +61,7 @@ def test_the_table_says_why(fleet500: Daemon) -> None:
         assert part in done.stdout
 
 
+@pytest.mark.slow
 def test_filters_and_returncodes(fleet500: Daemon) -> None:
     assert [one["device"] for one in listed(fleet500, "--offline")[1]] == [TROUBLE[1]]
     assert listed(fleet500, "--group", "north", "--offline", "--model", "phi-3") == (1, [])

@@ -73,7 +73,8 @@ def warnings(daemon: Daemon) -> list[str]:
     return [warning["code"] for warning in json.loads(daemon.get("/readyz")[1])["warnings"]]
 
 
-@pytest.mark.parametrize("protocol", ["5", pytest.param("3.1.1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+@pytest.mark.slow
 def test_the_broken_one_of_three_leaves_its_jobs_to_the_others_and_comes_back(place: Place, protocol: str) -> None:
     package = broken_package(place, "third")
     pairs = [

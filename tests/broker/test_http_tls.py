@@ -60,6 +60,7 @@ def identity(fleet: Fleet, kind: str, name: str) -> list[str | Path]:
     return ["--cacert", files["ca_file"], "--cert", files["cert_file"], "--key", files["key_file"]]
 
 
+@pytest.mark.slow
 def test_who_has_a_certificate_of_the_fleet_is_answered(fleet: Fleet, curl: Curl) -> None:
     code, body = curl("/metrics", *identity(fleet, "observer", "dashboard"))
     assert code == 0, body

@@ -31,6 +31,7 @@ def exemplars(daemon: Daemon) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_ids_of_jobs_are_told_to_who_asks_for_openmetrics_until_they_are_forgotten(place: Place) -> None:
     daemon = place.daemon(http__exemplars="true").start()
     client = place.client()

@@ -90,6 +90,7 @@ def test_older_roles_become_those_of_this_version_and_a_second_run_changes_nothi
     device.none_of(LinkDown)
 
 
+@pytest.mark.slow
 def test_groups_and_home_assistant_are_remembered(old: Fleet) -> None:
     old.must("device", "a", "--groups", "north", "--home-assistant")
     before = rights(old)["device-a"]

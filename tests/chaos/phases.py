@@ -19,10 +19,14 @@ KEEP_ALIVE = 5.0
 DAY = 86400
 
 
-def kills(seed: int, log: FaultLog) -> Outcome:
-    """SIGKILL of the device, 50 times in every stage of a job's life."""
+KILLS = 50
+"""In every stage of a job's life."""
+
+
+def kills(seed: int, log: FaultLog, each: int = KILLS) -> Outcome:
+    """SIGKILL of the device, so many times in every stage of a job's life."""
     world = World("kill -9", seed, log)
-    instants = list(LIFE) * 50
+    instants = list(LIFE) * each
     world.draw.shuffle(instants)
     world.sender.take(True)
     for instant in instants:

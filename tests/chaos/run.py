@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import random
 import signal
 import sys
@@ -37,12 +38,14 @@ def open_log(target: str, seed: int | None = None) -> Iterator[tuple[int, FaultL
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, help="repeat the run that printed it")
+    parser.add_argument("--kills", type=int, default=phases.KILLS, help="in every stage of a job's life")
     parser.add_argument("--only", default="", help="only the phases whose name contains this")
     arguments = parser.parse_args()
     began, outcomes = time.monotonic(), []
     with open_log("chaos", arguments.seed) as (seed, log):
         print(HEADER, flush=True)
-        for name, phase in phases.PHASES.items():
+        some = {"kill -9": functools.partial(phases.kills, each=arguments.kills)}
+        for name, phase in (phases.PHASES | some).items():
             if arguments.only not in name:
                 continue
             try:

@@ -130,7 +130,7 @@ def test_without_a_device_there_is_the_head_alone() -> None:
     assert [line.split() for line in lines([], NOW)] == [list(COLUMNS)]
 
 
-@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("width", [40, *(pytest.param(width, marks=pytest.mark.slow) for width in (80, 200))])
 def test_500_devices_fit_the_terminal(fleet: Fleet, width: int) -> None:
     for n in range(500):
         fleet.retained(f"pi-{n:03}")

@@ -419,7 +419,14 @@ def with_tail(seed: int, length: int = 9) -> tuple[int, ...]:
 
 
 class TestReuse:
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "phi3",
+            "gemma2",
+            *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in ("phi3", "gemma2")),
+        ],
+    )
     def test_ids_are_those_of_a_job_that_shares_nothing(self, name: str, tmp_path: Path) -> None:
         """From memory, from disk after a restart, and with prompts that share less and less."""
         prompts = [with_tail(n, length) for n, length in enumerate((9, 40, 1, 2))]

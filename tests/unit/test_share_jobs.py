@@ -413,7 +413,7 @@ def test_marks_are_forgotten_after_the_retention(hall: Hall) -> None:
     assert spool.shared.mark_of("x") is None
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", [0, *(pytest.param(block, marks=pytest.mark.slow) for block in range(1, 4))])
 def test_no_job_is_lost_whatever_is_lost_late_or_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:

@@ -139,8 +139,8 @@ class TestSameIds:
             assert ids(rig.run(job)[1]) == answers[1]
             # The first token comes with the prompt, the others with as many steps as 39 needs; none beyond max_tokens.
             assert steps_of(rig, 1) == [MOST_TOKENS, MOST_TOKENS, 7]
-            assert rig.engine.status.accepted_drafts == 15 + 15 + 6
-            assert rig.engine.status.rejected_drafts == 0
+        assert rig.engine.status.accepted_drafts == 15 + 15 + 6
+        assert rig.engine.status.rejected_drafts == 0
 
     def test_rows_that_wait_together_are_not_drafted_for(self, off: LoadedModel, on: LoadedModel) -> None:
         jobs = jobs_of()
