@@ -33,6 +33,13 @@ def _state(member: Member, percent: float) -> str:
     return "QUEUED" if member.state is State.QUEUED else "WAITING"
 
 
+def _state_and_wait(member: Member, percent: float) -> str:
+    """What a device waits for that is to begin: without a person, its clock may never be right."""
+    state = _state(member, percent)
+    waits = state == "QUEUED" and member.waiting_for not in (None, "percent")  # its report is older than this wave
+    return f"{state} (waits for {member.waiting_for})" if waits else state
+
+
 def as_json(picture: Picture) -> dict[str, Any]:
     """The rollout as `--json` prints it."""
     received, decision = picture.received, picture.decision
@@ -82,9 +89,8 @@ def not_heeded(picture: Picture) -> str | None:
 def line(picture: Picture) -> str:
     """How far it is."""
     decision = picture.decision
-    told = ", ".join(
-        f"{count} {state}" for state, count in sorted(counts(picture.members, decision.wave.percent).items())
-    )
+    states = Counter(_state_and_wait(member, decision.wave.percent) for member in picture.members)
+    told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     waits = "" if decision.waits_for is None else f"; {_WAITS[decision.waits_for]}"
     return f"{decision.verdict.value} at {decision.wave.percent:g} %: {told or 'no devices'}{waits}"
 
