@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from edged import energy_day
+from edged import energy_day, logs
 from edged.announcer import Announcer
 from edged.commands import commands
 from edged.commands.commands import Commands
@@ -61,10 +61,11 @@ from edged.report.overview import Overview
 from edged.report.routes import daemon_routes
 from edged.report.supervisor import Supervisor
 from edged.rollout.puller import Puller
+from edged.rollout.remote_settings import Load, RemoteSettings
 from edged.rollout.resume import resume
 from edged.rollout.rollout import Rollout
 from edged.rollout.trial import Trial
-from edged.settings import Settings
+from edged.settings import Loaded, Settings
 from edged.startup import StartError, address_refused, check_settings, lock_state_dir, state_dir_refused
 from edged.status import LatestStatus
 
@@ -76,13 +77,14 @@ def build(
     *,
     root: Path = Path("/"),
     supervisor: Supervisor | None = None,
-    load_settings: Callable[[], Settings] | None = None,
+    load_settings: Load | None = None,
 ) -> Daemon:
     """Lock state_dir, open the spool and construct the daemon; nothing connects before its run(). Raises StartError.
 
-    `root`: where the board's /proc, /sys and /etc lie. `load_settings` reads the settings anew for a reload and raises
-    SettingsError; None: they stay as they are.
+    `root`: where the board's /proc, /sys and /etc lie. `load_settings` reads the settings anew, for a reload and with
+    those of rollouts, and raises SettingsError; None: they stay as they are.
     """
+    load = load_settings or (lambda _remote: Loaded(settings))
     board, clock, supervisor = detect(root), Clock(), supervisor or Supervisor()
     identity = check_settings(settings, board)
     device, instance = identity.device, uuid.uuid4().hex
@@ -91,7 +93,10 @@ def build(
         undo.callback(os.close, lock)
         spool, ledger = _open_state(settings, clock, supervisor)
         undo.callback(spool.close)
-        memory = resume(settings, clock, device, ledger.last_end.crash)  # before the package is chosen
+        remote = RemoteSettings(settings.state_dir, load)
+        memory = resume(settings, clock, device, ledger.last_end.crash, remote)  # before the package is chosen
+        loaded = _as_resumed(settings, load)
+        settings = loaded.settings
         remembered = commands.begin(settings)
         latest = LatestStatus()
         energy = _energy(settings, lambda: sampler.wake(), lambda: engine.status.loading_since is not None)
@@ -152,7 +157,7 @@ def build(
     puller = Puller(settings.state_dir, inbox.put, settings.fleet.pull_bytes_per_second)
     trial = Trial(bench, engine.submit, engine.cancel, comparable=model_path != DEMO_FOLDER)
     rollout = Rollout(
-        settings, memory, link.topics, link, jobs.outbox, clock, puller, trial, reload=lambda: inbox.put(Reload())
+        loaded, memory, remote, link.topics, link, jobs.outbox, clock, puller, trial, reload=lambda: inbox.put(Reload())
     )
     asked = Commands(
         settings,
@@ -176,7 +181,7 @@ def build(
     return Daemon(
         Parts(
             settings=settings,
-            load_settings=load_settings or (lambda: settings),
+            load_settings=lambda: load(None).settings,
             device=device,
             board=board,
             sampler=sampler,
@@ -203,6 +208,19 @@ def build(
             announcer=Announcer(link, jobs.outbox, supervisor, settings, board, lambda: sampler.readings, device),
         )
     )
+
+
+def _as_resumed(settings: Settings, load: Load) -> Loaded:
+    """The settings with those of rollouts that resume() has put in place. Raises SettingsError."""
+    loaded = load(None)
+    if loaded.left_out is not None:
+        hint = "mend the board's settings, or publish a desired document with other settings"
+        log.error("remote_settings_left_out", reason=loaded.left_out, hint=hint)
+    if loaded.settings.log != settings.log:
+        logs.configure(loaded.settings.log.level, loaded.settings.log.format)
+    for name, one in loaded.overridden.items():
+        log.warning("remote_setting_overridden", setting=name, by=loaded.origins[name], rollout=one.rollout)
+    return loaded
 
 
 def _open_state(settings: Settings, clock: Clock, supervisor: Supervisor) -> tuple[Spool, CrashLedger]:

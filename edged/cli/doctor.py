@@ -63,7 +63,7 @@ def doctor(config: ConfigOption = None, json_: JsonOption = False) -> None:
     """Check this board, its settings, broker and model; exit code 1 where something fails."""
     loaded = loaded_or_exit(config)
     logs.configure("error", "auto")
-    findings = [*open_secrets(loaded), *examine(loaded.settings, detect())]
+    findings = [*open_secrets(loaded), *remote_settings(loaded), *examine(loaded.settings, detect())]
     if json_:
         typer.echo(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
     else:
@@ -88,6 +88,19 @@ def open_secrets(loaded: Loaded) -> Iterator[Finding]:
         if file is not None and _open_to_all(file.resolve()):
             hint = f"let only root and the service read it: chgrp edged {file}; chmod 640 {file}"
             yield Finding("settings", "warn", f"{file} holds a secret, and every user here may read it", hint)
+
+
+def remote_settings(loaded: Loaded) -> Iterator[Finding]:
+    """What rollouts set, and whether it holds."""
+    if loaded.left_out is not None:
+        hint = "mend it, or publish a desired document with other settings"
+        yield Finding("settings", "warn", f"what rollouts set is left out: {loaded.left_out}", hint)
+    elif loaded.remote:
+        told = []
+        for name, one in loaded.remote.items():
+            more = f"; {loaded.origins[name]} overrides it" if name in loaded.overridden else ""
+            told.append(f"{name} = {json.dumps(one.value)} ({one.origin}{more})")
+        yield Finding("settings", "ok", f"from rollouts: {', '.join(told)}")
 
 
 def _open_to_all(file: Path) -> bool:

@@ -1,4 +1,4 @@
-"""`edged fleet rollout`: brings a model to the devices of a group, wave by wave."""
+"""`edged fleet rollout`: brings a model or settings to the devices of a group, wave by wave."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ from edged.cli.common import (
 )
 from edged.cli.fleet_rollout_table import as_json, faults, headline, line, not_heeded
 from edged.cli.fleet_sign import private_key
+from edged.cli.fleet_wanted import wanted_document
 from edged.fleet.boards import Boards
 from edged.fleet.gather import BrokerError, Gathering
-from edged.models.listing import SourceError
-from edged.models.sources import open_source
 from edged.mqtt.topics import ID_ALLOWED, Topics, is_id
 from edged.rollout.conductor import Options, Verdict
 from edged.rollout.conductor_documents import Heard
 from edged.rollout.conductor_run import CannotBeginError, Conductor, Picture, is_signed
-from edged.rollout.desired import Received, RefusedError, check_desired, read_desired
+from edged.rollout.desired import Received, RefusedError
 from edged.rollout.signing import Part, check_wave, public_key, signed_document
 from edged.settings import Settings
 
@@ -88,7 +87,13 @@ def rollout(
         str | None, typer.Option("--digest", help="Its manifest's identity; else from the source's SHA-256 sums.")
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="What jobs call it; else as at its source.")] = None,
-    rollout: Annotated[str | None, typer.Option("--rollout", help="The rollout's id; else made of the digest.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting; all that rollouts set before are taken back."),
+    ] = None,
+    rollout: Annotated[
+        str | None, typer.Option("--rollout", help="The rollout's id; else made of the digest and the settings.")
+    ] = None,
     expires: Annotated[str | None, typer.Option("--expires", help="When no device begins any more (RFC 3339).")] = None,
     document: Annotated[
         Path | None,
@@ -110,13 +115,14 @@ def rollout(
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Roll out a model, or go on with the group's rollout where neither --model nor --document is given.
+    """Roll out a model, settings or both, or go on with the group's rollout where none of them is given.
 
     Exit code 0 when the last wave has proved itself, 1 when the rollout was aborted or another took its place, 75 on
     Ctrl-C: the same command goes on. 69: the broker does not tell, or does not allow it.
     """
     options = Options(_waves(waves), per_minute, abort_over, min_executed)
-    wanted = _wanted(model, document, {"digest": digest, "name": name}, {"rollout": rollout, "expires": expires})
+    target, more = f"group/{group}", {"rollout": rollout, "expires": expires}
+    wanted = wanted_document(target, model, set_ or [], document, {"digest": digest, "name": name}, more)
     settings = broker_settings_or_exit(config, mqtt_host, mqtt_port)
     fleet, shown = Fleet(settings, group, key), _Shown(json_)
     try:
@@ -173,43 +179,3 @@ def _waves(text: str) -> tuple[float, ...]:
     if not waves or not all(0 < wave <= 100 for wave in waves) or list(waves) != sorted(set(waves)):
         raise BadUseError(f"--waves {text}: it must be numbers from 0 to 100, each larger, such as 5,25,100")
     return waves
-
-
-def _wanted(
-    source: str | None, file: Path | None, model: dict[str, str | None], more: dict[str, str | None]
-) -> Mapping[str, Any] | None:
-    """The document that is wanted, perhaps without a sequence; None: the one that the group has."""
-    given = {name: value for name, value in {**model, **more}.items() if value is not None}
-    if source is None and given:
-        raise BadUseError(f"--{next(iter(given))} goes with --model only")
-    if file is not None and source is not None:
-        raise BadUseError("give --model or --document, not both")
-    if file is not None:
-        try:
-            return read_desired(file.read_bytes(), "device").document
-        except OSError as error:
-            raise BadUseError(f"{error.filename}: {(error.strerror or str(error)).lower()}") from None
-        except RefusedError as error:
-            raise BadUseError(f"{file}: {error}") from None
-    if source is None:
-        return None
-    digest = model["digest"] or _digest_of(source)
-    described = {"source": source, "digest": digest, **({"name": model["name"]} if model["name"] else {})}
-    document = {"rollout": more["rollout"] or f"model-{digest[:12]}", "model": described}
-    if more["expires"]:
-        document["expires"] = more["expires"]
-    try:
-        check_desired({"sequence": 1, **document}, "device")
-    except RefusedError as error:
-        raise BadUseError(str(error)) from None
-    return document
-
-
-def _digest_of(source: str) -> str:
-    try:
-        listing = open_source(source)
-    except SourceError as error:
-        raise BadUseError(f"--model {source}: {error}; or give its --digest") from None
-    if listing.identity is None:
-        raise BadUseError(f"--model {source}: it does not have the SHA-256 of each file; give its --digest")
-    return listing.identity

@@ -50,7 +50,7 @@ def run(
     _keep_out_of_core_dumps()
     supervisor = Supervisor()
     try:
-        daemon = build(settings, supervisor=supervisor, load_settings=lambda: load(config, flags).settings)
+        daemon = build(settings, supervisor=supervisor, load_settings=lambda remote: load(config, flags, remote))
     except SettingsError as error:
         supervisor.status(str(error))
         end(BAD_SETTINGS, str(error))

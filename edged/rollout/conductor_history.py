@@ -49,7 +49,7 @@ def history_of(newest: Received | None, reports: Mapping[str, Mapping[str, Any]]
     digests: dict[tuple[int, str], str | None] = {}
     if newest is not None:
         one = newest.desired.sequence, newest.desired.rollout
-        found[one], digests[one] = [], newest.desired.model.digest
+        found[one], digests[one] = [], newest.desired.digest
     for report in reports.values():
         sequence, rollout = report.get("sequence"), text_of(report.get("rollout"))
         if report.get("target") != target or not isinstance(sequence, int) or rollout is None:

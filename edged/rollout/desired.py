@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from edged import strict_json
@@ -17,6 +26,7 @@ from edged.faults import Fault
 from edged.machine.clock import TIME_ALLOWED, parse_time
 from edged.models.listing import NAME, NAME_ALLOWED, RESERVED
 from edged.mqtt.topics import ID_ALLOWED, is_id
+from edged.settings import SettingsError, remote
 from edged.settings.keys import allowed
 
 MOST_BYTES = 16_384
@@ -52,6 +62,14 @@ def _whole(value: object) -> object:
 
 def _allowed(text: str) -> dict[str, Any]:
     return {"allowed": text}
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings as those of the board have them."""
+    try:
+        return remote.check(values)
+    except SettingsError as error:
+        _refuse(f"settings: {error}")
 
 
 _DayTime = Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
@@ -135,9 +153,20 @@ class Desired(_Strict):
         description="grows with each new document for this device or group; the highest one is followed",
         json_schema_extra=_allowed(f"a whole number from 1 to {MOST_SEQUENCE}"),
     )
-    model: WantedModel = Field(
-        description="the package: `source`, `revision`, `digest`, `name`",
+    model: WantedModel | None = Field(
+        default=None,
+        description="the package: `source`, `revision`, `digest`, `name`; without it, the device keeps the one it has",
         json_schema_extra=_allowed('an object, {"source": "…", "digest": "…"}'),
+    )
+    settings: Annotated[dict[str, Any], AfterValidator(_settings)] | None = Field(
+        default=None,
+        description="settings of the device by their names, in place of all that rollouts set before; "
+        "without the field these stay",
+        json_schema_extra={
+            **_allowed('an object of settings, {"model.rows": 2}'),
+            "properties": remote.schemas(),
+            "additionalProperties": False,
+        },
     )
     percent: float = Field(
         default=100.0,
@@ -195,6 +224,8 @@ class Desired(_Strict):
     def _fits_together(self) -> Desired:
         if not is_id(self.rollout):
             _refuse(f"rollout must be {ID_ALLOWED}")
+        if self.model is None and self.settings is None:
+            _refuse("model or settings must be there")
         for field, text in (("not_before", self.not_before), ("expires", self.expires)):
             if text is None:
                 continue
@@ -205,6 +236,11 @@ class Desired(_Strict):
         if self.window is not None and self.window.start == self.window.end:
             _refuse("window.end must be another time than window.start")
         return self
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the package that is wanted; None: the device keeps its own."""
+        return None if self.model is None else self.model.digest
 
     @property
     def not_before_time(self) -> float | None:
@@ -277,6 +313,10 @@ def check_desired(document: Mapping[str, Any], target: str) -> Received:
         raise invalid(_explain(error)) from None
     except UnicodeEncodeError:
         raise invalid("a text holds a lone surrogate, which no UTF-8 can carry") from None
+    of_the_device = remote.OF_THE_DEVICE & (received.desired.settings or {}).keys()
+    if of_the_device and target.startswith("group/"):
+        told = "a device must not leave a group by that group's document"
+        raise invalid(f"settings: {min(of_the_device)} goes in the document of one device only: {told}")
     return received
 
 

@@ -1,7 +1,8 @@
 """The states of one rollout on this device (pure): AWS IoT Jobs' names, and what may follow on what.
 
-A pull leads from `downloading` to `loading`, which a restart begins. The model that is loaded then proves itself by its
-known answers and by serving for a while (`proving`), or the device goes back to the package before (`returning`).
+A pull leads from `downloading` to `loading`, which a restart begins; where only settings change, `checking` does. The
+model that is loaded then proves itself by its known answers and by serving for a while (`proving`), or the device goes
+back to the package and the settings before (`returning`).
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ class Step(str, Enum):
     """What an execution does, on disk before it is done."""
 
     DOWNLOADING = "downloading"
+    CHECKING = "checking"
+    """Nothing is to be pulled: the speed of what serves now is measured."""
     LOADING = "loading"
     PROVING = "proving"
     RETURNING = "returning"
-    """The package before is put in its place again; the state says already how the rollout ended."""
+    """What was before is put in its place again; the state says already how the rollout ended."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Now:
     """The setting model.path names the package."""
     serving: Package | None = None
     """What is served now; None while nothing is."""
+    settings_changed: bool = False
+    """The document has settings that differ from what rollouts set so far."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,10 @@ class Execution:
     """Its decode speed by that of the package before; None: not compared."""
     fault: Fault | None = None
     candidate: str | None = None
-    """Where the new package lies, below the store's folder; there from the switch on, until nothing is left to do."""
+    """Where the new package lies, below the store's folder; there from the switch on, until nothing is left to do.
+    None also where the package stays."""
+    proves: bool = True
+    """Whether it must prove itself; not where only settings change that the engine does not notice."""
     pulls: int = 0
     """Pulls that failed in a row; not kept over a restart."""
     retry_at: float | None = None
@@ -115,28 +123,34 @@ class Execution:
         return self.known.received.desired
 
     @property
+    def proving_seconds(self) -> int:
+        """How long it must serve on trial."""
+        return self.desired.proving.seconds if self.proves else 0
+
+    @property
     def switching(self) -> bool:
-        """Whether the selected package may be one that is not proved: nothing else may begin."""
+        """Whether package or settings may be such as are not proved: nothing else may begin."""
         return self.on_trial or self.step is Step.RETURNING
 
     @property
     def on_trial(self) -> bool:
-        """Whether the new package is selected, and not proved."""
+        """Whether the new package is selected, or the new settings are, and not proved."""
         return self.step in (Step.LOADING, Step.PROVING)
 
     def follow(self, known: Known, now: Now) -> Execution:
         """Take the newest form of the same document, or begin with another one. Not while it loads or goes back.
 
-        While a package is being proved, a document that wants the same one takes over its trial; another ends it.
+        While a package is being proved, a document that wants the same one with the same settings takes over its trial;
+        another ends it.
         """
         if (known.received.target, known.content) == (self.known.received.target, self.known.content):
             return replace(self, known=known)
         if self.step is not Step.PROVING:
             return Execution(known)
-        new, old = known.received.desired.model, self.desired.model
-        if (new.digest, new.name) == (old.digest, old.name):
+        new, old = known.received.desired, self.desired
+        if (_package(new), new.settings) == (_package(old), old.settings):
             return replace(self, known=known, failures=0)
-        told = f"another document came while the package of {self.desired.rollout} was being proved"
+        told = f"another document came while {self.desired.rollout} was being proved"
         return self._enter(State.CANCELED, now, Fault("rollout_aborted", told), Step.RETURNING)
 
     def advance(self, now: Now) -> Execution:
@@ -148,7 +162,7 @@ class Execution:
         if self.state is State.QUEUED:
             return self._begin(now)
         if self.state is State.IN_PROGRESS:
-            return self._count(now)
+            return self._prepare(now)
         return self
 
     def _enter(self, state: State, now: Now, fault: Fault | None = None, step: Step | None = None) -> Execution:
@@ -162,7 +176,8 @@ class Execution:
         if waiting_for is not None:
             since = self.since or now.wall
             return replace(self, waiting_for=waiting_for, since=since)
-        begun = self._enter(State.IN_PROGRESS, now, self.fault, Step.DOWNLOADING)
+        step = Step.CHECKING if self._has_package(now) else Step.DOWNLOADING
+        begun = self._enter(State.IN_PROGRESS, now, self.fault, step)
         return replace(begun, seconds=0.0, counted_at=now.monotonic, pulls=0)
 
     def _ended(self, now: Now) -> Execution | None:
@@ -170,15 +185,22 @@ class Execution:
         desired = self.desired
         if now.aborted:
             return self._enter(State.CANCELED, now, _aborted(desired.rollout))
-        if now.path_set:
+        if now.path_set and desired.model is not None:
             return self._enter(State.REJECTED, now, _path_set())
         expires = desired.expires_time
         if expires is not None and now.synchronised and now.wall >= expires:
             hint = "publish it anew with a higher sequence and a later time"
             return self._enter(State.REJECTED, now, Fault("desired_expired", f"expired at {desired.expires}", hint))
-        if now.serving is not None and now.serving.digest == desired.model.digest:
-            return self._enter(State.SUCCEEDED, now) if desired.model.name in (None, now.serving.name) else None
+        if self._has_package(now) and not now.settings_changed:
+            return self._enter(State.SUCCEEDED, now)
         return None
+
+    def _has_package(self, now: Now) -> bool:
+        """Whether the package that is wanted is served already, or none is wanted."""
+        model, serving = self.desired.model, now.serving
+        if model is None or serving is None:
+            return model is None
+        return serving.digest == model.digest and model.name in (None, serving.name)
 
     def _waits(self, now: Now) -> str | None:
         desired = self.desired
@@ -192,8 +214,10 @@ class Execution:
             return "window"
         return None
 
-    def _count(self, now: Now) -> Execution:
-        """Of a download: let its time pass."""
+    def _prepare(self, now: Now) -> Execution:
+        """What time makes of it before the switch; that of a download counts."""
+        if self.step is Step.CHECKING:
+            return self._enter(State.CANCELED, now, _aborted(self.desired.rollout)) if now.aborted else self
         passed = 0.0 if self.counted_at is None else now.monotonic - self.counted_at
         counted = replace(self, seconds=self.seconds + passed, counted_at=now.monotonic)
         if now.aborted:
@@ -218,12 +242,19 @@ class Execution:
         pause = PULL_PAUSES[min(self.pulls, len(PULL_PAUSES) - 1)]
         return replace(self, pulls=self.pulls + 1, fault=fault, waiting_for="retry", retry_at=now.monotonic + pause)
 
-    def pulled(self, candidate: str, baseline: Baseline, now: Now) -> Execution:
-        """The package is on the disk, complete and with the right digest: switch, or wait for the window."""
+    def reject(self, fault: Fault, now: Now) -> Execution:
+        """The board cannot have what is wanted; nothing was changed."""
+        return self._enter(State.REJECTED, now, fault)
+
+    def pulled(self, candidate: str | None, baseline: Baseline, now: Now, proves: bool = True) -> Execution:
+        """The package is on the disk, complete and with the right digest: switch, or wait for the window.
+
+        `candidate` None: it is the one that serves.
+        """
         if self._waits(now) is not None:
             return self._enter(State.QUEUED, now).advance(now)
         loading = self._enter(State.IN_PROGRESS, now, step=Step.LOADING)
-        return replace(loading, candidate=candidate, baseline=baseline, speed=None)
+        return replace(loading, candidate=candidate, baseline=baseline, speed=None, proves=proves)
 
     def starting(self, now: Now, crash: str | None = None) -> Execution:
         """A process starts: count them, so that a package that ends every process does not do so for ever.
@@ -248,14 +279,14 @@ class Execution:
         return replace(self, loads=max(0, self.loads - 1)) if self.on_trial else self
 
     def loaded(self, package: Package, verified: bool, now: Now) -> Execution:
-        """The candidate is served, and its known answers were right, if it has any: from now on it is proved."""
-        wanted = self.desired.model.digest
+        """The package is served, and its known answers were right, if it has any: from now on it is proved."""
+        wanted = self.desired.digest or package.digest
         if now.aborted:
             return self._enter(State.CANCELED, now, _aborted(self.desired.rollout), Step.RETURNING)
         if package.digest != wanted:
             told = f"the package that was loaded has the digest {package.digest}, and {wanted} is wanted"
             return self.package_failed(Fault("rollout_digest_wrong", told, "correct model.digest or the source"), now)
-        if not verified:
+        if self.candidate is not None and not verified:
             hint = "edged model verify --record, where the package is made, and a new digest"
             return self.package_failed(Fault("rollout_package_failed", "it has no known answers", hint), now)
         if self.step is Step.PROVING:
@@ -285,7 +316,8 @@ class Execution:
 
     def path_was_set(self, now: Now) -> Execution:
         """Somebody set model.path while it was switching: go back, which counts once that is removed."""
-        return self._enter(State.REJECTED, now, _path_set(), Step.RETURNING) if self.on_trial else self
+        tries = self.on_trial and self.candidate is not None
+        return self._enter(State.REJECTED, now, _path_set(), Step.RETURNING) if tries else self
 
     def returned(self, now: Now) -> Execution:
         """The package before is selected again."""
@@ -295,6 +327,10 @@ class Execution:
     def adopted(self) -> Execution:
         """The new package has its name, and the one before is removed."""
         return replace(self, candidate=None)
+
+
+def _package(desired: Desired) -> tuple[str, str | None] | None:
+    return None if desired.model is None else (desired.model.digest, desired.model.name)
 
 
 def _path_set() -> Fault:

@@ -9,9 +9,10 @@ import structlog
 
 from edged.faults import Fault
 from edged.models.store import StoreError, store_of
-from edged.rollout.execution import Execution, Now, Package, State
+from edged.rollout.execution import Execution, Now, Package, State, Step
 from edged.rollout.memory import FILE, Memory, write_memory
 from edged.rollout.precedence import Documents
+from edged.rollout.remote_settings import RemoteSettings
 from edged.rollout.resume import settle
 from edged.settings import Settings
 
@@ -30,11 +31,12 @@ NO_CLOCK = Fault(
 
 
 class Keeper:
-    """The memory of rollouts, its file, and the packages on the disk."""
+    """The memory of rollouts, its file, and the packages and settings on the disk."""
 
-    def __init__(self, settings: Settings, memory: Memory) -> None:
-        """`memory`: as resume() left it."""
+    def __init__(self, settings: Settings, memory: Memory, remote: RemoteSettings) -> None:
+        """`memory`, `remote`: as resume() left them."""
         self.memory = memory
+        self.remote = remote
         self._file = settings.state_dir / FILE
         self._store = store_of(settings)
         self._write_again_at = float("-inf")
@@ -43,6 +45,14 @@ class Keeper:
     def execution(self) -> Execution | None:
         """The rollout that is followed."""
         return self.memory.execution
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a trial is over, and something is left to do on the disk."""
+        execution = self.memory.execution
+        if execution is None or execution.on_trial:
+            return False
+        return execution.step is Step.RETURNING or execution.candidate is not None or self.remote.on_trial
 
     @property
     def may_write(self) -> bool:
@@ -73,16 +83,16 @@ class Keeper:
         return True
 
     def put_in_place(self, now: Now) -> None:
-        """Let what lies on the disk be as the execution's step wants it. Raises StoreError."""
+        """Let what lies on the disk be as the execution's step wants it. Raises StoreError, OSError."""
         execution = self.memory.execution
         if execution is not None:
-            self.go_on(settle(execution, self._store, now))
+            self.go_on(settle(execution, self._store, self.remote, now))
 
     def settle(self, now: Now) -> None:
         """The same; where it fails, it is tried again."""
         try:
             self.put_in_place(now)
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             self._not_written(str(error))
 
     def _write(self, memory: Memory) -> bool:

@@ -81,12 +81,14 @@ def _execution_fields(execution: Execution) -> dict[str, Any]:
         "speed": execution.speed,
         "fault": None if execution.fault is None else asdict(execution.fault),
         "candidate": execution.candidate,
+        "proves": execution.proves,
     }
 
 
 def _execution(fields: dict[str, Any]) -> Execution:
     step, fault = fields["step"], fields["fault"]
-    baseline = fields.get("baseline", asdict(Baseline()))  # an earlier edged wrote none of this, proved and speed
+    # An earlier edged wrote none of what get() reads.
+    baseline = fields.get("baseline", asdict(Baseline()))
     return Execution(
         _known(fields["target"], fields["known"]),
         State(fields["state"]),
@@ -100,4 +102,5 @@ def _execution(fields: dict[str, Any]) -> Execution:
         speed=fields.get("speed"),
         fault=None if fault is None else Fault(**fault),
         candidate=fields["candidate"],
+        proves=fields.get("proves", True),
     )

@@ -29,8 +29,12 @@ def reported_document(
     serving: Package | None,
     former: Package | None,
     refused: Iterable[Refused],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The document but for its time. `step`: what the device does now, `progress`: share of its download or trial."""
+    """The document but for its time.
+
+    `step`: what the device does now, `progress`: share of its download or trial, `settings`: reported_settings().
+    """
     known = None if execution is None else execution.known
     return {
         "device": device,
@@ -48,6 +52,7 @@ def reported_document(
         "percent": None if known is None else known.percent,
         "model": _package(serving),
         "before": _package(former),
+        "settings": settings,
         "refused": [
             {
                 "target": one.target,

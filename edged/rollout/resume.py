@@ -1,4 +1,4 @@
-"""What a start does about a rollout, before the package is chosen: it puts the links as the step on disk wants them."""
+"""What a start does about a rollout, before the package is chosen: it puts links and settings as the step wants."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from edged.machine.clock import Clock
 from edged.models.store import Store, StoreError, store_of
 from edged.rollout.execution import Execution, Now, State, Step
 from edged.rollout.memory import FILE, Memory, read_memory, write_memory
+from edged.rollout.remote_settings import RemoteSettings
 from edged.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -21,10 +22,10 @@ _OPEN = (State.QUEUED, State.IN_PROGRESS, State.FAILED)
 _HINT = "make state_dir writable; the rollout goes on at the next start"
 
 
-def resume(settings: Settings, clock: Clock, device: str, crash: str | None) -> Memory:
-    """Read what is remembered, and bring links and memory to where a process may have ended in between.
+def resume(settings: Settings, clock: Clock, device: str, crash: str | None, remote: RemoteSettings) -> Memory:
+    """Read what is remembered, and bring links, settings and memory to where a process may have ended in between.
 
-    `crash`: how the process before crashed by itself.
+    `crash`: how the process before crashed by itself. `settings` may be others than those that `remote` has then.
     """
     file, store = settings.state_dir / FILE, store_of(settings)
     try:
@@ -32,7 +33,7 @@ def resume(settings: Settings, clock: Clock, device: str, crash: str | None) -> 
     except (DamagedError, OSError) as error:
         hint = "a trial is ended and the documents of the broker are taken anew; sequences start from these"
         log.error("rollout_memory_refused", file=str(file), reason=str(error), hint=hint)
-        _end_trial(store)
+        _end_trial(store, remote)
         return Memory()
     if memory.execution is None:
         return memory
@@ -43,35 +44,42 @@ def resume(settings: Settings, clock: Clock, device: str, crash: str | None) -> 
     memory = replace(memory, execution=execution)
     try:
         write_memory(file, memory)
-        execution = settle(execution, store, now)
+        execution = settle(execution, store, remote, now)
         if execution is not memory.execution:
             memory = replace(memory, execution=execution)
             write_memory(file, memory)
-        store.sweep(execution.desired.model.digest if execution.state in _OPEN else None)
+        store.sweep(execution.desired.digest if execution.state in _OPEN else None)
     except (StoreError, OSError) as error:
         log.warning("rollout_not_resumed", rollout=execution.desired.rollout, reason=str(error), hint=_HINT)
     return memory
 
 
-def settle(execution: Execution, store: Store, now: Now) -> Execution:
-    """Put the links as the step wants them, which may have happened in part. Raises StoreError."""
-    if execution.candidate is None:
-        return execution
+def settle(execution: Execution, store: Store, remote: RemoteSettings, now: Now) -> Execution:
+    """Put links and settings as the step wants them, which may have happened in part. Raises StoreError, OSError."""
+    received, candidate = execution.known.received, execution.candidate
     if execution.on_trial:
-        store.try_out(execution.candidate)
-    elif execution.step is Step.RETURNING:
+        if candidate is not None:
+            store.try_out(candidate)
+        remote.try_out(received)
+        return execution
+    if execution.step is Step.RETURNING:
+        remote.go_back()
         store.go_back()
-        if execution.state is not State.FAILED:  # it is not tried again
-            store.drop(execution.candidate)
+        if candidate is not None and execution.state is not State.FAILED:  # it is not tried again
+            store.drop(candidate)
         return execution.returned(now)
-    elif execution.state is State.SUCCEEDED:
-        store.adopt(execution.candidate)
+    if execution.state is State.SUCCEEDED:
+        if candidate is not None:
+            store.adopt(candidate)
+        remote.adopt(received)
         return execution.adopted()
+    remote.go_back()  # a memory that was lost may have left a trial
     return execution
 
 
-def _end_trial(store: Store) -> None:
+def _end_trial(store: Store, remote: RemoteSettings) -> None:
     try:
+        remote.go_back()
         store.go_back()
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         log.warning("rollout_not_resumed", rollout=None, reason=str(error), hint=_HINT)

@@ -13,15 +13,17 @@ from edged.machine.clock import Clock, format_time
 from edged.models.store import StoreError
 from edged.mqtt.events import DesiredReceived, Receipt
 from edged.mqtt.topics import Topics
-from edged.rollout.execution import Execution, Now, Package, State, Step
+from edged.rollout.execution import Baseline, Execution, Now, Package, State, Step
 from edged.rollout.intake import Intake
 from edged.rollout.keeping import NO_CLOCK, UNDONE, Keeper
 from edged.rollout.memory import Memory
 from edged.rollout.precedence import DEVICE
 from edged.rollout.puller import Order, PullEnded, Puller, PullEvent
+from edged.rollout.remote_settings import RemoteSettings, refused, reported_settings, warnings
 from edged.rollout.reported import reported_document
 from edged.rollout.trial import Trial
-from edged.settings import Settings
+from edged.settings import Loaded
+from edged.settings.remote import UNNOTICED
 from edged.status import DaemonState, Status
 
 log = structlog.get_logger(__name__)
@@ -49,8 +51,9 @@ class Rollout:
 
     def __init__(
         self,
-        settings: Settings,
+        loaded: Loaded,
         memory: Memory,
+        remote: RemoteSettings,
         topics: Topics,
         link: RolloutLink,
         outbox: Announcing,
@@ -59,9 +62,13 @@ class Rollout:
         trial: Trial,
         reload: Callable[[], None],
     ) -> None:
-        """`memory`: as resume() left it. `reload` ends this process and starts it anew, unless a start would fail."""
-        self._settings = settings
-        self._keeper = Keeper(settings, memory)
+        """`memory`, `remote`: as resume() left them; `loaded`: the settings with the latter.
+
+        `reload` ends this process and starts it anew, unless a start would fail.
+        """
+        self._loaded, self._settings = loaded, loaded.settings
+        self._remote = remote
+        self._keeper = Keeper(loaded.settings, memory, remote)
         self._topics = topics
         self._link = link
         self._outbox = outbox
@@ -69,7 +76,7 @@ class Rollout:
         self._puller = puller
         self._trial = trial
         self._reload = reload
-        self._intake = Intake(settings.fleet)
+        self._intake = Intake(loaded.settings.fleet)
         self._progress: float | None = None
         self._version: str | None = None
         """What was pulled, while the speed of the package that serves is measured before the switch."""
@@ -96,7 +103,7 @@ class Rollout:
         faults = [execution.fault] if undone and execution is not None and execution.fault is not None else []
         if execution is not None and execution.waiting_for == "clock":
             faults.append(NO_CLOCK)
-        return (*faults, *(one.fault for one in self._intake.refused.values()))
+        return (*faults, *(one.fault for one in self._intake.refused.values()), *warnings(self._loaded))
 
     # What comes in
 
@@ -172,33 +179,38 @@ class Rollout:
         execution = self._keeper.execution
         if known is None or (execution is not None and execution.known == known):
             return
-        if execution is None:
-            self._keeper.go_on(Execution(known))
-        elif execution.step not in (Step.LOADING, Step.RETURNING):
-            self._keeper.go_on(execution.follow(known, self._now()))
+        if execution is not None and (execution.step is Step.LOADING or self._keeper.unsettled):
+            return
+        new, now = Execution(known), self._now()
+        following = new if execution is None else execution.follow(known, now)
+        fault = self._remote.refusal(known.received) if following == new else None
+        self._keeper.go_on(following if fault is None else following.reject(fault, now))
 
     def _go_on(self, execution: Execution, status: Status) -> None:
         now = self._now()
-        if execution.step is Step.RETURNING or (execution.candidate is not None and not execution.switching):
+        if self._keeper.unsettled:
             self._keeper.settle(now)  # a disk that took no writes before
             after = self._keeper.execution
             returned = execution.step is Step.RETURNING and after is not None and after.step is None
-            if returned and self._serving != self._keeper.memory.former:
-                self._begin_reload()  # the process has loaded the package that was given up
+            other = self._serving != self._keeper.memory.former or self._remote.serving != self._loaded.remote
+            if returned and other:
+                self._begin_reload()  # the process has loaded what was given up
         elif execution.on_trial:
             self._judge(execution, status, now)
         else:
             self._trial.watch(status)
-            if self._keeper.go_on(execution.advance(now)) and self._version is not None:
-                self._leave(self._keeper.execution or execution, self._version, status)
+            if self._keeper.go_on(execution.advance(now)):
+                self._leave(self._keeper.execution or execution, status)
 
     def _judge(self, execution: Execution, status: Status, now: Now) -> None:
-        """The package on trial is loaded, goes on to serve, or cannot be served."""
+        """What is on trial is loaded, goes on to serve, or cannot be served."""
         model = status.model
         if model.state == "loading":
             return
-        if self._serving is None or model.facts is None:
-            hint = "mend the package; the device serves the one before"
+        if self._loaded.left_out is not None and execution.desired.settings is not None:
+            judged = execution.package_failed(refused(self._loaded.left_out), now)
+        elif self._serving is None or model.facts is None:
+            hint = "mend the package or the settings; the device serves as before"
             judged = execution.package_failed(Fault("rollout_package_failed", model.reason, hint), now)
         else:
             judged = execution.loaded(self._serving, model.facts.verified, now)
@@ -214,23 +226,33 @@ class Rollout:
         fault = self._trial.fault(execution, status, now.monotonic)
         if fault is not None:
             return execution.package_failed(fault, now)
-        share = execution.proved / max(1, execution.desired.proving.seconds)
+        share = execution.proved / max(1, execution.proving_seconds)
         self._progress = _rounded(share)
         return execution.succeeded(now) if self._trial.proved(execution) else execution
 
-    def _leave(self, execution: Execution, version: str, status: Status) -> None:
-        """A version is there to be switched to: measure what serves now, and switch."""
+    def _leave(self, execution: Execution, status: Status) -> None:
+        """Where what is wanted is there to be switched to: measure what serves now, and switch."""
         if not execution.pulls_now:  # aborted, or another document
             self._version = None
+        if self._version is None and execution.step is not Step.CHECKING:
             self._trial.stop()
             return
-        baseline = self._trial.baseline(execution, status, time.monotonic())
-        if baseline is not None:
-            self._version, now = None, self._now()
-            self._switch(execution.pulled(version, baseline, now), now)
+        if execution.step is Step.CHECKING and status.model.state == "loading":
+            return  # there is nothing yet to compare with
+        received = execution.known.received
+        proves = self._version is not None or not self._remote.changes(received) <= UNNOTICED
+        baseline = self._trial.baseline(execution, status, time.monotonic()) if proves else Baseline()
+        if baseline is None:
+            return
+        version, self._version, now = self._version, None, self._now()
+        fault = self._remote.refusal(received)
+        if fault is not None:  # somebody has changed the board's own since
+            self._keeper.go_on(execution.reject(fault, now))
+        else:
+            self._switch(execution.pulled(version, baseline, now, proves), now)
 
     def _switch(self, execution: Execution, now: Now) -> None:
-        """Select the new package and begin anew with it; what is served now is kept."""
+        """Select the new package and settings and begin anew with them; those that serve now are kept."""
         former = self._serving or self._keeper.memory.former
         if not self._keeper.go_on(execution, former if execution.step is Step.LOADING else None):
             return
@@ -238,7 +260,7 @@ class Rollout:
             return  # the window has closed
         try:
             self._keeper.put_in_place(now)
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             fault = Fault("rollout_pull_failed", str(error), "make state_dir writable: it is tried again")
             self._keeper.go_on(execution.switch_failed(fault, now))
             self._keeper.settle(now)
@@ -255,7 +277,7 @@ class Rollout:
         execution, order = self._keeper.execution, None
         if execution is not None and execution.pulls_now and self._version is None:
             model = execution.desired.model
-            order = Order(model.pulled, model.name, model.digest)
+            order = None if model is None else Order(model.pulled, model.name, model.digest)
         if self._puller.order != order:
             self._puller.stop()
             self._progress = None
@@ -284,6 +306,7 @@ class Rollout:
             percent=100.0 if execution is None else execution.known.percent,
             path_set=self._settings.model.path is not None,
             serving=self._serving,
+            settings_changed=execution is not None and bool(self._remote.changes(execution.known.received)),
         )
 
     @staticmethod
@@ -311,6 +334,7 @@ class Rollout:
             self._serving,
             self._keeper.memory.former,
             self._intake.refused.values(),
+            reported_settings(self._loaded),
         )
         if document == self._published:
             return

@@ -109,19 +109,19 @@ class Trial:
             else:
                 self._slow, self._again_at = self._slow + 1, now + BENCH_PAUSE
             return replace(execution, speed=float(f"{speed:.3g}"))
-        over = execution.proved >= execution.desired.proving.seconds
+        over = execution.proved >= execution.proving_seconds
         if now >= self._again_at and (self._fast_until is None or (over and not self._fast_at_the_end(execution))):
             self._begin(facts.context, now, execution.proved)
         return execution
 
     def proved(self, execution: Execution) -> bool:
         """Whether the trial is over, and nothing is the package's fault."""
-        if execution.proved < execution.desired.proving.seconds:
+        if execution.proved < execution.proving_seconds:
             return False
         return execution.baseline.step_seconds is None or self._fast_at_the_end(execution)
 
     def _fast_at_the_end(self, execution: Execution) -> bool:
-        return self._fast_until is not None and self._fast_until >= execution.desired.proving.seconds
+        return self._fast_until is not None and self._fast_until >= execution.proving_seconds
 
     def _failing(self) -> Fault | None:
         failed, all_ = self._bench.failed, self._bench.failed + self._bench.answered

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,9 @@ def nearest(name: str) -> Key | None:
     last = {key.rpartition(".")[2]: key for key in reversed(KEYS)}
     close = difflib.get_close_matches(name.lower().rpartition(".")[2], last, n=1, cutoff=0.75)
     return KEYS[last[close[0]]] if close else None
+
+
+def brief(value: Any) -> str:
+    """A value as an error shows it, in 80 characters at most."""
+    text = value if isinstance(value, str) and value.strip() else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -12,7 +12,8 @@ from edged.settings.sources import Loaded
 _HEAD = """\
 # edged.toml: the settings of edged. Every line is commented out; a key that is not set has its default.
 # Read from /etc/edged/edged.toml, or from the file after --config. An environment variable is stronger
-# (EDGED_MQTT__HOST for host in [mqtt]), and a flag is stronger still. `edged config` shows what holds.
+# (EDGED_MQTT__HOST for host in [mqtt]), and a flag is stronger still. A rollout can set a few keys, which go before
+# this file (docs/fleet.md). `edged config` shows what holds.
 """
 
 
@@ -20,10 +21,7 @@ def describe(loaded: Loaded) -> list[tuple[str, Any, str, str]]:
     """Key, value for display (a JSON type, secrets masked), origin and description of every setting."""
     rows = []
     for name, key in KEYS.items():
-        value: Any = loaded.settings
-        for part in name.split("."):
-            value = getattr(value, part)
-        rows.append((name, key.shown(value), loaded.origins[name], key.description))
+        rows.append((name, key.shown(loaded.value(name)), loaded.origins[name], key.description))
     return rows
 
 

@@ -1,20 +1,22 @@
-"""Reads the settings from their sources, weakest first: defaults, TOML file, environment, flags."""
+"""Reads the settings from their sources, weakest first: defaults, TOML file, rollouts, environment, flags."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 
+from edged.checked_json import DamagedError
 from edged.settings.errors import SettingsError, reason
-from edged.settings.keys import KEYS, SECTIONS, nearest
+from edged.settings.keys import KEYS, SECTIONS, brief, nearest
 from edged.settings.model import ENV_NEST, ENV_PREFIX, Settings
+from edged.settings.remote import FILE, Remotes, read_kept
 
 DEFAULT_FILE = Path("/etc/edged/edged.toml")
 DEFAULT_ORIGIN = "default"
@@ -22,32 +24,88 @@ DEFAULT_ORIGIN = "default"
 
 @dataclass(frozen=True)
 class Loaded:
-    """Settings, and for each dotted key its origin: ``default``, a file, a variable or a flag."""
+    """Settings, and for each dotted key its origin: ``default``, a file, ``rollout ID``, a variable or a flag."""
 
     settings: Settings
-    origins: dict[str, str]
+    origins: dict[str, str] = field(default_factory=lambda: dict.fromkeys(KEYS, DEFAULT_ORIGIN))
+    remote: Remotes = field(default_factory=dict)
+    """What rollouts set."""
+    left_out: str | None = None
+    """Why nothing that rollouts set holds."""
+
+    @property
+    def overridden(self) -> Remotes:
+        """What rollouts set, and a variable or a flag sets too."""
+        if self.left_out is not None:
+            return {}
+        return {name: one for name, one in self.remote.items() if self.origins[name] != one.origin}
+
+    def value(self, name: str) -> Any:
+        """The value of a dotted key."""
+        found: Any = self.settings
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found
 
 
-def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> Loaded:
+Layers: TypeAlias = list[tuple[str, dict[str, Any]]]
+"""A source and its values by their dotted keys; the file comes first."""
+
+
+def load(config: Path | None = None, flags: Mapping[str, Any] | None = None, remote: Remotes | None = None) -> Loaded:
     """The effective settings.
 
     ``config`` must exist where it is given; else ``/etc/edged/edged.toml`` is read if there is one.
-    ``flags`` is nested like the file; what is None in it was not given. Raises SettingsError, one line.
+    ``flags`` is nested like the file; what is None in it was not given. ``remote``: what rollouts set; None: what
+    state_dir has of it. Raises SettingsError, one line, but not where only ``remote`` is wrong.
     """
+    faults: list[str] = []
+    sources = [_from_file(config), _from_environment(faults), ("", dict(flags or {}))]
+    layers = [(source, _flatten(found, source, faults)) for source, found in sources]
+    if faults:
+        raise _error(faults)
+    left_out = None
+    if remote is None:
+        remote, left_out = _from_rollouts(layers)
+    try:
+        return _checked(layers, remote, left_out)
+    except SettingsError as error:
+        if not remote:
+            raise
+        alone = _checked(layers, {}, str(error))  # a board must start, whatever was set from afar
+        return replace(alone, remote=remote)
+
+
+def _checked(layers: Layers, remote: Remotes, left_out: str | None) -> Loaded:
     values: dict[str, Any] = {}
     origins = dict.fromkeys(KEYS, DEFAULT_ORIGIN)
-    faults: list[str] = []
-    for source, found in (_from_file(config), _from_environment(faults), ("", dict(flags or {}))):
-        for name, value in _flatten(found, source, faults).items():
-            values[name] = value
-            origins[name] = _origin(name, source)
-    if not faults:
-        try:
-            return Loaded(Settings(**_nested(values)), origins)
-        except ValidationError as error:
-            faults = _faults(error, values, origins)
+    for place, (source, flat) in enumerate(layers):
+        values |= flat
+        origins |= {name: _origin(name, source) for name in flat}
+        if place == 0:
+            values |= {name: one.value for name, one in remote.items()}
+            origins |= {name: one.origin for name, one in remote.items()}
+    try:
+        return Loaded(Settings(**_nested(values)), origins, remote, left_out)
+    except ValidationError as error:
+        raise _error(_faults(error, values, origins)) from None
+
+
+def _error(faults: list[str]) -> SettingsError:
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    raise SettingsError(faults[0] + more)
+    return SettingsError(faults[0] + more)
+
+
+def _from_rollouts(layers: Layers) -> tuple[Remotes, str | None]:
+    """What state_dir has, and why that cannot be read."""
+    named = [flat["state_dir"] for _, flat in layers if "state_dir" in flat]
+    folder = Path(str(named[-1])) if named else KEYS["state_dir"].default
+    try:
+        return read_kept(folder).serving, None
+    except PermissionError:
+        return {}, f"{folder / FILE}: this user may not read it: use sudo"
+    except (OSError, DamagedError) as error:
+        return {}, f"{folder / FILE}: {reason(error)}"
 
 
 def _origin(name: str, source: str) -> str:
@@ -138,14 +196,9 @@ def _faults(error: ValidationError, values: Mapping[str, Any], origins: Mapping[
         value = values.get(key.name, key.default)
         shown = "is not set"
         if value is not None:
-            shown = f"= {_short(key.shown(value))} (from {origins[key.name]})"
+            shown = f"= {brief(key.shown(value))} (from {origins[key.name]})"
         must = item["msg"] if conflict else f"must be {key.allowed}"
         if item["type"] == "value_error":
             must += f" ({context['error']})"
         lines.setdefault(key.name, f"{key.name} {shown}: {must}")
     return list(lines.values())
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) and value.strip() else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:79] + "…"

@@ -74,22 +74,24 @@ def test_a_signed_rollout_is_followed_to_the_new_model_and_no_other_document_is(
 
 @pytest.mark.slow
 def test_a_package_that_fails_its_known_answers_goes_back_without_a_download(place: Place) -> None:
-    daemon, client = place.daemon(**OPEN), place.client()
+    daemon, client = place.daemon(**OPEN, MODEL__ROWS=""), place.client()
     good, bad = publish(place.folder / "good"), with_wrong_answers(publish(place.folder / "bad"))
     for arguments in (("pull", str(good)), ("use", "phi3")):
         assert daemon.command("model", *arguments).returncode == 0
     daemon.start()
     before = selected(daemon)
-    client.send(desired(bad), to="desired", retain=True)
+    wanted = desired(bad, settings={"model.rows": 2})
+    client.send(wanted, to="desired", retain=True)
     failed = reported(client, state="FAILED", step=None)
     assert (failed["fault"]["code"], failed["failures"]) == ("rollout_package_failed", 1)
     assert "known" in failed["fault"]["message"]
     back = reported(client, state="FAILED", model={"name": "phi3", "digest": digest_of(good)})
     assert back["before"] == back["model"]
+    assert back["settings"]["model.rows"] == {"value": None, "from": "default"}  # its settings go with it
     assert selected(daemon) == before
     serves_phi3(daemon, client, "back")
     assert "rollout_package_failed" in [fault["code"] for fault in json.loads(daemon.get("/readyz")[1])["warnings"]]
-    client.send(desired(bad, abort=True), to="desired", retain=True)  # what is over stays as it was
+    client.send({**wanted, "abort": True}, to="desired", retain=True)  # what is over stays as it was
     client.send(desired(good, sequence=2, rollout="r2"), to="desired", retain=True)
     assert reported(client, state="SUCCEEDED", sequence=2)["rollout"] == "r2"  # serves it already
     assert daemon.end() == 0

@@ -112,7 +112,7 @@ class Board:
         if execution == before:
             return False
         step = None if execution.step is None else execution.step.value
-        told = reported_document(self.device, execution, step, None, Package("old", OTHER), None, ())
+        told = reported_document(self.device, execution, step, None, Package("old", OTHER), None, (), {})
         self.broker.publish(f"{ROOT}/device/{self.device}/reported", json.dumps(told).encode())
         return True
 

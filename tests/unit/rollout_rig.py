@@ -13,7 +13,10 @@ DIGEST, OTHER = "ab" * 32, "cd" * 32
 
 
 def document(**fields: Any) -> dict[str, Any]:
-    return {"rollout": "r1", "sequence": 1, "model": {"source": "/media/stick/phi3", "digest": DIGEST}, **fields}
+    """A desired document; a field that is None is left out."""
+    model = {"source": "/media/stick/phi3", "digest": DIGEST}
+    told = {"rollout": "r1", "sequence": 1, "model": model, **fields}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def received(target: str = "device", **fields: Any) -> Received:

@@ -67,7 +67,7 @@ def test_fields_of_desired_and_reported_documents_are_those_of_the_code() -> Non
     wanted, told = text.split("The reported document has")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", wanted, flags=re.M))
     assert rows == {name: field.description for name, field in Desired.model_fields.items()}
-    document = reported_document("pi", None, None, None, None, None, ())
+    document = reported_document("pi", None, None, None, None, None, (), {})
     assert first_column(told) | set(re.findall(r"`(\w+)`", told.split("| field")[0])) >= set(document) - {"device"}
     assert all(f"`{value.value}`" in told for value in (*RolloutState, *Step))
 

@@ -34,6 +34,7 @@ def test_a_document_with_every_field_is_read() -> None:
         percent=5,
         abort=False,
         pauses=2,
+        settings={"model.rows": 2.0, "log.level": "debug"},
         not_before="2027-01-31T18:00:00Z",
         expires="2027-02-28T18:00:00.5+01:00",
         window={"start": "23:00", "end": "04:30"},
@@ -44,6 +45,7 @@ def test_a_document_with_every_field_is_read() -> None:
     )
     assert set(one.document) == set(Desired.model_fields)
     assert one.desired.model.pulled == "hf:a/b/c@v1"
+    assert one.desired.settings == {"model.rows": 2, "log.level": "debug"}
     assert (one.desired.proving.seconds, one.desired.proving.speed) == (60, 1.0)
     assert (one.desired.timeout, one.desired.not_before_time) == (3600, 1801418400.0)
     assert one.desired.expires_time == 1803834000.5
@@ -56,7 +58,7 @@ def test_a_document_with_every_field_is_read() -> None:
         (document(colour="red"), "unknown field 'colour': leave it out"),
         (model(diggest=DIGEST), "unknown field 'diggest' in model; did you mean 'digest'?"),
         (document(window={"from": "02:00", "start": "02:00", "end": "03:00"}), "unknown field 'from' in window"),
-        ({"rollout": "a", "sequence": 1}, "model is missing: it must be an object"),
+        ({"rollout": "a", "sequence": 1}, "model or settings must be there"),
         (document(sequence=0), "sequence must be a whole number from 1"),
         (document(sequence=True), "sequence must be a whole number from 1"),
         (document(rollout="a/b"), "rollout must be 1 to 64 characters"),
