@@ -10,14 +10,13 @@ from typing import Any
 from edged.rollout.conductor_member import Member
 from edged.rollout.conductor_run import Picture
 from edged.rollout.desired import within
-from edged.rollout.execution import State
+from edged.rollout.execution import UNDONE, State
 
 _WAITS = {
     "devices": "waits: fewer devices are known and there than --min-executed",
     "wave": "waits for the devices of this wave",
     "pace": "waits for --per-minute",
 }
-_UNDONE = (State.FAILED, State.REJECTED, State.TIMED_OUT)
 
 
 def counts(members: Sequence[Member], percent: float) -> dict[str, int]:
@@ -97,12 +96,16 @@ def line(picture: Picture) -> str:
 
 
 def faults(members: Sequence[Member]) -> list[str]:
-    """A line for each device that failed."""
+    """A line for each device that failed, or has failed and tries again."""
     return [
         f"{member.device} {member.state.value}: {_fault(member.fault)}"
         for member in members
-        if member.state is not None and member.state in _UNDONE
+        if member.state is not None and _failed(member)
     ]
+
+
+def _failed(member: Member) -> bool:
+    return member.state in UNDONE or (member.state is State.IN_PROGRESS and member.fault is not None)
 
 
 def _fault(fault: Mapping[str, Any] | None) -> str:
@@ -115,7 +118,7 @@ def _fault(fault: Mapping[str, Any] | None) -> str:
 def rows(picture: Picture) -> list[str]:
     """A line for each device, those that failed first."""
     percent = picture.decision.wave.percent
-    order = sorted(picture.members, key=lambda member: (member.state not in _UNDONE, member.place))
+    order = sorted(picture.members, key=lambda member: (member.state not in UNDONE, member.place))
     wide = max((len(member.device) for member in order), default=0)
     return [f"{member.device:{wide}}  {_state(member, percent):11}  {_more(member)}".rstrip() for member in order]
 
@@ -124,5 +127,5 @@ def _more(member: Member) -> str:
     progress = None if member.progress is None else f"{member.progress:.0%}"
     waits = None if member.waiting_for is None else f"waits for {member.waiting_for}"
     away = None if member.here else "away"
-    fault = _fault(member.fault) if member.state in _UNDONE else None
+    fault = _fault(member.fault) if _failed(member) else None
     return " · ".join(word for word in (away, member.step, progress, waits, fault) if word)

@@ -36,6 +36,9 @@ class State(str, Enum):
     CANCELED = "CANCELED"
 
 
+UNDONE = (State.FAILED, State.TIMED_OUT, State.REJECTED)
+
+
 class Step(str, Enum):
     """What an execution does, on disk before it is done."""
 
@@ -136,6 +139,11 @@ class Execution:
     def on_trial(self) -> bool:
         """Whether the new package is selected, or the new settings are, and not proved."""
         return self.step in (Step.LOADING, Step.PROVING)
+
+    @property
+    def warning(self) -> Fault | None:
+        """Why the document is not carried out, or not yet: what failed last, also while it is tried again."""
+        return self.fault if self.state in (*UNDONE, State.IN_PROGRESS) else None
 
     def follow(self, known: Known, now: Now) -> Execution:
         """Take the newest form of the same document, or begin with another one. Not while it loads or goes back.

@@ -9,7 +9,7 @@ import structlog
 
 from edged.faults import Fault
 from edged.models.store import StoreError, store_of
-from edged.rollout.execution import Execution, Now, Package, State, Step
+from edged.rollout.execution import UNDONE, Execution, Now, Package, Step
 from edged.rollout.memory import FILE, Memory, write_memory
 from edged.rollout.precedence import Documents
 from edged.rollout.remote_settings import RemoteSettings
@@ -22,7 +22,6 @@ COUNT_SECONDS = 60.0
 """How often the time of a download or a trial is written down."""
 WRITE_PAUSE = 30.0
 """Seconds before the next try after the memory could not be written."""
-UNDONE = (State.FAILED, State.TIMED_OUT, State.REJECTED)
 NO_CLOCK = Fault(
     "rollout_waits_for_clock",
     "not_before, expires or window need the time of day, and the clock is not synchronised",

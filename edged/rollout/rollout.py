@@ -15,7 +15,7 @@ from edged.mqtt.events import DesiredReceived, Receipt
 from edged.mqtt.topics import Topics
 from edged.rollout.execution import Baseline, Execution, Now, Package, State, Step
 from edged.rollout.intake import Intake
-from edged.rollout.keeping import NO_CLOCK, UNDONE, Keeper
+from edged.rollout.keeping import NO_CLOCK, Keeper
 from edged.rollout.memory import Memory
 from edged.rollout.precedence import DEVICE
 from edged.rollout.puller import Order, PullEnded, Puller, PullEvent
@@ -99,8 +99,7 @@ class Rollout:
     def warnings(self) -> tuple[Fault, ...]:
         """Why a desired document is not followed, or what it wanted not done."""
         execution = self._keeper.execution
-        undone = execution is not None and (execution.state in UNDONE or execution.waiting_for == "retry")
-        faults = [execution.fault] if undone and execution is not None and execution.fault is not None else []
+        faults = [] if execution is None or execution.warning is None else [execution.warning]
         if execution is not None and execution.waiting_for == "clock":
             faults.append(NO_CLOCK)
         return (*faults, *(one.fault for one in self._intake.refused.values()), *warnings(self._loaded))

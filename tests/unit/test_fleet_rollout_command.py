@@ -90,21 +90,23 @@ def test_what_people_and_scripts_are_told_of_devices() -> None:
         Member("e", 1 << 47, here=True, state=State.QUEUED, waiting_for="percent"),
         Member("f", 4, here=True, state=State.QUEUED, waiting_for="clock"),
         Member("g", 5, here=True, state=State.QUEUED, waiting_for="percent"),
+        Member("h", 6, here=True, state=State.IN_PROGRESS, step="downloading", fault={"code": "x", "message": "y"}),
     )
     assert line(shown) == (
-        "IN_PROGRESS at 20 %: 1 FAILED, 1 IN_PROGRESS, 1 LATER, 1 QUEUED, 1 QUEUED (waits for clock), 1 SUCCEEDED, "
+        "IN_PROGRESS at 20 %: 1 FAILED, 2 IN_PROGRESS, 1 LATER, 1 QUEUED, 1 QUEUED (waits for clock), 1 SUCCEEDED, "
         "1 WAITING; waits for the devices of this wave"
     )
-    assert faults(shown.members) == ["b FAILED: rollout_package_failed: wrong answers; mend it"]
+    assert faults(shown.members) == ["b FAILED: rollout_package_failed: wrong answers; mend it", "h IN_PROGRESS: x: y"]
     assert [row.split() for row in rows(shown)[1:]] == [
         ["a", "SUCCEEDED"],
         ["c", "WAITING", "away"],
         ["d", "IN_PROGRESS", "downloading", "·", "25%"],
         ["f", "QUEUED", "waits", "for", "clock"],
         ["g", "QUEUED", "waits", "for", "percent"],
+        ["h", "IN_PROGRESS", "downloading", "·", "x:", "y"],
         ["e", "LATER", "waits", "for", "percent"],
     ]
     told = json.loads(json.dumps(as_json(shown)))
-    assert told["counts"] == {"SUCCEEDED": 1, "FAILED": 1, "WAITING": 1, "IN_PROGRESS": 1, "LATER": 1, "QUEUED": 2}
-    assert [device["included"] for device in told["devices"]] == [True, True, True, True, False, True, True]
+    assert told["counts"] == {"SUCCEEDED": 1, "FAILED": 1, "WAITING": 1, "IN_PROGRESS": 2, "LATER": 1, "QUEUED": 2}
+    assert [device["included"] for device in told["devices"]] == [True, True, True, True, False, True, True, True]
     assert told["devices"][1]["fault"] == fault
