@@ -32,6 +32,15 @@ LOOKED_AT = 32
 _FOR_GOOD = {refusal.value for refusal in (Refusal.CONFLICT, Refusal.GIVEN_ON, Refusal.CAME_BY, Refusal.UNREADABLE)}
 
 
+@dataclass(frozen=True)
+class _Fixed:
+    """What never changes of a job of a group."""
+
+    group: str
+    model: str | None
+    path: tuple[str, ...]
+
+
 @dataclass
 class _Leaving:
     """A job on its way to another member."""
@@ -66,6 +75,8 @@ class Giver:
         self._leaving: dict[int, _Leaving] = {}
         self._avoid: dict[int, frozenset[str]] = {}
         self._too_large: set[int] = set()
+        self._fixed: dict[int, _Fixed | None] = {}
+        """Of the jobs that were looked at last, so that their documents are not read each second."""
 
     def __len__(self) -> int:
         """Jobs that are on their way."""
@@ -86,21 +97,27 @@ class Giver:
 
     def candidates(self, serves: bool) -> list[Waiting]:
         """The oldest jobs that may be given away and do not start now. Raises SpoolError."""
-        found: list[Waiting] = []
         free = max(0, self._dispatch.rows - self._dispatch.active) if serves else 0
-        for place, queued in enumerate(self._dispatch.upcoming(free + LOOKED_AT)):
-            if place < free or queued.suspect or queued.number in self._too_large:
-                continue
-            shared = self._spool.shared.of(queued.number)
-            if shared is None or len(shared.path) >= MAX_HOPS:
-                continue
-            document = self._spool.document(queued.number)
-            if document is None:
-                continue
-            avoid = self._avoid.get(queued.number, frozenset())
-            model = json.loads(document).get("model")
-            found.append(Waiting(queued.number, shared.group, model, shared.path, place - free, avoid))
-        return found
+        looked_at = [
+            (place, queued.number)
+            for place, queued in enumerate(self._dispatch.upcoming(free + LOOKED_AT))
+            if place >= free and not queued.suspect and queued.number not in self._too_large
+        ]
+        known = self._fixed
+        self._fixed = {n: known[n] if n in known else self._read(n) for _, n in looked_at}
+        return [
+            Waiting(n, fixed.group, fixed.model, fixed.path, place - free, self._avoid.get(n, frozenset()))
+            for place, n in looked_at
+            if (fixed := self._fixed[n]) is not None
+        ]
+
+    def _read(self, number: int) -> _Fixed | None:
+        """What never changes of a job; None where it is not to be given away. Raises SpoolError."""
+        shared = self._spool.shared.of(number)
+        document = self._spool.document(number) if shared is not None and len(shared.path) < MAX_HOPS else None
+        if shared is None or document is None:
+            return None
+        return _Fixed(shared.group, json.loads(document).get("model"), shared.path)
 
     def give(self, candidates: list[Waiting], offers: Iterable[tuple[str, Offer]], here: Here) -> list[Handing]:
         """Begin to give jobs away; returns what goes where. Raises SpoolError."""

@@ -17,6 +17,7 @@ from edged.jobs import committer, forwarding, giving, sharing
 from edged.jobs.crash import LastEnd
 from edged.jobs.giving import GIVE_UP_SECONDS
 from edged.jobs.records import Moment
+from edged.jobs.spool import Spool
 from edged.machine.clock import Clock
 from edged.mqtt.events import LinkDown, LinkUp, ReceivedMessage, ShareReceived
 from edged.mqtt.session_types import LOST
@@ -369,6 +370,17 @@ def test_a_member_whose_board_is_too_hot_gives_all_that_waits_and_offers_nothing
     assert [channel for sender, channel, payload in hall.said if sender == "a" and payload] == []
     hall.deliver(lambda _, channel: channel.startswith("offer/"))
     assert [(give.id, give.speed) for give in hall.gives()] == [("y", None)]
+
+
+def test_documents_of_jobs_that_wait_are_read_once(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(6):
+        hall.a.job(job(f"job-{n}"))
+    read, original = [], Spool.document
+    monkeypatch.setattr(Spool, "document", lambda self, number: read.append(number) or original(self, number))
+    for _ in range(20):
+        hall.a.tick()
+    assert hall.a.jobs.status().backlog
+    assert len(read) == len(set(read)) == 4  # the others run, or are prepared
 
 
 def test_jobs_for_the_device_itself_and_suspects_stay(hall: Hall) -> None:
