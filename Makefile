@@ -218,6 +218,10 @@ bench-real: $(REAL_MODEL) $(VENV)-peers/.done ## the real model beside llama.cpp
 bench-structured: $(VENV)/.dev $(REAL_MODEL) ## a choice, a ranking, and forced tokens beside single steps, with the real model [DOCUMENTS=FILE] (minutes)
 	@$(BIN)/python tests/benchmarks/structured.py $(DOCUMENTS)
 
+.PHONY: bench-rank
+bench-rank: $(VENV)/.dev $(REAL_MODEL) ## questions on the docs: how often the real model ranks the right section first, beside word overlap (minutes)
+	@$(BIN)/python tests/benchmarks/rank.py
+
 # What builds it has gigabytes, and is installed only where there is no model yet; to build it anew, delete .real-model.
 $(REAL_MODEL):
 	@$(MAKE) --no-print-directory $(VENV)-demo-model/.done

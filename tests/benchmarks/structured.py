@@ -44,18 +44,22 @@ class Runner:
         self._engine = Engine(lambda: self.loaded, lambda: "", self._events.put, lambda _keys: None)
         self._engine.start()
 
-    def seconds(self, requests: Sequence[Request]) -> float:
-        """Until all have ended."""
-        began = time.monotonic()
+    def run(self, requests: Sequence[Request]) -> tuple[float, list[Finished]]:
+        """Seconds until all have ended, and how, in the order in which they did."""
+        began, ends = time.monotonic(), list[Finished]()
         for request in requests:
             self._engine.submit(request)
-        left = len(requests)
-        while left:
+        while len(ends) < len(requests):
             event = self._events.get()
             if isinstance(event, Ended):
                 sys.exit(f"the engine failed: {event.failure}")
-            left -= isinstance(event, Finished)
-        return time.monotonic() - began
+            if isinstance(event, Finished):
+                ends.append(event)
+        return time.monotonic() - began, ends
+
+    def seconds(self, requests: Sequence[Request]) -> float:
+        """Until all have ended."""
+        return self.run(requests)[0]
 
     def close(self) -> None:
         self._engine.stop()
