@@ -154,7 +154,7 @@ test-runtimes: ## the engine and known answers under older onnxruntimes and besi
 		$$venv/bin/pytest -q tests/unit/test_known_answers.py tests/unit/test_engine.py tests/unit/test_mapped_weights.py -k 'test_verify or not (gemma2 or sliding)'; \
 	done
 
-test-templates: $(VENV)-templates/.done ## published chat templates, rendered as transformers renders them, and calls of tools (minutes; downloads 150 MB once)
+test-templates: $(VENV)-templates/.done ## published chat templates, rendered as transformers renders them, and calls of tools (minutes; downloads 500 MB once)
 	@PYTHONPATH=. $(VENV)-templates/bin/python tests/templates/compare.py $(VENV)-templates/published
 	@PYTHONPATH=. $(VENV)-templates/bin/python tests/templates/guard.py $(VENV)-templates/published
 	@PYTHONPATH=. $(VENV)-templates/bin/python tests/templates/tools.py $(VENV)-templates/published
