@@ -17,8 +17,8 @@ from pathlib import Path
 SOURCES = (
     "llama-cpp-python",
     "vllm",
-    *(f"llama-cpp-python=={release}" for release in ("0.3.16", "0.3.9")),
-    *(f"vllm=={release}" for release in ("0.20.0", "0.15.0", "0.10.0", "0.6.0")),
+    *(f"llama-cpp-python=={release}" for release in ("0.3.16",)),
+    *(f"vllm=={release}" for release in ("0.20.0", "0.10.0")),
 )
 """The newest releases, and older ones, whose templates were published in other forms or are gone since."""
 
