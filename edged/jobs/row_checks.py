@@ -50,6 +50,28 @@ def is_result(row: Row, id: str) -> bool:
     return isinstance(document, dict) and document.get("id") == id and document.get("state") == row["state"]
 
 
+def is_shared(row: Row) -> bool:
+    """Whether a row of the table `shared` can be what was written."""
+    members = row["path"].split("/")[:-1] if isinstance(row["path"], str) else [""]
+    give = row["give"], row["taker"]
+    return (
+        all(isinstance(name, str) and is_id(name) for name in (row["grp"], *members))
+        and all(name is None or (isinstance(name, str) and is_id(name)) for name in (row["came"], *give))
+        and (give[0] is None) == (give[1] is None)
+    )
+
+
+def is_mark(row: Row) -> bool:
+    """Whether a row of the table `given` can be what was written."""
+    return (
+        all(isinstance(row[name], str) and is_id(row[name]) for name in ("id", "grp", "taker"))
+        and (row["came"] is None or (isinstance(row["came"], str) and is_id(row["came"])))
+        and isinstance(row["digest"], bytes)
+        and len(row["digest"]) == 32
+        and all(isinstance(row[name], (int, float)) for name in ("finished", "boottime", "boot"))
+    )
+
+
 def has_its_checksum(table: str, row: Row, *more: str) -> bool:
     """Whether the other columns are as they were written; older versions have no checksum of them."""
     return is_whole(table, (*(row.get(column) for column in COVERED[table]), *more), row.get("row_crc"))

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from edged.jobs.database import PAGE_BYTES, lossy_text
-from edged.jobs.row_checks import Row, has_its_checksum, is_job, is_result
+from edged.jobs.row_checks import Row, has_its_checksum, is_job, is_mark, is_result, is_shared
 from edged.jobs.schema import SpoolDamagedError, SpoolError, has_tables_of, is_damage, spool_error
 from edged.jobs.spool import Spool, discard, set_aside
 from edged.jobs.waiters import PLACES
@@ -233,7 +233,7 @@ def _take_over(old: sqlite3.Connection, new: sqlite3.Connection) -> dict[str, in
     # A newer edged may have added columns.
     names = {
         table: {column[1] for column in new.execute(f"PRAGMA table_info({table})")}
-        for table in ("job", "result", "delivered", "attempt", "waiter")
+        for table in ("job", "result", "delivered", "attempt", "waiter", "shared", "given")
     }
 
     def put(table: str, row: Row) -> None:
@@ -260,11 +260,18 @@ def _take_over(old: sqlite3.Connection, new: sqlite3.Connection) -> dict[str, in
         "waiter": lambda row: (
             row["seq"] in jobs and isinstance(row["topic"], (str, type(None))) and has_its_checksum("waiter", row)
         ),
+        "shared": lambda row: row["seq"] in jobs and is_shared(row),
     }
+    present = {name for (name,) in old.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     for table, whole in checks.items():
+        if table not in present:  # `shared`, before schema 5
+            continue
         for row in _rows(old, table, *((last_waiter, "n") if table == "waiter" else (last, "seq"))):
             if whole(row):
                 put(table, row)
+    for row in _marks(old):
+        if row["id"] not in ids and is_mark(row):
+            put("given", row)
     return {"job": len(jobs), "result": len(results)}
 
 
@@ -302,6 +309,14 @@ def _rows(old: sqlite3.Connection, table: str, last: int, key: str = "seq") -> I
             if found is not None:
                 yield dict(found)
                 break
+
+
+def _marks(old: sqlite3.Connection) -> Iterator[Row]:
+    """The rows of `given` that can be read, from both ends up to a broken page: its keys are no numbers."""
+    for order in ("ASC", "DESC"):
+        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+            for row in old.execute(f"SELECT * FROM given ORDER BY id {order}"):
+                yield dict(row)
 
 
 def _insert(new: sqlite3.Connection, table: str, row: Row) -> None:

@@ -20,6 +20,7 @@ from edged.jobs import schema
 from edged.jobs.database import PAGE_BYTES
 from edged.jobs.records import Moment
 from edged.jobs.schema import STEPS, Migration, SpoolError
+from edged.jobs.shared import Mark, Shared
 from edged.jobs.spool import Spool, set_aside
 from edged.jobs.spool_recovery import KEPT, mark_damaged, open_spool
 
@@ -128,6 +129,47 @@ def test_a_damaged_spool_of_a_newer_edged_is_taken_over_without_what_is_unknown_
         Spool(path).close()
     mark_damaged(path, "seen while it ran")
     assert check(open_spool(path)) == (JOBS, RESULTS)
+
+
+def test_what_was_given_away_and_what_is_on_its_way_is_taken_over(path: Path) -> None:
+    spool, moment = Spool(path), Moment(3.0, 2.0, "b", False)
+    mark, waiting = Mark(b"d" * 32, "hall", "pi-2", "give-1"), RESULTS + 1
+    with spool.transaction():
+        spool.shared.add(waiting, "hall", ["pi-0", "pi-1"], "give-0")
+        spool.shared.leave(waiting, "give-2", "pi-2")
+        spool.shared.add(waiting + 1, "hall")
+        for n in range(100):
+            spool.shared.mark(f"given-{n}", mark, moment)
+        spool.shared.mark("job-1", mark, moment)  # is here: no mark may hide it
+    spool.close()
+    outside(path, "INSERT INTO shared VALUES (?, 'h a l l', '', NULL, NULL, NULL)", waiting + 2)
+    outside(path, "UPDATE given SET digest = 'short' WHERE id = 'given-5'")
+    mark_damaged(path, "seen while it ran")
+    spool = open_spool(path)
+    assert check(spool) == (JOBS, RESULTS)
+    assert spool.shared.leaving() == [Shared(waiting, "hall", ("pi-0", "pi-1"), "give-0", "give-2", "pi-2")]
+    assert spool.shared.of(waiting + 1) == Shared(waiting + 1, "hall", (), None, None, None)
+    assert spool.shared.of(waiting + 2) is None
+    assert spool.shared.marked() == sorted(f"given-{n}" for n in range(100) if n != 5)
+    assert spool.shared.mark_of("given-7") == mark
+    with spool.transaction():
+        spool.shared.prune(10.0, Moment(12.0, 13.0, "b", False))
+    assert spool.shared.marked() == []  # their age was taken over too
+
+
+def test_garbage_among_the_marks_of_what_was_given_away_costs_those_of_a_page(path: Path) -> None:
+    spool = Spool(path)
+    with spool.transaction():
+        for n in range(100):
+            spool.shared.mark(f"given-{n}", Mark(b"d" * 32, "hall", "pi-2", None), Moment(3.0, 2.0, "b", False))
+    spool.close()
+    (root,) = outside(path, "SELECT rootpage FROM sqlite_schema WHERE name = 'given'")[0]
+    some = outside(path, "SELECT pageno FROM dbstat WHERE name = 'given' AND pagetype = 'leaf' ORDER BY path")
+    assert (root,) not in some
+    overwrite(path, (some[len(some) // 2][0] - 1) * PAGE_BYTES, PAGE_BYTES)
+    recovered = open_spool(path)
+    assert check(recovered) == (JOBS, RESULTS)
+    assert 80 <= len(recovered.shared.marked()) < 100
 
 
 def test_results_stay_in_their_order(path: Path) -> None:
