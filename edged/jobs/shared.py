@@ -1,7 +1,6 @@
 """The tables of load sharing: jobs of a group, those that are being given away, and the marks of those that were.
 
-A job that another member has accepted leaves nothing but its mark: id, digest, and who has it. Marks of a spool that
-was damaged are not recovered: a repeat of such a job runs here.
+A job that another member has accepted leaves nothing but its mark: id, digest, and who has it.
 """
 
 from __future__ import annotations
@@ -84,6 +83,10 @@ class SharedJobs:
         """The mark of the job that had this id."""
         query = "SELECT digest, grp, taker, came FROM given WHERE id = ?"
         return next((Mark(*row) for row in self._read(query, (id,))), None)
+
+    def marked(self) -> list[str]:
+        """The ids of all jobs that were given away."""
+        return [row[0] for row in self._read("SELECT id FROM given ORDER BY id", ())]
 
     def unmark(self, id: str) -> None:
         """Forget that the job was given away."""

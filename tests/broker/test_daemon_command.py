@@ -68,7 +68,8 @@ def test_commands_are_answered_and_an_id_never_runs_again(place: Place) -> None:
     findings = ask(client, "doctor/d1")["result"]["findings"]
     assert {"board", "broker", "model"} <= {one["check"] for one in findings}
     assert [one["status"] for one in answers(client, "doctor/d1")] == ["executing", "successful"]
-    assert ask(client, "forget/f1", job="job-1")["result"] == {"jobs": 1, "prefix_blocks": 0, "damaged_spools": 0}
+    erased = {"jobs": 1, "marks": 0, "given_to": [], "prefix_blocks": 0, "damaged_spools": 0}
+    assert ask(client, "forget/f1", job="job-1")["result"] == erased
     assert not daemon.query("select 1 from job where id = 'job-1'")
     assert "no job" in ask(client, "forget/f2", job="job-1")["reason"]
     # A repeated id is answered with its end, without a run; so it is after a restart.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,10 @@ from typing import Any
 
 import pytest
 from test_manager import World, job
+from typer.testing import CliRunner
 
+from edged.cli.app import command_line
+from edged.cli.forget import erase
 from edged.engine.events import Ended, Started
 from edged.jobs import committer, forwarding, giving, sharing
 from edged.jobs.crash import LastEnd
@@ -21,6 +25,7 @@ from edged.jobs.spool import Spool
 from edged.machine.clock import Clock
 from edged.mqtt.events import LinkDown, LinkUp, ReceivedMessage, ShareReceived
 from edged.mqtt.session_types import LOST
+from edged.settings import Settings
 from edged.sharing.messages import Give, read_handed
 
 GROUP = "edged/v1/group/hall/"
@@ -423,6 +428,47 @@ def test_marks_are_forgotten_after_the_retention(hall: Hall) -> None:
     with spool.transaction():
         spool.prune(3600, later, 10)
     assert spool.shared.mark_of("x") is None
+
+
+def forget(board: Board, *words: str) -> str:
+    """What `edged forget` says beside the running daemon."""
+    config = board.hall.folder(board.device) / "edged.toml"
+    config.write_text(f'state_dir = "{config.parent}"\n')
+    said = CliRunner().invoke(command_line(["forget"]), ["forget", *words, "--config", str(config)])
+    return f"{said.exit_code}: {said.output}"
+
+
+def test_forget_erases_the_mark_of_a_given_job_and_says_where_the_job_is(hall: Hall) -> None:
+    give_away(hall, job("x"))
+    on_its_way = hall.folder("a") / "copy"
+    on_its_way.mkdir()
+    with sqlite3.connect(on_its_way / "spool.db") as copy, sqlite3.connect(hall.a.spool.path) as spool:
+        spool.backup(copy)
+    hall.deliver_all()
+    digest = hall.a.spool.shared.mark_of("x").digest  # type: ignore[union-attr]
+    there = "run edged forget there, or edged fleet command DEVICE forget --job x"
+    assert forget(hall.a, "x") == (
+        "0: erased 0 jobs and 1 mark of jobs that were given away\n"
+        f"given away to b, where nothing was erased: {there}\n"
+    )
+    assert hall.a.spool.shared.mark_of("x") is None
+    assert not any(digest in file.read_bytes() for file in hall.folder("a").glob("spool.db*"))
+    assert forget(hall.a, "x").startswith("1: edged: no job 'x' is stored")
+    assert hall.b.ids() == ["x"]  # what another device has is its own
+    assert forget(hall.b, "x") == "0: erased 1 job\n"
+    hall.a.job(job("x", prompt="anew"))  # its id is free
+    assert hall.a.kinds("x")[-1] == "accepted"
+    erased = erase(Settings(state_dir=on_its_way), "x")
+    assert (erased.jobs, erased.marks, erased.given_to) == (1, 0, ["b"])
+
+
+def test_forget_of_everything_erases_the_marks_of_given_jobs(hall: Hall) -> None:
+    give_away(hall, job("x"))
+    hall.deliver_all()
+    said = forget(hall.a, "--all")
+    assert said.startswith("0: erased 2 jobs and 1 mark of jobs that were given away\ngiven away to b,")
+    assert said.endswith("edged fleet command DEVICE forget --all\n")
+    assert (hall.a.spool.ids(), hall.a.spool.shared.marked()) == ([], [])
 
 
 @pytest.mark.parametrize("block", [0, *(pytest.param(block, marks=pytest.mark.slow) for block in range(1, 4))])
