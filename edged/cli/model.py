@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,7 +29,8 @@ from edged.engine.package import PackageError
 from edged.machine.board import detect
 from edged.machine.memory import available, size
 from edged.models.fetch import FetchError
-from edged.models.listing import NAME, NAME_ALLOWED, RESERVED, SourceError
+from edged.models.listing import NAME, NAME_ALLOWED, RESERVED, SUMS, SourceError
+from edged.models.prepare import PrepareError, prepare_package
 from edged.models.pull import PullError, pull_package, select_package
 from edged.models.record import record_known_answers
 from edged.models.sources import open_source
@@ -218,6 +220,61 @@ def verify(
         f"in {verified.seconds:.2f} s of {loaded.load_seconds:.2f} s to load"
     )
     typer.echo(f"recorded with edged {made.edged}, onnxruntime {made.onnxruntime}{genai}")
+
+
+@app.command()
+def prepare(
+    out: Annotated[Path, typer.Option("--out", help="The new package's folder, which is not there yet or empty.")],
+    model: ModelOption = None,
+    kv_cache: Annotated[
+        str | None, typer.Option("--kv-cache", help="published or int8; else the setting model.kv_cache.")
+    ] = None,
+    calibration_text: Annotated[
+        Path | None, typer.Option("--calibration-text", help="A text for int8; else the setting model.calibration.")
+    ] = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write what edged serves of a package as a package of its own, to be copied to other devices."""
+    check_folder("--model", model)
+    if kv_cache not in (None, "published", "int8"):
+        raise BadUseError(f"--kv-cache {kv_cache}: give published or int8")
+    if calibration_text is not None and not calibration_text.is_file():
+        raise BadUseError(f"--calibration-text {calibration_text} is not a file")
+    flags = {"path": model, "kv_cache": kv_cache, "calibration": calibration_text}
+    settings = settings_or_exit(config, model=flags)
+    if calibration_text is not None and settings.model.kv_cache != "int8":
+        raise BadUseError("--calibration-text is for --kv-cache int8")
+    logs.configure("error", "auto")
+    path, name = served(settings)
+    if not (path / "genai_config.json").is_file():
+        raise BadUseError(f"{path} holds no model package: there is no genai_config.json")
+    choose_runtime(settings)
+    try:
+        made = prepare_package(settings, detect(), available, path, name, out)
+    except PrepareError as error:
+        end(BAD_USE if error.bad_use else FAILED, str(error))
+    except CorruptPackageError as error:
+        end(FAILED, sentence([error.fault]))
+    except PackageError as error:
+        end(FAILED, str(error))
+    except KeyboardInterrupt:
+        end(FAILED, f"stopped; there is no {out}")
+    if json_:
+        document = {
+            "path": str(out),
+            "bytes": made.bytes,
+            "linked_bytes": made.linked,
+            "logits": made.logits,
+            "kv_cache": made.kv_cache,
+            "identity": made.identity,
+            "compared": made.verified.compared,
+        }
+        typer.echo(json.dumps(document, ensure_ascii=False))
+        return
+    typer.echo(f"{out}: {size(made.bytes)}, of these {size(made.linked)} shared with {path} by links")
+    typer.echo(f"logits of {made.logits} tokens, a KV cache of {made.kv_cache}; {_answers(made.verified)}")
+    typer.echo(f"copy all of it to a web server: edged model pull https://…/{SUMS} takes it from there")
 
 
 def _answers(verified: Verified | None) -> str:

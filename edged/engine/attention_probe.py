@@ -21,11 +21,11 @@ from edged.engine.session import one_line
 TOKENS = 576
 """Of the prompt: two blocks of the largest cache and a rest."""
 PROBED = ("float32", "float16")
-"""Caches of packages whose attention can be probed."""
+"""Package.attention_dtype of those that can be probed."""
 _LONGEST = 4096
 """Most tokens of the probe's cache, which must hold a window. A longer window hides none of TOKENS either."""
-_ROTARY = ("do_rotary", "rotary_interleaved")
-"""Attributes that change each token by itself."""
+_LEFT_OUT = ("do_rotary", "rotary_interleaved", "kv_cache_bit_width")
+"""Attributes that change each token by itself, and one that an int8 cache brings."""
 _PAST, _PRESENT = ("pk", "pv"), ("nk", "nv")
 MOST_NEW = 32
 """Most tokens that DecodeProbe computes in a step."""
@@ -45,7 +45,7 @@ class AttentionProbe:
     def __init__(self, numbers: dict[str, float], package: Package, threads: int, int8: bool = False) -> None:
         """`numbers`: the operator's attributes. `int8`: with an int8 cache. Raises what onnxruntime raises."""
         self.head = package.head_size
-        self._dtype = NUMPY_DTYPES[package.kv_dtype]
+        self._dtype = NUMPY_DTYPES[package.attention_dtype]
         length = max(TOKENS, min(package.sliding_window, _LONGEST))
         random = np.random.default_rng(0).standard_normal((3, length, self.head), np.float32).astype(self._dtype)
         self._queries, self._keys, self._values = random
@@ -84,7 +84,7 @@ class DecodeProbe:
         heads, kv_heads, size = int(numbers["num_heads"]), int(numbers["kv_num_heads"]), package.head_size
         # More than one block of keys, so that they can be shared out among threads.
         self._length = max(_LARGEST_CACHE // (32 * size) + 2, min(package.sliding_window, _LONGEST))
-        self._dtype = NUMPY_DTYPES[package.kv_dtype]
+        self._dtype = NUMPY_DTYPES[package.attention_dtype]
         chance = np.random.default_rng(0)
 
         def normal(*shape: int) -> NDArray[Any]:
@@ -130,16 +130,16 @@ def int8_attention_fault(package: Package, threads: int) -> str | None:
 
 
 def _session(numbers: dict[str, float], package: Package, threads: int, int8: bool) -> Any:
-    """A session of the operator with these attributes, but for those that change each token by itself."""
+    """A session of the operator with these attributes, but for _LEFT_OUT."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4 if int8 else 3  # that it cannot is no error here
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    kept = {name: number for name, number in numbers.items() if name not in _ROTARY}
+    kept = {name: number for name, number in numbers.items() if name not in _LEFT_OUT}
     if kept.get("local_window_size", 0) > _LONGEST:
         kept["local_window_size"] = _LONGEST
-    model = _model(kept, package.head_size, ELEMENTS[package.kv_dtype])
+    model = _model(kept, package.head_size, ELEMENTS[package.attention_dtype])
     if int8:
         scales = np.full((int(kept["kv_num_heads"]), package.head_size), 1 / _STEPS, np.float32)
         model = with_int8_cache(memoryview(model), dict.fromkeys(_PAST, scales), set(_PRESENT))

@@ -76,7 +76,7 @@ def _shared_out(session: ModelSession) -> Iterator[DecodeProbe]:
     For so few that onnxruntime shares out the keys of a long context among threads, whose sums have other last bits.
     """
     package = session.package
-    for numbers in package.graph.attentions if package.kv_dtype in PROBED else []:
+    for numbers in package.graph.attentions if package.attention_dtype in PROBED else []:
         if numbers["num_heads"] < session.threads:
             yield DecodeProbe(numbers, package, session.threads, session.layout.dtype == "int8")
 

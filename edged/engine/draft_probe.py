@@ -28,7 +28,7 @@ def single_tokens_agree(session: ModelSession, bits: BitClasses) -> bool:
     gives False. The session must be given a cache anew afterwards. Raises what onnxruntime raises.
     """
     package = session.package
-    if not package.graph.attentions or package.kv_dtype not in PROBED:
+    if not package.graph.attentions or package.attention_dtype not in PROBED:
         return False
     int8 = session.layout.dtype == "int8"
     for numbers in package.graph.attentions:

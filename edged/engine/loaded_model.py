@@ -22,7 +22,7 @@ from edged.engine.kept_bits import KeptBits
 from edged.engine.kept_manifests import KeptManifests
 from edged.engine.known_answers import KnownAnswers, Verified, check_tokenizer, read_known_answers, suspect_runtime
 from edged.engine.kv_cache import KVCache
-from edged.engine.kv_scales import KeptScales
+from edged.engine.kv_scales import KeptScales, KVScales
 from edged.engine.load_check import LoadCheck
 from edged.engine.manifest import Manifest
 from edged.engine.mapped_weights import own_mapped
@@ -84,6 +84,8 @@ class LoadedModel:
     """Why the session computes the logits of all tokens; None: it does not."""
     kv_reason: str | None = None
     """Why the KV cache is the published one though model.kv_cache = "int8"; None: it is as that says."""
+    scales: KVScales | None = None
+    """Those of an int8 KV cache that the package was not published with."""
     manifest: Manifest | None = None
     """What the package's files were checked against."""
     drafts: Callable[[Request], Drafts] | None = None
@@ -168,8 +170,9 @@ def _load(
     package = open_package(path, name)
     known = read_known_answers(package) if check is not None else None
     opening = _opening(settings, board, available, package, known, check, bits_file)
-    kv_reason = int8_fault(package, opening.choice, opening.threads) if wanted.kv_cache == "int8" else None
-    int8 = wanted.kv_cache == "int8" and kv_reason is None
+    asked = wanted.kv_cache == "int8" and package.kv_dtype != "int8"  # one that was prepared has it
+    kv_reason = int8_fault(package, opening.choice, opening.threads) if asked else None
+    int8 = asked and kv_reason is None
     plan = opening.plan(int8)
     context = wanted.context or package.context_length
     tokenizer = Tokenizer(package, wanted.chat_template_kwargs)
@@ -212,6 +215,7 @@ def _load(
         signature=signature,
         logits_reason=opened.logits_reason,
         kv_reason=kv_reason or fault,
+        scales=opened.scales,
         drafts=drafts,
         speculation_reason=speculation_reason,
     )

@@ -63,7 +63,7 @@ class Opening:
 
     def plan(self, int8: bool) -> Plan:
         """Splits and memory, with an int8 cache or the published one. Raises PackageError, TooLargeError."""
-        splits = self.kept_bits.splits(self.choice.providers, int8)
+        splits = self.kept_bits.splits(self.choice.providers, int8 or self.package.kv_dtype == "int8")
         memory = available_for(self.choice, self.board, self.host)
         planned = plan_package(self.settings, self.package, self.choice, memory, splits, self.graph.logits, int8)
         return Plan(splits, planned)
@@ -119,6 +119,10 @@ def int8_fault(package: Package, choice: ProviderChoice, threads: int) -> str | 
 def open_published(opening: Opening, tokenizer: Tokenizer, plan: Plan) -> Opened:
     """Open the session with the KV cache as published, and compare the known answers. Raises PackageError."""
     package, choice = opening.package, opening.choice
+    if package.kv_dtype == "int8" and not choice.on_device:
+        fault = int8_attention_fault(package, opening.threads)
+        if fault is not None:
+            raise PackageError(f"its KV cache is int8: {fault}")
     session, logits_reason = _published_session(opening)
     opening.weights_loaded()
     confirmed = _confirm(opening.settings, choice, session)

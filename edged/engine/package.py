@@ -42,6 +42,9 @@ _PAGED = {"block_table", "cumulative_sequence_lengths", "past_sequence_lengths"}
 """Inputs of graphs that onnxruntime-genai's model builder makes for a paged KV cache."""
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids", "logits_indices")
 """The last one: [wanted], the tokens of each row whose logits the graph computes, by their place in the step."""
+POSITIONS = "edged.positions"
+"""Input of a graph that edged rewrote: [wanted, 1, 2] int64, row and token of each wanted position. Its logits are
+[wanted, 1, vocabulary]."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,11 @@ class Package:
     def kv_dtype(self) -> str:
         """Name of the KV cache's dtype, as the graph declares it."""
         return self.graph.inputs[self.past_names[0] % 0]
+
+    @property
+    def attention_dtype(self) -> str:
+        """Name of the dtype of queries, keys and values as attention gets them: an int8 cache quantizes float32."""
+        return "float32" if self.kv_dtype == "int8" else self.kv_dtype
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -320,11 +328,12 @@ def _check_graph(
             "use_paged_attention"
         )
     known = set(input_names.values()) | {pattern % layer for pattern in past for layer in range(layers)}
-    unknown = sorted(set(graph.inputs) - known)
+    unknown = sorted(set(graph.inputs) - known - {POSITIONS})
     if unknown:
         raise PackageError(
             f"the graph has an input that edged does not know: {short(unknown[0])} (it knows input_ids, "
-            "attention_mask, position_ids, logits_indices and the KV cache's names in genai_config.json)"
+            "attention_mask, position_ids, logits_indices, the KV cache's names in genai_config.json, and those of "
+            "edged model prepare)"
         )
     needed = {input_names["input_ids"], input_names["attention_mask"]} | (known - set(input_names.values()))
     absent = sorted(needed - set(graph.inputs))

@@ -24,13 +24,10 @@ from edged.engine.onnx_fields import (
     tensor_type,
     value_info,
 )
-from edged.engine.package import Package, PackageError
+from edged.engine.package import POSITIONS, Package, PackageError
 from edged.engine.package_files import short
 from edged.engine.protobuf import ProtobufError, read_fields, read_text, write_field
 
-POSITIONS = "edged.positions"
-"""Input of a rewritten graph: [wanted, 1, 2] int64, row and token of each wanted position. Its logits are
-[wanted, 1, vocabulary]."""
 LogitsComputed = Literal["wanted", "last", "all"]
 _HIDDEN = "edged.hidden"
 MOST_BYTES = 64 << 20
@@ -63,6 +60,8 @@ class ServingGraph:
 def serving_graph(package: Package) -> ServingGraph:
     """The graph that is served of a package. Raises PackageError where its file has become unreadable."""
     file, logits = package.model_file, package.logits_name
+    if POSITIONS in package.graph.inputs:  # edged model prepare wrote it
+        return ServingGraph(None, "wanted")
     try:
         view = map_file(file)
         dimensions = _dimensions(view, logits)

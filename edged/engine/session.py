@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from edged.engine import ort
 from edged.engine.kv_cache import KVCache
 from edged.engine.kv_layout import NUMPY_DTYPES, KVLayout
-from edged.engine.package import Package, PackageError
-from edged.engine.serving_graph import POSITIONS, LogitsComputed, ServingGraph
+from edged.engine.package import POSITIONS, Package, PackageError
+from edged.engine.serving_graph import LogitsComputed, ServingGraph
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """onnxruntime's option (onnxruntime_session_options_config_keys.h): where a graph from memory has its weights."""

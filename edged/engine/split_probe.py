@@ -34,10 +34,10 @@ def find_split_rule(package: Package, providers: Sequence[str], threads: int, in
     """The finest rule under which attention gives the same bits, in one piece and in chunks.
 
     `int8`: with an int8 cache in place of the package's own. A GPU, which serves one row, a package without
-    GroupQueryAttention, and one that was published with a quantized cache get the rule without limits. A failure is
-    logged; no rule holds then.
+    GroupQueryAttention, and one with a cache of other numbers than PROBED and int8 get the rule without limits. A
+    failure is logged; no rule holds then.
     """
-    if providers[0] != CPU or package.kv_dtype not in PROBED:
+    if providers[0] != CPU or package.attention_dtype not in PROBED:
         return SplitRule()
     try:
         probes = [AttentionProbe(numbers, package, threads, int8) for numbers in package.graph.attentions]

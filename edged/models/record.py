@@ -29,7 +29,7 @@ from edged.engine.known_answers import (
 )
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.manifest import make_manifest, write_manifest
-from edged.engine.package import Package, PackageError, open_package
+from edged.engine.package import POSITIONS, Package, PackageError, open_package
 from edged.engine.package_files import held_by
 from edged.engine.sequence import Request
 from edged.engine.session import one_line
@@ -179,10 +179,13 @@ def _sure_tokens(question: Question) -> set[int]:
 
 
 def check_with_genai(package: Package, questions: Sequence[Question]) -> list[int] | None:
-    """How many tokens of each answer onnxruntime-genai generates too, None if it is not installed.
+    """How many tokens of each answer onnxruntime-genai generates too, None if it cannot: it is not installed, or
+    edged rewrote the graph.
 
     After a near-tie it may continue differently. Raises PackageError if it differs at any other token.
     """
+    if POSITIONS in package.graph.inputs:
+        return None
     try:
         import onnxruntime_genai as genai
     except ImportError:

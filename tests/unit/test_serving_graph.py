@@ -15,11 +15,11 @@ from structlog.testing import capture_logs
 
 from edged.engine.graph import read_graph
 from edged.engine.kv_cache import KVCache
-from edged.engine.package import Package, PackageError, open_package
+from edged.engine.package import POSITIONS, Package, PackageError, open_package
 from edged.engine.package_memory import plan_package
 from edged.engine.protobuf import field_head, read_fields, read_text, write_field
 from edged.engine.providers import choose_provider
-from edged.engine.serving_graph import POSITIONS, serving_graph
+from edged.engine.serving_graph import serving_graph
 from edged.engine.session import ModelSession
 from edged.engine.splits import SplitRule
 from edged.machine.board import detect
