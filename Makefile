@@ -105,6 +105,13 @@ test-brokers: $(VENV)/.dev | mosquitto ## the promises of the contract on other 
 show-brokers: $(VENV)/.dev | mosquitto ## a result that the broker does not take, in a queue, and ten minutes with a short keep-alive time (SECONDS=N)
 	@$(BIN)/python tests/brokers/show.py $(if $(SECONDS),--seconds $(SECONDS))
 
+test-cluster: $(VENV)/.dev | mosquitto ## two ejabberd nodes in one cluster: each killed and back, with jobs and a rollout under way (six minutes)
+	@command -v ejabberdctl >/dev/null || { \
+		echo "installing ejabberd …"; \
+		$(APT) update -qq && $(APT) install -qq -y --no-install-recommends ejabberd >/dev/null; \
+		[ ! -d /run/systemd/system ] || $(SUDO) systemctl disable --quiet --now ejabberd; }
+	@$(BIN)/pytest -q tests/cluster
+
 test-page: $(VENV)/.dev | mosquitto ## the page at / in a real Chromium, light and dark, 360 and 1280 pixels wide; with axe-core (PICTURES=FOLDER; a minute)
 	@command -v chromium >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 	@command -v npm >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends nodejs npm >/dev/null; }

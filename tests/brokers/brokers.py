@@ -11,10 +11,12 @@ from pathlib import Path
 
 import logs
 from broker_rig import Mosquitto, free_port
-from patience import eventually
+from patience import PATIENCE, eventually
 
 HERE = Path(__file__).parent
 USER, PASSWORD = "worker", "not a secret"
+COOKIE = "edged-tests"
+"""Nodes of Erlang with the same one talk to each other."""
 
 _ERLANG = {"ERL_EPMD_ADDRESS": "127.0.0.1", "LC_ALL": "C.UTF-8"}
 _ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
@@ -66,8 +68,12 @@ class Broker:
         """End it in order, so that it keeps what it keeps."""
         self._end(signal.SIGTERM)
 
-    def close(self) -> None:
+    def kill(self) -> None:
+        """End it at once; start() goes on with what is on its disk."""
         self._end(signal.SIGKILL)
+
+    def close(self) -> None:
+        self.kill()
         logs.forget(self.log_file)
 
     def _end(self, number: int) -> None:
@@ -146,6 +152,28 @@ class Ejabberd(Broker):
     needs = ("/usr/sbin/ejabberdctl",)
     username = f"{USER}@localhost"
 
+    @property
+    def node(self) -> str:
+        """What other nodes call this one."""
+        return f"edged{self.port}@localhost"
+
+    def join(self, other: Ejabberd) -> None:
+        """Make this running node one of the cluster of another one; what it had kept is gone. Both know each other."""
+        assert self.eval(f"ejabberd_cluster:join('{other.node}')") == "ok"
+
+    def members(self) -> set[str]:
+        """The running nodes that this one sees, itself among them."""
+        return set(self.eval("ejabberd_cluster:get_nodes()").strip("[]").replace("'", "").split(","))
+
+    def eval(self, expression: str) -> str:
+        """What an Erlang expression is on this node."""
+        called = f"rpc:call('{self.node}', erlang, apply, [fun() -> {expression} end, []])"
+        line = ["erl", "-noinput", "-sname", f"edged-asks-{free_port()}@localhost", "-setcookie", COOKIE]
+        line += [*_ON_LOOPBACK.split(), "-eval", f'io:format("~p", [{called}]), halt().']
+        environment = {**os.environ, **self.environment}
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=True)
+        return done.stdout.replace("\n", "").replace(" ", "")
+
     def command(self) -> list[str]:
         (self.folder / "ejabberd.yml").write_text(
             "hosts:\n  - localhost\nloglevel: warning\nauth_method: anonymous\nanonymous_protocol: login_anon\n"
@@ -164,7 +192,9 @@ class Ejabberd(Broker):
             "erl",
             "-noinput",
             "-sname",
-            f"edged{self.port}@localhost",
+            self.node,
+            "-setcookie",
+            COOKIE,
             *_ON_LOOPBACK.split(),
             "-mnesia",
             "dir",

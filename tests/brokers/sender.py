@@ -35,7 +35,7 @@ class Sender:
         self._subscribed = threading.Event()
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         kinds = [f"{DEVICE}/{kind}/+" for kind in ("event", "result", "stream")]
-        filters = [(one, 1) for one in (*kinds, f"{DEVICE}/status", REPLY)]
+        filters = [(one, 1) for one in (*kinds, f"{DEVICE}/status", f"{DEVICE}/reported", REPLY)]
         self._client.on_connect = lambda client, *_: client.subscribe(filters)
         self._client.reconnect_delay_set(0.1, 0.5)  # type: ignore[arg-type]
         self._client.connect_async("127.0.0.1", broker.port)
@@ -55,12 +55,14 @@ class Sender:
             self._messages.append(message)
             self._changed.notify_all()
 
-    def send(self, document: dict[str, Any], to: str = f"{DEVICE}/job", **properties: Any) -> None:
+    def send(
+        self, document: dict[str, Any], to: str = f"{DEVICE}/job", retain: bool = False, **properties: Any
+    ) -> None:
         """QoS 1, and wait for the PUBACK."""
         packed: Any = Properties(PacketTypes.PUBLISH) if properties else None
         for name, value in properties.items():
             setattr(packed, name, value)
-        info = self._client.publish(to, json.dumps(document), qos=1, properties=packed)
+        info = self._client.publish(to, json.dumps(document), qos=1, retain=retain, properties=packed)
         info.wait_for_publish(PATIENCE)
         assert info.is_published(), "no PUBACK"
 
