@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from conductor_rig import TOPIC
 from daemon_fixtures import Client5, Daemon
 from patience import eventually
 from pull_rig import write_sums
+from test_rollout_signing import Signer
 
 from edged.models.sources import open_source
 
@@ -67,3 +69,21 @@ def with_wrong_answers(package: Path) -> Path:
     file.write_text(json.dumps(answers))
     write_sums(package)
     return package
+
+
+class Keys:
+    """The fleet's key and a conductor's, and what a device is told of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fleet, self.conductor = Signer(folder, "fleet"), Signer(folder, "conductor")
+        self.settings = {"FLEET__TRUSTED_KEYS": self.fleet.public, "FLEET__CONDUCTOR_KEYS": self.conductor.public}
+
+    def signed(self, operator: Daemon, package: Path, **fields: Any) -> Path:
+        """A document as `edged fleet sign` prints it, in a file."""
+        plain, signed = self.folder / "plain.json", self.folder / f"{fields['rollout']}.json"
+        plain.write_text(json.dumps(desired(package, expires="2090-01-01T00:00:00Z", **fields)))
+        done = operator.command("fleet", "sign", str(plain), "--key", str(self.fleet.file), "--topic", TOPIC)
+        assert done.returncode == 0, done.stderr
+        signed.write_text(done.stdout)
+        return signed

@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conductor_rig import TOPIC
-from daemon_fixtures import Client5, Daemon, Place
+from daemon_fixtures import Client5, Place
 from patience import PATIENCE, eventually
 from pull_rig import publish
-from rollout_client import desired, digest_of, with_wrong_answers
-from test_rollout_signing import Signer
+from rollout_client import Keys, digest_of, with_wrong_answers
 
 pytest_plugins = ["daemon_fixtures"]
 
 GROUP = ("fleet", "rollout", "--group", "hall")
 OPTIONS = ("--waves", "25,100", "--min-executed", "1")
-
-
-class Keys:
-    """The fleet's key and a conductor's, and what a device is told of them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.fleet, self.conductor = Signer(folder, "fleet"), Signer(folder, "conductor")
-        self.settings = {"FLEET__TRUSTED_KEYS": self.fleet.public, "FLEET__CONDUCTOR_KEYS": self.conductor.public}
-
-    def signed(self, operator: Daemon, package: Path, **fields: Any) -> Path:
-        """A document as `edged fleet sign` prints it, in a file."""
-        plain, signed = self.folder / "plain.json", self.folder / f"{fields['rollout']}.json"
-        plain.write_text(json.dumps(desired(package, expires="2090-01-01T00:00:00Z", **fields)))
-        done = operator.command("fleet", "sign", str(plain), "--key", str(self.fleet.file), "--topic", TOPIC)
-        assert done.returncode == 0, done.stderr
-        signed.write_text(done.stdout)
-        return signed
 
 
 def until_reported(clients: list[Client5], state: str, rollout: str) -> list[dict[str, Any]]:
