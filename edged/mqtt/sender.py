@@ -13,13 +13,13 @@ from typing import Any
 
 from edged.mqtt.attempts import Backoff
 from edged.mqtt.connection import Connection, Role
+from edged.mqtt.routes import Route
 from edged.mqtt.session_types import Established, Publication, ReceivedMessage, SessionEnd, Subscription
-from edged.mqtt.topics import is_id
 from edged.settings.mqtt import MqttSettings
 
 RESEND_SECONDS = 5.0
 WAITING_SECONDS = 2.0
-"""Time after connecting without an `accepted` event, after which an Update says so."""
+"""Time after connecting without `accepted` after which an Update says so, and a group's members are looked up."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,23 @@ class Sender:
 
     def __init__(self, mqtt: MqttSettings, device: str | None, group: str | None) -> None:
         """Jobs go to `device` or to `group`: exactly one of them is given."""
-        self._target = f"{mqtt.root}/device/{device}" if device else f"{mqtt.root}/group/{group}"
+        self._devices = f"{mqtt.root}/device"
+        self._target = f"{self._devices}/{device}" if device else f"{mqtt.root}/group/{group}"
         self._group = group
-        self._answers = f"{mqtt.root}/device/{device or '+'}"
+        answered = f"{self._devices}/{device or '+'}"
         self._inbox: queue.SimpleQueue[Update] = queue.SimpleQueue()
         answers = (("event", 1), ("stream", 0), ("result", 1))
         subscriptions = [
-            [Subscription(f"{self._answers}/{kind}/+", qos, f"{kind}s", required=True) for kind, qos in answers]
+            [Subscription(f"{answered}/{kind}/+", qos, f"{kind}s", required=True) for kind, qos in answers]
         ]
-        status = f"{self._answers}/status"
         if device:
-            subscriptions.append([Subscription(status, qos=1, purpose="status documents", retained=True)])
+            subscriptions.append([Subscription(f"{answered}/status", 1, "status documents", retained=True)])
+        self._subscriptions = subscriptions
         client_id = f"edged-sender-{uuid.uuid4().hex[:12]}"
         self._connection = Connection(
             Role("sender", client_id, subscriptions, keep_session=False),
             mqtt,
-            _Owner(self._inbox.put, status),
+            _Owner(self._inbox.put, self._devices, asked=device),
             Backoff(0.5, 10.0),
         )
 
@@ -77,22 +78,25 @@ class Sender:
         """Send the job and yield updates about it, the result last.
 
         Sends the same document again until it is accepted, and after every lost connection until the result is here,
-        as the contract asks of senders. Raises TimeoutError after `timeout` seconds, and NobodyError where the broker
-        says that no device of the group takes it.
+        as the contract asks of senders: a group's to the member that has it, else to one that is ready. Raises
+        TimeoutError after `timeout` seconds, and NobodyError where the broker says that no device of the group takes
+        it.
         """
-        return self._follow("job", document["id"], document, timeout)
+        route = Route(self._devices, self._target, self._group, document.get("model"))
+        return self._follow(route, document["id"], document, timeout)
 
     def cancel(self, id: str, timeout: float | None = None) -> Iterator[Update]:
         """Cancel the job and yield updates about it, the result last. Repeats the request as submit() does.
 
         The job itself is not sent again: one that no device has yet must not start now. Raises TimeoutError.
         """
-        return self._follow("cancel", id, {"id": id}, timeout)
+        return self._follow(None, id, {"id": id}, timeout)
 
-    def _follow(self, channel: str, id: str, document: dict[str, Any], timeout: float | None) -> Iterator[Update]:
+    def _follow(
+        self, route: Route | None, id: str, document: dict[str, Any], timeout: float | None
+    ) -> Iterator[Update]:
+        """`route`: of a job; None: of a cancel, which goes to all."""
         payload = json.dumps(document, ensure_ascii=False).encode()
-        plain, model = f"{self._target}/{channel}", document.get("model")
-        topic = f"{self._target}/model/{model}/job" if self._group is not None and _in_topics(model) else plain
         ends = None if timeout is None else time.monotonic() + timeout
         settled, accepted, next_send = False, False, time.monotonic()
         tell_by, told = math.inf, False
@@ -100,10 +104,11 @@ class Sender:
             now = time.monotonic()
             if ends is not None and now >= ends:
                 raise TimeoutError
-            if not settled and now >= next_send and self._publish(topic, payload):
+            if not settled and now >= next_send and self._send(route, payload):
                 next_send = now + RESEND_SECONDS
             if not settled and now >= tell_by:
                 tell_by, told = math.inf, True
+                self._look_up_members(document.get("model"))
                 yield Update("waiting", {})
             wait = min(0.1 if not settled else 1.0, ends - now if ends is not None else 1.0)
             try:
@@ -115,38 +120,53 @@ class Sender:
                 settled, next_send = False, now if up else next_send
                 tell_by = now + WAITING_SECONDS if up and not told else math.inf
                 yield update
+            elif update.kind == "member":
+                if route is not None:
+                    route.heard(**update.document)
             elif update.kind == "refused":
-                if topic != plain:  # the role of a sender that an earlier provision.py made
-                    topic, next_send = plain, now
+                next_send = now if route is not None and route.refused(update.document["topic"]) else next_send
                 yield update
             elif update.kind == "unmatched":
-                if self._group is not None and channel == "job" and not accepted:
+                if route is not None and not accepted and route.nobody(update.document["topic"]):
                     raise NobodyError
             elif update.document.get("id", id) == id:
                 heard = update.kind in ("event", "result")
-                accepted, settled = accepted or heard, settled or (heard and channel == "job")
+                accepted = accepted or heard
+                if heard and route is not None:
+                    settled = True
+                    route.accepted(update.document.get("device"))
                 yield update
                 # `kept: false`: delivered before and not kept, so that no result will come any more.
                 last = update.kind == "result" or update.document.get("event") == "id_conflict"
                 if last or update.document.get("kept") is False:
                     return
 
-    def _publish(self, topic: str, payload: bytes) -> bool:
+    def _send(self, route: Route | None, payload: bytes) -> bool:
+        """Publish the job on its next topic, or the cancel; False where the link does not take it now."""
+        topic = f"{self._target}/cancel" if route is None else route.next()
         publication = Publication(topic, payload, qos=1, retain=False, token=topic, correlation=None)
-        return self._connection.usable and self._connection.publish(publication)
+        if not (self._connection.usable and self._connection.publish(publication)):
+            return False
+        if route is not None:
+            route.sent(topic)
+        return True
 
-
-def _in_topics(model: object) -> bool:
-    """Whether devices have a topic for jobs that name this model."""
-    return isinstance(model, str) and is_id(model)
+    def _look_up_members(self, model: object) -> None:
+        """Hear what all devices say of themselves, where the job is for a group; `info` says which model they serve."""
+        if self._group is not None:
+            kinds = ("status",) if model is None else ("status", "info")
+            more = [Subscription(f"{self._devices}/+/{kind}", 1, f"{kind} documents", retained=True) for kind in kinds]
+            self._connection.want([*self._subscriptions, more])
 
 
 class _Owner:
     """Turns messages and connection changes into updates."""
 
-    def __init__(self, deliver: Callable[[Update], None], status: str) -> None:
+    def __init__(self, deliver: Callable[[Update], None], devices: str, *, asked: str | None) -> None:
+        """`devices`: the topics' prefix before a device's id. `asked`: the device that is to answer; None: a group."""
         self._deliver = deliver
-        self._status = status
+        self._devices = devices
+        self._asked = asked
 
     def up(self, established: Established) -> None:
         refused = established.refused
@@ -159,16 +179,19 @@ class _Owner:
 
     def received(self, message: ReceivedMessage) -> None:
         message.receipt.session.acknowledge(message.receipt)
-        *_, kind, id = message.topic.split("/")
-        named = {"id": id}
-        if message.topic == self._status:
-            kind, named = "status", {}
+        device, kind, *id = message.topic.removeprefix(f"{self._devices}/").split("/")
         try:
-            document = json.loads(message.payload)
+            document = json.loads(message.payload or b"{}")
         except (ValueError, RecursionError):
             return
-        if isinstance(document, dict):
-            self._deliver(Update(kind, {**named, **document}))
+        if not isinstance(document, dict):
+            return
+        if id:
+            self._deliver(Update(kind, {"id": id[0], **document}))
+        elif self._asked is not None:
+            self._deliver(Update(kind, document))
+        else:
+            self._deliver(Update("member", {"device": device, "kind": kind, "document": document}))
 
     def published(self, token: Hashable, matched: bool) -> None:
         if not matched:

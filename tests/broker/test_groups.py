@@ -20,6 +20,8 @@ from scripted_broker import HANG_UP, Answer, Subscribe
 
 from edged.mqtt.events import GroupPing, GroupPong, JobReceived, LinkDown, LinkUp
 from edged.mqtt.groups import Membership
+from edged.mqtt.sender import Sender
+from edged.settings.mqtt import MqttSettings
 
 pytest_plugins = ["daemon_fixtures"]
 
@@ -369,3 +371,21 @@ def _rest(device: Device) -> Any:
             yield device.events.get_nowait()
         except queue.Empty:
             return
+
+
+@pytest.mark.slow
+def test_a_sender_tries_a_member_that_is_ready_after_the_first_time(place: Place, make_device: Make) -> None:
+    for name in ("gone-1", "gone-2"):  # the broker gives their share to them all the same
+        make_device(place.broker.port, name, ["hall"]).up().link.stop(0.0)
+    daemon, client = board(place, "there")
+    daemon.start()
+    client.status("online", ready=True, groups=["hall"])
+    hears = Peer(place.broker.port).subscribe("edged/v1/group/hall/model/phi3/job")
+    hears.subscribe("edged/v1/group/hall/job").subscribe("edged/v1/device/+/job")
+    with Sender(MqttSettings(host="127.0.0.1", port=place.broker.port), None, "hall") as sender:
+        for n, fields in enumerate(({}, {"model": "phi3"})):
+            *_, last = sender.submit(job(f"job-{n}", **fields), PATIENCE)
+            assert last.document["device"] == "there"
+    topics = [hears.get()[0].removeprefix("edged/v1/") for _ in range(2)]
+    hears.close()
+    assert topics == ["group/hall/job", "device/there/job"]
