@@ -35,18 +35,22 @@ class ConstraintError(RuntimeError):
 
 @dataclass(frozen=True)
 class Grammar:
-    """A compiled grammar for one vocabulary. `silent`: tokens without text, [vocabulary]; `eos`: those that end."""
+    """A compiled grammar for one vocabulary. `silent`: tokens without text, [vocabulary]; `eos`: those that end.
+
+    `forces`: the texts that it leaves no choice of are short enough to be found between two steps.
+    """
 
     matcher: LLMatcher
     silent: Denied
     eos: NDArray[np.int64]
+    forces: bool = True
 
     def begin(self, forcing: bool = False) -> Constraint:
         """The constraint of the one answer that this grammar is for: several would share llguidance's lexer.
 
         `forcing`: as for Constraint.
         """
-        return Constraint(self, forcing)
+        return Constraint(self, forcing and self.forces)
 
     def denied(self, matcher: LLMatcher) -> Denied:
         """The tokens that may not come next, [vocabulary]. Raises ConstraintError."""

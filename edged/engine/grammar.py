@@ -18,6 +18,7 @@ import structlog
 from numpy.typing import NDArray
 
 from edged.engine.constraint import ConstraintError, Denied, Grammar, first_line
+from edged.engine.forced_size import MOST_FORCED, most_forced, most_forced_by_regex
 from edged.engine.grammar_trial import BombError, Trial
 from edged.engine.json_schema import rewritten
 from edged.engine.schema_form import GrammarError, UnservedGrammarError
@@ -118,15 +119,21 @@ class Grammars:
             except (GrammarError, UnservedGrammarError) as error:
                 raise type(error)(f"{name}: {error}") from None
         rules = source.format.lark(tuple(source.schemas), source.choice, source.several)
-        return self._compiled(rules, parts, UnservedGrammarError, shown=True)
+        forces = all(most_forced(part["json_schema"]) <= MOST_FORCED for part in parts)
+        return self._compiled(rules, parts, UnservedGrammarError, forces, shown=True)
 
     def _compile(self, source: GrammarSource, start: str, answer: Mapping[str, Any]) -> Grammar:
         # A JSON schema is checked before: what llguidance refuses of it is valid and not served.
         refusal = UnservedGrammarError if source.is_json else GrammarError
-        return self._compiled(f"start: {start}", [{"name": "answer", **answer}], refusal)
+        return self._compiled(f"start: {start}", [{"name": "answer", **answer}], refusal, _forces(source, answer))
 
     def _compiled(
-        self, rules: str, parts: Sequence[Mapping[str, Any]], refusal: type[ValueError], shown: bool = False
+        self,
+        rules: str,
+        parts: Sequence[Mapping[str, Any]],
+        refusal: type[ValueError],
+        forces: bool,
+        shown: bool = False,
     ) -> Grammar:
         """`rules` in Lark's syntax name `parts` as @name. `shown`: tokens that mark calls of tools are text."""
         from llguidance import LLMatcher, LLParserLimits
@@ -139,7 +146,8 @@ class Grammars:
         matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=LLParserLimits(**_LIMITS))
         if matcher.is_error():
             raise refusal(first_line(matcher.get_error()))
-        grammar = Grammar(matcher, vocabulary.unmarked if shown else vocabulary.silent, vocabulary.eos)
+        silent = vocabulary.unmarked if shown else vocabulary.silent
+        grammar = Grammar(matcher, silent, vocabulary.eos, forces)
         try:
             grammar.denied(matcher.deep_copy())
         except ConstraintError as error:
@@ -243,6 +251,13 @@ def _unavailable(tokenizer: Tokenizer) -> str | None:
     if not tokenizer.joins_bytes:
         return "the model's tokenizer does more than join the bytes of tokens"
     return None
+
+
+def _forces(source: GrammarSource, answer: Mapping[str, Any]) -> bool:
+    """Whether what it leaves no choice of is short at each place. Of a grammar in Lark's syntax that is not known."""
+    if source.is_json:
+        return most_forced(answer["json_schema"]) <= MOST_FORCED
+    return source.kind == "regex" and most_forced_by_regex(source.definition) <= MOST_FORCED
 
 
 def _answer(source: GrammarSource) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from patience import eventually
 
 from edged.engine.constraint import Constraint
 from edged.engine.events import Finished, Piece
+from edged.engine.forced_size import MOST_FORCED, most_forced
 from edged.engine.grammar import Grammar, GrammarSource
 from edged.engine.loaded_model import LoadedModel, load_model
 from edged.engine.sampler import Sampling
@@ -186,6 +187,36 @@ class TestWhatIsForced:
         assert tokenizer.spell_within("<|end|>") == []
         assert forced_by(begin(GrammarSource("regex", r"<\|end\|>[0-9]"))) == []
 
+    @pytest.mark.parametrize(
+        ("source", "forced"),
+        [
+            (GrammarSource("json_schema", {"const": "long " * 800}), True),
+            (GrammarSource("json_schema", {"const": "long " * 820}), False),
+            (GrammarSource("json_schema", {"enum": ["long " * 820]}), False),
+            (GrammarSource("json_schema", {"type": "string", "pattern": "^(abcd){2000}$"}), False),
+            (GrammarSource("regex", "The pressure is [0-9]{3}"), True),
+            (GrammarSource("regex", "(abcd){2000}"), False),
+            (GrammarSource("regex", "((ab){50}c){50}"), False),
+            (GrammarSource("grammar", 'start: a a\na: b b\nb: "the text"'), False),
+        ],
+        ids=lambda value: str(value)[:70],
+    )
+    def test_a_text_that_may_be_long_is_not(self, source: GrammarSource, forced: bool) -> None:
+        """To find it takes the longer the longer it is, and every job waits."""
+        assert (begin(source).forced is not None) is forced
+
+    def test_each_part_of_a_schema_counts(self) -> None:
+        name = "x" * 5000
+        for schema in (
+            {"required": [name]},
+            {"properties": {name: {}}},
+            {"items": {"anyOf": [{"const": {"a": name}}]}},
+            {"patternProperties": {"^(a{70}){70}$": {}}},
+            {"type": "string", "pattern": "a", "minLength": 5000},
+        ):
+            assert MOST_FORCED < most_forced(schema) < 100_000
+        assert most_forced({"description": name, "type": "string", "items": [True, 1]}) < 20
+
     def test_without_forcing_nothing_is(self) -> None:
         assert grammar_of(GrammarSource("regex", "abcdef[0-9]")).begin().forced is None
 
@@ -214,7 +245,8 @@ class TestWhatIsForced:
     def test_a_text_beyond_the_limits_is_followed_all_the_same(self, unit: str) -> None:
         """What llguidance finds out of it at once is right, though its matcher is of no use afterwards."""
         parts = " ".join(f'"{part}"' for part in unit)
-        constraint = begin(GrammarSource("grammar", f"start: ({parts}){{20000}}"))
+        grammar = grammar_of(GrammarSource("grammar", f"start: ({parts}){{20000}}"))
+        constraint = replace(grammar, forces=True).begin(forcing=True)
         tokens = forced_by(constraint)
         tokens = tokens or [serving("phi3").tokenizer.spell_within(unit[0])[0]]
         assert not constraint.denied()[tokens[0]]
