@@ -189,6 +189,10 @@ bench-prefill: $(VENV)/.dev $(if $(MODEL),,$(REAL_MODEL) $(LARGE_VOCABULARY)) ##
 bench-int8: $(VENV)/.dev $(REAL_MODEL) ## an int8 KV cache beside the published one: memory, perplexity, speed [MODEL=FOLDER] (minutes)
 	@$(BIN)/python tests/benchmarks/int8.py $(MODEL)
 
+.PHONY: bench-packed
+bench-packed: $(VENV)/.dev $(REAL_MODEL) ## why a prompt's chunk and other rows' tokens are steps of their own: time and bits in one step [MODEL=FOLDER] (minutes)
+	@$(BIN)/python tests/benchmarks/packed.py $(MODEL)
+
 .PHONY: bench-speculation
 bench-speculation: $(VENV)/.dev $(REAL_MODEL) ## guessed tokens beside single steps: a real model's wall time, the same ids [MODEL=FOLDER] (minutes)
 	@$(BIN)/python tests/benchmarks/speculation.py $(MODEL)
