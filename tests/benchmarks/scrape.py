@@ -6,6 +6,7 @@ The daemon runs as a process of its own with the demo model and always eight job
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -21,6 +22,18 @@ JOBS = 8
 """Under way at any time."""
 SECONDS = 15.0
 TIMES = 3
+BARE = """
+import socket, sys
+body = b"HTTP/1.0 200 OK\\r\\n\\r\\n" + b"x" * int(sys.argv[1])
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+while True:
+    connection, _ = server.accept()
+    connection.recv(65536)
+    connection.sendall(body)
+    connection.close()
+"""
+"""Answers with so many bytes and does nothing else: what the machine itself takes for a request."""
 TOKENS = {"prompt": [1, 5, 9, 7], "max_tokens": 200, "ignore_eos": True}
 
 
@@ -39,6 +52,24 @@ def scrapes(port: int, every: float, seconds: float) -> list[float]:
         found.append(scrape(port)[0])
         time.sleep(max(0.0, began + every - time.monotonic()))
     return found
+
+
+def beside(port: int, size: int, seconds: float) -> tuple[list[float], list[float]]:
+    """Seconds of each scrape, and of each answer of `size` bytes from a process that does nothing else, in turns."""
+    bare = subprocess.Popen([sys.executable, "-c", BARE, str(size)], stdout=subprocess.PIPE, text=True)
+    assert bare.stdout is not None
+    ends, found, least = time.monotonic() + seconds, [], []
+    try:
+        other = int(bare.stdout.readline())
+        while time.monotonic() < ends:
+            found.append(scrape(port)[0])
+            time.sleep(0.05)
+            least.append(scrape(other)[0])
+            time.sleep(0.05)
+    finally:
+        bare.kill()
+        bare.wait()
+    return sorted(found), sorted(least)
 
 
 def generated(port: int) -> float:
@@ -83,12 +114,16 @@ def figures(served: Served) -> Iterator[Figure]:
     client, stop = served.client(), threading.Event()
     threading.Thread(target=keep_busy, args=(client, stop), daemon=True).start()
     time.sleep(3.0)  # until all rows are taken
-    busy = sorted(scrapes(port, 0.1, 20.0))
+    busy, bare = beside(port, len(text), 20.0)
     yield Figure(
         f"a scrape with {JOBS} jobs under way, p50 / p99",
         f"{_ms(busy, 0.5)} / {_ms(busy, 0.99)} ms ({len(busy)} scrapes)",
         "<= 10 ms",
         busy[int(0.99 * len(busy))] <= 0.010,
+    )
+    yield Figure(
+        "as many bytes from a process that does nothing else",
+        f"{_ms(bare, 0.5)} / {_ms(bare, 0.99)} ms, in turns with them",
     )
     pairs = [(speed(port, None), speed(port, 1.0)) for _ in range(TIMES)]
     alone, scraped = (statistics.median(speeds) for speeds in zip(*pairs, strict=True))
