@@ -81,7 +81,8 @@ class KeptManifests:
     def _forget_gone(self) -> None:
         for path in self._folder.glob("*.json"):
             with suppress(OSError, ValueError, KeyError, TypeError):
-                if not Path(json.loads(path.read_bytes())["package"]).is_dir():
+                kept = read_checked(path, _MOST_BYTES)
+                if kept is not None and not Path(kept["package"]).is_dir():
                     path.unlink()
 
 

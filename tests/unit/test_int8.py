@@ -278,7 +278,7 @@ class TestKept:
         edited = json.dumps({**document, "scales": numbers(document, 1.01)})
         for wrong in (right[:-200], edited, "", "[]", "7", "[" * 100_000):
             self.refused(wrong, "", made, state)
-        self.refused(right + " " * (2 << 20), "it is too large", made, state)
+        self.refused(right + " " * (2 << 20), "it is larger than", made, state)
 
     def refused(self, text: str, reason: str, made: Made, state: Path) -> None:
         state.mkdir(exist_ok=True)

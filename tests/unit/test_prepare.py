@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from engine_rig import MODELS, copy_package, ids, load, random_prompt, request, running
@@ -269,7 +270,8 @@ class TestDamage:
 
 
 def call(*arguments: str | Path) -> int:
-    return int(app(["prepare", "--config", "/dev/null", *map(str, arguments)], standalone_mode=False))
+    with mock.patch("edged.logs.configure"):  # other tests of this process capture what is logged
+        return int(app(["prepare", "--config", "/dev/null", *map(str, arguments)], standalone_mode=False))
 
 
 def refused(*arguments: str | Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 from rollout_rig import DIGEST, OTHER, known, now, received
-from test_settings import _clean_surroundings as _clean  # noqa: F401  (a fixture)
+from test_settings import clean_surroundings  # noqa: F401  (a fixture)
 from typer.testing import CliRunner
 
 from edged.checked_json import checksum_of

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.upper().startswith("EDGED_")]:
         monkeypatch.delenv(name)
     monkeypatch.setattr("edged.settings.sources.DEFAULT_FILE", tmp_path / "etc" / "edged.toml")
