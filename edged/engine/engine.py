@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edged.engine import lifecycle
 from edged.engine.backlog import Backlog
+from edged.engine.branches import copy_row, longest_copy, with_branches
 from edged.engine.constraint import ConstraintError
 from edged.engine.events import Ended, EngineEvent, Finished, ModelChanged, Piece, Started
 from edged.engine.lifecycle import ModelLifecycle
@@ -30,7 +31,8 @@ from edged.engine.session import one_line
 from edged.engine.slots import Slots
 from edged.engine.speculation import Speculation
 from edged.engine.status import EngineStatus
-from edged.engine.steps import EngineLimit, StepObserver, StepRecord, StepRow
+from edged.engine.step_inputs import inputs_of, told_of
+from edged.engine.steps import EngineLimit, StepObserver, StepRecord
 
 log = structlog.get_logger(__name__)
 
@@ -272,24 +274,21 @@ class Engine:
         chunk = active.budget.chunk(model.chunk, token_steps(rows))
         switch, pad = model.package.rope_switch, model.bits.lone_row_differs
         plan = schedule(rows, chunk, switch, self._last_chunk, pad, model.splits)
-        return self._speculation.with_drafts(plan, rows, switch) if plan is not None and model.drafts else plan
+        if plan is not None and model.drafts:
+            plan = self._speculation.with_drafts(plan, rows, switch)
+        return plan and with_branches(plan, rows, active.slots.free, longest_copy(model.package, model.cache), switch)
 
     def _compute(self, active: _ActiveModel, plan: StepPlan) -> NDArray[np.floating] | None:
-        """The logits after each row's last known token and its drafts; None where the step failed.
-
-        [rows, vocabulary], or with drafts [1, 1 + drafts, vocabulary].
-        """
+        """The logits, [rows + branches, vocabulary], with drafts [1, 1 + drafts, vocabulary]; None: the step failed."""
         rows = active.slots.rows[plan.first : plan.first + plan.rows]
-        known = [row.tokens[row.computed : row.computed + plan.known] for row in rows]
-        ids = np.array([[*tokens, *plan.drafts] for tokens in known], np.int64)
-        past = [row.computed for row in rows] + ([] if plan.companion is None else [plan.companion])
-        told = tuple(StepRow(row.request.key, plan.count, row.computed < row.given, row.computed) for row in rows)
+        (ids, past), told = inputs_of(plan, rows), told_of(plan, rows)
         for row in rows:
             row.look_ahead(plan.drafts)
         began = time.monotonic()
         self._publish(busy_since=began)
         self._observer.began(began)
         try:
+            copy_row(plan, rows[0], active.model.cache)
             session = active.model.session
             logits = (session.forward if plan.drafts else session.step)(plan.first, ids, past, plan.width)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
@@ -323,8 +322,9 @@ class Engine:
                 prefixes.remember(row, slot, before)
             else:
                 prefixes.hold(row, slot, most=1)
-        for row, row_logits in zip(rows, logits, strict=True):
+        for row, row_logits in zip(rows, logits[: len(rows)], strict=True):
             try:
+                row.note_branches(plan.branches, logits[len(rows) :])
                 self._generated_tokens += len(self._speculation.advance(row, row_logits, plan.drafts))
             except (NotFiniteError, ConstraintError) as error:
                 self._fail(active, [row], f"{error} at token {row.made + 1}")

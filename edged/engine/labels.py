@@ -6,6 +6,7 @@ the tokens of all labels are a tree, and each of its nodes is computed once, in 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -50,12 +51,25 @@ class Scores:
         self._ends: dict[Path, float] = {}
         """Of the probability that the answer ends with this node, given the node."""
 
+    def ends_beside(self, most: int) -> list[Path]:
+        """Up to `most` other nodes that no label goes on from, and of which all but the last token is computed."""
+        due, later = self._nodes[self._visited], itertools.islice(self._nodes, self._visited + 1, None)
+        begun = (one for one in later if len(one) <= len(due) and one[:-1] == due[: len(one) - 1])
+        ends = (one for one in begun if one not in self._ends and one not in self._children)
+        return list(itertools.islice(ends, most))
+
     def note(self, logits: NDArray[np.floating]) -> Path | None:
         """Take the logits after the node that is due, [vocabulary]; returns the next node, None after the last one.
 
         The nodes before the next one's last token are always computed. Raises NotFiniteError.
         """
-        node = self._nodes[self._visited]
+        self.note_of(self._nodes[self._visited], logits)
+        while self._visited < len(self._nodes) and self._nodes[self._visited] in self._ends:
+            self._visited += 1
+        return self._nodes[self._visited] if self._visited < len(self._nodes) else None
+
+    def note_of(self, node: Path, logits: NDArray[np.floating]) -> None:
+        """Take the logits after a node whose own probability is known. Raises NotFiniteError."""
         wide = logits.astype(np.float64)
         highest = float(wide.max())
         if not math.isfinite(highest):
@@ -65,8 +79,6 @@ class Scores:
             child = (*node, token)
             self._logarithms[child] = self._logarithms[node] + float(wide[token]) - total
         self._ends[node] = float(np.logaddexp.reduce(wide[list(self.labels.eos)])) - total
-        self._visited += 1
-        return self._nodes[self._visited] if self._visited < len(self._nodes) else None
 
     @property
     def probabilities(self) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+from edged.engine.labels import Path
 from edged.engine.sequence import Sequence
 from edged.engine.splits import LEAST_CHUNK, SplitRule
 
@@ -19,6 +20,8 @@ class StepPlan:
     values that the step writes there are overwritten when that row computes the same position itself.
 
     `drafts`: guesses, which are the last of the `count` tokens. Only a step of one row has some.
+
+    `branches`: labels whose last tokens are computed in the slots after a lone row (branches.py).
     """
 
     first: int
@@ -27,6 +30,7 @@ class StepPlan:
     width: int
     companion: int | None = None
     drafts: tuple[int, ...] = ()
+    branches: tuple[Path, ...] = ()
 
     @property
     def known(self) -> int:

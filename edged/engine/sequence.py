@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edged.engine.constraint import Constraint, Grammar
 from edged.engine.detokenizer import TextStream
 from edged.engine.drafts import Drafts
-from edged.engine.labels import Labels, Scores
+from edged.engine.labels import Labels, Path, Scores
 from edged.engine.logprobs import Logprobs
 from edged.engine.ranking import Ranking, Ranks
 from edged.engine.sampler import Sampler, Sampling
@@ -255,6 +255,15 @@ class Sequence:
             forced = self._is_forced
             made += self.advance(following)
         return made
+
+    def note_branches(self, labels: tuple[Path, ...], logits: NDArray[np.floating]) -> None:
+        """Take the logits after labels that were computed beside the row, [labels, vocabulary]: before advance().
+
+        Raises NotFiniteError.
+        """
+        for label, after in zip(labels, logits, strict=True):
+            assert self.scores is not None
+            self.scores.note_of(label, after)
 
     @property
     def _is_forced(self) -> bool:

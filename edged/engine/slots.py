@@ -22,9 +22,9 @@ class Slots:
         """The sequences by slot."""
 
     @property
-    def free(self) -> bool:
-        """Whether one more sequence can be placed."""
-        return len(self.rows) < min(self.most, self._count)
+    def free(self) -> int:
+        """How many more sequences can be placed."""
+        return max(0, min(self.most, self._count) - len(self.rows))
 
     def place(self, row: Sequence) -> None:
         """Give a sequence the next slot. Nothing of it may be computed."""

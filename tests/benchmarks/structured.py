@@ -35,10 +35,10 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs" / "operating.md").read_text
 
 
 class Runner:
-    """An engine with the real model, one row, and nothing kept of prompts."""
+    """An engine with the real model that keeps nothing of prompts."""
 
-    def __init__(self) -> None:
-        settings = Settings(model={"rows": 1, "context": 1024}, cache={"ram_bytes": 0})
+    def __init__(self, rows: int = 1) -> None:
+        settings = Settings(model={"rows": rows, "context": 1024}, cache={"ram_bytes": 0})
         self.loaded: LoadedModel = load_model(settings, detect(), available, PACKAGE)
         self._events: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
         self._engine = Engine(lambda: self.loaded, lambda: "", self._events.put, lambda _keys: None)
@@ -88,7 +88,8 @@ def choice(runner: Runner) -> Figure:
     assert request.labels is not None
     mine, other = ratio(lambda: runner.seconds([request]), lambda: runner.seconds([reading(1, ids)]), 9)
     text = f"{mine / other:.2f} ({mine * 1e3:.0f} / {other * 1e3:.0f} ms, {len(request.labels.nodes)} nodes)"
-    name = f"choice among {len(LABELS)} labels, {PROMPT}-token prompt / one prefill"
+    rows = runner.loaded.rows
+    name = f"choice among {len(LABELS)} labels, {PROMPT}-token prompt, {rows} row{'s' * (rows > 1)} / one prefill"
     return Figure(name, text, "<= 1.3", mine / other <= 1.3)
 
 
@@ -114,10 +115,12 @@ def main() -> None:
     if not (PACKAGE / "genai_config.json").is_file():
         sys.exit("there is no real model here: make real-model")
     logs.configure("error", "auto")
-    runner = Runner()
-    show([choice(runner)])
-    show(rank(runner))
-    runner.close()
+    for rows in (8, 1):
+        runner = Runner(rows)
+        show([choice(runner)])
+        if rows == 1:
+            show(rank(runner))
+        runner.close()
     show(demo())
     show(extraction(PACKAGE, Path(sys.argv[1]) if len(sys.argv) > 1 else None))
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from engine_rig import MODELS, copy_package, ids, load, request, running, serving
+from engine_rig import MODELS, copy_package, ids, load, random_prompt, request, running, serving
 from schema_oracle import allows
 
+from edged.engine.branches import longest_copy
 from edged.engine.events import Ended, Finished
 from edged.engine.grammar import GrammarSource
 from edged.engine.kv_cache import KVCache
@@ -244,6 +246,63 @@ class TestLabels:
         # Of uniform logits a label of n tokens has 10^-(n + 1).
         weights = np.array([1e-4, 1e-3, 1e-3, 1e-2])
         assert scores.probabilities == pytest.approx(weights / weights.sum())
+
+    def test_ends_of_labels_are_noted_beside_the_one_that_is_due(self) -> None:
+        """Those of which all but the last token is computed, and from which no label goes on."""
+        scores = Scores(
+            Labels(("abc", "abd", "a", "e", "fg", "h"), ((5, 6, 7), (5, 6, 8), (5,), (9,), (3, 4), (1,)), (2,))
+        )
+        flat = np.zeros(10, np.float32)
+        assert scores.ends_beside(8) == []  # the prompt's end is due
+        due, steps = scores.note(flat), []
+        while due is not None:
+            steps.append((due, beside := scores.ends_beside(2)))
+            for label in beside:
+                scores.note_of(label, flat)
+            due = scores.note(flat)
+        assert steps == [
+            ((1,), [(9,)]),
+            ((3,), []),
+            ((3, 4), []),
+            ((5,), []),
+            ((5, 6), []),
+            ((5, 6, 7), [(5, 6, 8)]),
+        ]
+        weights = np.array([1e-4, 1e-4, 1e-2, 1e-2, 1e-3, 1e-2])
+        assert scores.probabilities == pytest.approx(weights / weights.sum())
+
+    @pytest.mark.parametrize("name", ["phi3", "phi3-longrope", "llama-position-ids"])
+    def test_free_slots_take_labels_and_change_no_probability(self, name: str) -> None:
+        texts = (*self.TEXTS, *"abcdefg")
+        steps, probabilities = [], []
+        for rows in (1, 3, 8):
+            loaded = load(MODELS / name, rows=rows)
+            with running(loaded) as rig:
+                jobs = [chosen(loaded, key, *texts) for key in range(rows)]
+                alone = finished(rig.run(jobs[0])[0])
+                steps.append(len(rig.steps.records))
+                together = rig.run(*jobs[1:]) if rows > 1 else {}
+            probabilities += [alone.probabilities, *(finished(end).probabilities for end in together.values())]
+            loaded.close()
+        assert steps[0] > steps[1] >= steps[2]
+        assert set(probabilities) == {probabilities[0]}
+
+    def test_a_long_prompt_is_not_copied(self) -> None:
+        """It would take longer than the steps that this saves."""
+        loaded = serving("phi3", rows=8)
+        short = chosen(loaded, 1, *self.TEXTS, *"abc")
+        long = replace(short, key=2, prompt=tuple(random_prompt(2, longest_copy(loaded.package, loaded.cache) + 1)))
+        with running(loaded) as rig:
+            rig.run(short)
+            rig.run(long)
+            widths = {
+                key: max(
+                    row.tokens for one in rig.steps.records for row in one.rows if row.key == key and not row.prompt
+                )
+                for key in (1, 2)
+            }
+        assert widths[1] > 1
+        assert widths[2] == 1
 
     def test_pieces_and_a_label_with_more_than_bytes(self) -> None:
         loaded = serving("phi3")
