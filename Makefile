@@ -86,6 +86,9 @@ test-faults: $(VENV)/.dev | mosquitto ## floods, 50,000 jobs, a day offline, era
 	@command -v faketime >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends faketime >/dev/null; }
 	@$(BIN)/pytest -q -rsP tests/faults
 
+test-governor: $(VENV)/.dev | mosquitto ## the governor in a real daemon under a quota of processor time, with sensors that follow its load (root; six minutes)
+	@$(BIN)/pytest -q -rsP tests/faults/test_governed.py
+
 test-clients: $(VENV)/.dev | mosquitto ## every example of docs/clients.md with the client that it is for (Node.js, Node-RED; minutes the first time)
 	@command -v npm >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends nodejs npm >/dev/null; }
 	@[ -d $(VENV)-clients/node_modules/@asyncapi ] || npm install --silent --no-audit --no-fund --prefix $(VENV)-clients mqtt node-red @asyncapi/parser

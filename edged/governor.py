@@ -17,6 +17,7 @@ import structlog
 from edged.energy_day import EnergyDay
 from edged.engine.steps import EngineLimit
 from edged.faults import Fault
+from edged.heat import Heat
 from edged.machine.sensors.quantities import PRESSURE, TEMPERATURE
 from edged.machine.sensors.readings import Readings
 from edged.status import GovernorStatus
@@ -25,19 +26,6 @@ log = structlog.get_logger(__name__)
 
 LEAST_DUTY = 0.05
 """Share of time in which the engine may compute at the least: jobs end, however late."""
-CLOSE_KELVIN = 0.5
-"""So near to its limit a zone makes the duty fall, the faster the nearer."""
-CLEAR_KELVIN = 1.0
-"""So far from it the duty may rise again; in between it stays."""
-LEAD_SECONDS = 15.0
-"""What counts is how near a zone will be after so long if it goes on warming up as it does: a board's heat follows the
-duty by minutes, so a duty that waits for the limit falls too late and too far, and swings."""
-_WARMING_SECONDS = 5.0
-"""The warming is averaged over about so long, which is from one reading of the sensor to the next."""
-RISE = 0.005
-"""Of the duty in a second: boards take minutes to warm up, and their sensors are read every five seconds."""
-FALL = 0.98
-"""Factor of the duty in a second, once and again for each half kelvin beyond."""
 SHED_DUTY = 0.8
 """Below this duty the jobs of groups are left to other devices."""
 SHED_SECONDS, MOST_STRAINED = 10.0, 60.0
@@ -91,10 +79,7 @@ class Hold:
     row_pause: float = 0.0
     """Seconds until the rows may change again."""
     day_duty: float = 1.0
-    heat_margin: float | None = field(default=None, compare=False)
-    """Of the last decision."""
-    warming: float = field(default=0.0, compare=False)
-    """Kelvin in a second by which the heat margin shrinks, on average."""
+    heat: Heat = field(default=Heat(), compare=False)
 
     @property
     def share(self) -> float:
@@ -107,23 +92,16 @@ def govern(hold: Hold, strain: Strain, seconds: float, *, budget: float | None, 
 
     `budget`: watts that the board may draw on average; `most_rows`: rows of the model.
     """
-    watts, warming = _mean(hold.watts, strain.watts, seconds), _warming(hold, strain.heat_margin, seconds)
-    falls, stays = 1.0, False
-    causes = set()
-    margin = math.inf if strain.heat_margin is None else strain.heat_margin - LEAD_SECONDS * max(0.0, warming)
-    if margin < CLEAR_KELVIN:
-        stays = True
-        if margin < CLOSE_KELVIN:
-            causes.add("heat")
-            falls *= FALL ** (seconds * (1 + 2 * (CLOSE_KELVIN - margin)))
+    watts, heat = _mean(hold.watts, strain.watts, seconds), hold.heat.after(strain.heat_margin, seconds)
+    causes, duty = set(), heat.duty(hold.duty, seconds)
+    if heat.close > 0 or (duty < hold.duty and heat.margin is not None):
+        causes.add("heat")
     if budget is not None and watts is not None and watts > 0.95 * budget:
-        stays = True
+        duty = min(duty, hold.duty)
         if watts > budget:
             causes.add("power_budget")
-            falls *= max(0.8, budget / watts) ** seconds
-    duty = max(LEAST_DUTY, hold.duty * falls)
-    if not stays:
-        duty = min(1.0, duty + RISE * seconds)
+            duty *= max(0.8, budget / watts) ** seconds
+    duty = min(1.0, max(LEAST_DUTY, duty))
     rows, row_pause = _rows(hold, strain, seconds, most_rows)
     if rows is not None:
         causes.add("memory")
@@ -140,19 +118,13 @@ def govern(hold: Hold, strain: Strain, seconds: float, *, budget: float | None, 
     if sheds and "power_supply" in hold.reasons:
         lasting.add("power_supply")
     reasons = frozenset(causes | lasting)
-    return Hold(duty, rows, reasons, sheds, watts, strained, row_pause, day_duty, strain.heat_margin, warming)
+    return Hold(duty, rows, reasons, sheds, watts, strained, row_pause, day_duty, heat)
 
 
 def _mean(before: float | None, now: float | None, seconds: float) -> float | None:
     if before is None or now is None:
         return now
     return before + min(1.0, seconds / _WATTS_SECONDS) * (now - before)
-
-
-def _warming(hold: Hold, margin: float | None, seconds: float) -> float:
-    if margin is None or hold.heat_margin is None:
-        return 0.0
-    return hold.warming + min(1.0, seconds / _WARMING_SECONDS) * ((hold.heat_margin - margin) / seconds - hold.warming)
 
 
 def _day_duty(before: float, share: float | None) -> float:

@@ -55,6 +55,8 @@ class WarmBoard:
 
     AMBIENT, KELVIN_PER_WATT, JOULES_PER_KELVIN = 45.0, 9.0, 22.0
     IDLE_WATTS, BUSY_WATTS = 2.7, 7.2
+    STEP = 0.55
+    """Kelvin between two values of its sensor."""
 
     def __init__(self, root: Path) -> None:
         shutil.copytree(PI5, root)
@@ -81,7 +83,7 @@ class WarmBoard:
 
     def _write(self) -> None:
         part = self._file.with_suffix(".part")
-        part.write_text(f"{1000 * self.celsius:.0f}\n")
+        part.write_text(f"{1000 * self.STEP * (self.celsius // self.STEP):.0f}\n")
         part.rename(self._file)
 
 
@@ -118,8 +120,7 @@ def test_a_board_that_gets_too_hot_is_held_below_its_limit_without_swinging_and_
     threads[0].join()
     table("duty and temperature, every 15 s", lines)
     settled = duties[len(duties) // 2 :]
-    signs = [(b > a) - (b < a) for a, b in itertools.pairwise(duties) if a != b]
-    turns = sum(a != b for a, b in itertools.pairwise(signs))
+    turns = turns_of(duties)
     figures = {
         "°C at most, of 85": f"{board.hottest:.2f}",
         "duty in the second half, least and most": f"{min(settled):.3f} {max(settled):.3f}",
@@ -135,6 +136,17 @@ def test_a_board_that_gets_too_hot_is_held_below_its_limit_without_swinging_and_
     assert turns <= SECONDS / 30
     assert {client.result(id)["state"] for id in sent} == {"succeeded"}
     assert daemon.logged("board_limited")
+
+
+def turns_of(duties: list[float], least: float = 0.05) -> int:
+    """How often the duty turned round by more than `least`."""
+    turns, up, extreme = 0, False, duties[0]
+    for duty in duties:
+        if (duty - extreme) * (1 if up else -1) > 0:
+            extreme = duty
+        elif abs(duty - extreme) > least:
+            turns, up, extreme = turns + 1, not up, duty
+    return turns
 
 
 def watched(daemon: Daemon, board: WarmBoard) -> tuple[list[float], dict[str, str]]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +65,13 @@ class Hour:
         return max(self.celsius)
 
 
-def hour(board: Pi5, governed: bool) -> Hour:
-    """The sensor is read every 5 s."""
+def hour(board: Pi5, governed: bool, *, step: float = 0.0, grid: float = 0.0) -> Hour:
+    """The sensor is read every 5 s. `step`: kelvin between two of its values, of which `grid` is one; 0: none."""
     celsius, duties, speeds = list[float](), list[float](), list[float]()
     hold, seen = Hold(), board.celsius
     for second in range(3600):
         if second % 5 == 0:
-            seen = board.celsius
+            seen = math.floor((board.celsius - grid) / step) * step + grid if step else board.celsius
         if governed:
             hold = govern(hold, Strain(heat_margin=LIMIT - seen, watts=board.watts), 1.0, budget=None, most_rows=8)
         speeds.append(board.second(hold.duty))
@@ -80,10 +80,10 @@ def hour(board: Pi5, governed: bool) -> Hour:
     return Hour(celsius, duties, speeds)
 
 
-def turns(duties: Sequence[float]) -> int:
-    """How often the duty changed its direction."""
-    signs = [(b > a) - (b < a) for a, b in itertools.pairwise(duties) if a != b]
-    return sum(a != b for a, b in itertools.pairwise(signs))
+def swing(hour: Hour) -> float:
+    """Between the least and the largest duty of the last two thirds of the hour."""
+    settled = hour.duties[1200:]
+    return max(settled) - min(settled)
 
 
 # Plots
@@ -150,14 +150,16 @@ def _plot(
 
 def main() -> None:
     print("a simulated Raspberry Pi 5, an hour of jobs that always wait: with the governor / without")
-    print("  air    cooler    tokens of a cool board    °C at most     duty at least  turns of the duty")
+    print("  air    cooler    tokens of a cool board    °C at most     duty at least  its swing, sensor without steps")
+    print("                                                                           / of 0.55 K / of 1 K")
     for fan in (False, True):
         for ambient in (15, 25, 35, 45, 50, 55, 60):
             free, held = hour(Pi5(ambient, fan), governed=False), hour(Pi5(ambient, fan), governed=True)
+            swings = [swing(hour(Pi5(ambient, fan), governed=True, step=step)) for step in (0.0, 0.55, 1.0)]
             print(
                 f"  {ambient} °C  {'fan ' if fan else 'none'}      {held.tokens / 3600:.3f} / {free.tokens / 3600:.3f}"
                 f"            {held.hottest:5.1f} / {free.hottest:5.1f}"
-                f"  {min(held.duties):8.2f} {turns(held.duties):14}"
+                f"  {min(held.duties):8.2f}       {' / '.join(f'{one:.2f}' for one in swings)}"
             )
     PLOTS.write_text(drawn(), encoding="utf-8")
     print(f"drawn: {PLOTS}")

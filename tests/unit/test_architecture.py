@@ -17,7 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edged.checked_json"}),
     frozenset({"edged.machine", "edged.status", "edged.liveness"}),
     frozenset({"edged.settings", "edged.tls"}),
-    frozenset({"edged.engine", "edged.mqtt", "edged.report", "edged.certificates", "edged.energy_day"}),
+    frozenset({"edged.engine", "edged.mqtt", "edged.report", "edged.certificates", "edged.energy_day", "edged.heat"}),
     frozenset({"edged.sharing"}),
     frozenset({"edged.models", "edged.jobs", "edged.endpoints", "edged.governor", "edged.fleet"}),
     frozenset({"edged.discovery", "edged.rollout"}),
