@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from edged.faults import Fault
-from edged.rollout.desired import Desired
+from edged.rollout.desired import Desired, Received
 from edged.rollout.precedence import Known
 
 MOST_FAILURES = 3
@@ -155,8 +155,7 @@ class Execution:
             return replace(self, known=known)
         if self.step is not Step.PROVING:
             return Execution(known)
-        new, old = known.received.desired, self.desired
-        if (_package(new), new.settings) == (_package(old), old.settings):
+        if _tried(known.received) == _tried(self.known.received):
             return replace(self, known=known, failures=0)
         told = f"another document came while {self.desired.rollout} was being proved"
         return self._enter(State.CANCELED, now, Fault("rollout_aborted", told), Step.RETURNING)
@@ -337,8 +336,11 @@ class Execution:
         return replace(self, candidate=None)
 
 
-def _package(desired: Desired) -> tuple[str, str | None] | None:
-    return None if desired.model is None else (desired.model.digest, desired.model.name)
+def _tried(received: Received) -> object:
+    """What a trial is of: package and settings; what these replace depends on the target."""
+    model, settings = received.desired.model, received.desired.settings
+    package = None if model is None else (model.digest, model.name)
+    return package, None if settings is None else (received.target, settings)
 
 
 def _path_set() -> Fault:

@@ -9,6 +9,7 @@ import pytest
 from daemon_fixtures import Client5, Daemon, Place, job
 from patience import eventually
 from rollout_client import reported
+from test_rollout_signing import Signer
 
 pytest_plugins = ["daemon_fixtures"]
 
@@ -97,4 +98,28 @@ def test_settings_with_which_the_model_does_not_load_are_taken_back(place: Place
     eventually(lambda: json.loads(client.all("reported")[-1].payload)["settings"]["model.context"] == back)
     daemon.until_ready()
     assert client.ask(job("after"))["state"] == "succeeded"
+
+    client.send(document(3, {"model.context": 128}, proving={"seconds": 600}), to="desired", retain=True)
+    reported(client, step="proving", rollout="r3")
+    client.send(document(4, {"model.context": 256}), to="desired", retain=True)  # ends the trial of the other
+    reported(client, state="SUCCEEDED", rollout="r4")
+    eventually(lambda: json.loads(client.all("reported")[-1].payload)["settings"]["model.context"] == back)
+    assert daemon.end() == 0
+
+
+@pytest.mark.slow
+def test_a_conductor_brings_settings_to_a_group_without_a_model(place: Place) -> None:
+    key = Signer(place.folder, "fleet")
+    daemon = place.daemon(paced=True, DEVICE__GROUPS="hall", FLEET__TRUSTED_KEYS=key.public)
+    daemon.env["TEST_SYNCHRONISED"] = "1"
+    client = place.client()
+    daemon.start()
+    options = ("--expires", "2090-01-01T00:00:00Z", "--waves", "100", "--min-executed", "1", "--key", str(key.file))
+    wanted = ("--set", "jobs.retention=60", "--set", "log.level=warning")
+    done = daemon.command("fleet", "rollout", "--group", "hall", *wanted, *options)
+    assert done.returncode == 0, done.stderr
+    told = reported(client, state="SUCCEEDED", target="group/hall")
+    assert told["desired"]["settings"] == {"jobs.retention": 60, "log.level": "warning"}
+    assert told["settings"]["jobs.retention"] == {"value": 60, "from": f"rollout {told['rollout']}"}
+    assert "proving" not in told["desired"]  # nor does the engine notice these: no trial of ten minutes
     assert daemon.end() == 0

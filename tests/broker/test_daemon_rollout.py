@@ -150,8 +150,9 @@ def test_kill_9_at_each_step_is_resumed(place: Place) -> None:
 
 @pytest.mark.slow
 def test_a_package_that_ends_every_process_is_given_up_for_the_one_before(place: Place) -> None:
-    daemon, client = place.daemon(paced=True, **OPEN).start(), place.client()
-    client.send(desired(publish(place.folder / "stick")), to="desired", retain=True)
+    daemon, client = place.daemon(paced=True, **OPEN, MODEL__ROWS="").start(), place.client()
+    wanted = desired(publish(place.folder / "stick"), settings={"model.rows": 2})
+    client.send(wanted, to="desired", retain=True)
     daemon.pace("no load")
     for loads in (1, 2, 3):
         eventually(lambda loads=loads: state(daemon).get("loads") == loads)
@@ -163,6 +164,7 @@ def test_a_package_that_ends_every_process_is_given_up_for_the_one_before(place:
     assert reported(client, state="FAILED", step=None, failures=1)["fault"]["code"] == "rollout_package_failed"
     daemon.until_ready()
     assert client.ask({"id": "x", "prompt": "hello", "max_tokens": 2})["model"] == "edged-demo"
+    assert failed["settings"]["model.rows"] == {"value": None, "from": "default"}  # of the process that gave them up
     assert daemon.end() == 0
 
 

@@ -316,5 +316,6 @@ def test_another_document_ends_the_trial_unless_it_wants_the_same_settings() -> 
     proving = alone().pulled(None, Baseline(), now(2)).loaded(SERVING, True, now(3))
     same = proving.follow(known(model=None, settings=NEW, sequence=2), now(4))
     assert (same.step, same.known.sequence) == (Step.PROVING, 2)
-    other = proving.follow(known(model=None, settings={"model.rows": 3}, sequence=2), now(4))
-    assert (other.state, other.step) == (State.CANCELED, Step.RETURNING)
+    others = known(model=None, settings={"model.rows": 3}, sequence=2), known("group/hall", model=None, settings=NEW)
+    for other in (proving.follow(one, now(4)) for one in others):
+        assert (other.state, other.step) == (State.CANCELED, Step.RETURNING)
