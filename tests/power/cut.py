@@ -2,7 +2,8 @@
 
 The real daemon works over a real mosquitto while recorder.c, preloaded, writes down every change of its state folder.
 A subscriber of its own stamps what the daemon says with the same clock. Then each state that the disk may have been in
-is laid out anew and opened as the daemon would: whatever was said before that instant must be there.
+is laid out anew and opened as the daemon would: whatever was said before that instant must be there. Settings that a
+rollout sets are the old ones or the new ones.
 """
 
 from __future__ import annotations
@@ -30,13 +31,17 @@ sys.path[:0] = [str(HERE.parent / folder) for folder in ("broker", "unit")]
 from daemon_fixtures import Daemon, Place, eventually, job  # noqa: E402
 from disk import SYNC, TRUNCATE, UNLINK, WRITE, Change, Disk, read_recording  # noqa: E402
 
+from edged.checked_json import DamagedError  # noqa: E402
 from edged.jobs.schema import SpoolError  # noqa: E402
 from edged.jobs.spool_recovery import open_spool  # noqa: E402
+from edged.settings.remote import read_kept  # noqa: E402
 
 SEED = 20_26
 SUBSETS = 2_000
 SABOTAGED_SUBSETS = 200
 RETENTION = 4
+SET = "cache.daily_write_bytes"
+"""What rollouts set: their number in MB."""
 SLACK = 1.5
 """Seconds by which the subscriber may hear of a result later than the daemon finished it."""
 SHOWN = 5
@@ -49,14 +54,26 @@ class Heard:
     accepted: dict[str, int] = field(default_factory=dict)
     results: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     forgotten: dict[str, int] = field(default_factory=dict)
+    settings: dict[int, int] = field(default_factory=dict)
+    """When a rollout of settings was said to have succeeded, by its number."""
+    returned: int | None = None
+    """When the one that fails was said to have gone back."""
 
     def take(self, message: MQTTMessage) -> None:
         now = time.monotonic_ns()
         channel, _, id = message.topic.removeprefix("edged/v1/device/board/").partition("/")
-        if channel == "result":
+        if channel == "reported":
+            self._take_report(now, json.loads(message.payload))
+        elif channel == "result":
             self.results.setdefault(id, (now, message.payload))
         elif json.loads(message.payload)["event"] == "accepted":
             self.accepted.setdefault(id, now)
+
+    def _take_report(self, now: int, report: dict[str, Any]) -> None:
+        if report["state"] == "SUCCEEDED":
+            self.settings.setdefault(int(report["rollout"]), now)
+        elif report["state"] == "FAILED" and report["step"] is None:
+            self.returned = self.returned or now
 
 
 def lived(folder: Path, library: Path, sabotage: str = "") -> tuple[list[Change], Heard]:
@@ -68,9 +85,11 @@ def lived(folder: Path, library: Path, sabotage: str = "") -> tuple[list[Change]
     listener.on_message = lambda _client, _data, message: heard.take(message)
     listener.connect("127.0.0.1", place.broker.port)
     listener.subscribe([("edged/v1/device/board/event/+", 1), ("edged/v1/device/board/result/+", 1)])
+    listener.subscribe("edged/v1/device/board/reported", 1)
     listener.loop_start()
     try:
-        daemon = place.daemon(folder=folder, paced=True, JOBS__RETENTION=str(RETENTION), MODEL__ROWS="8")
+        settings = {"JOBS__RETENTION": str(RETENTION), "MODEL__ROWS": "8", "FLEET__UNSIGNED": "true"}
+        daemon = place.daemon(folder=folder, paced=True, **settings)
         daemon.env |= {"POWER_FOLDER": str(daemon.state_dir), "POWER_RECORD": str(folder / "record")}
         daemon.env |= {"LD_PRELOAD": str(library)}
         if sabotage:
@@ -122,7 +141,17 @@ def work(daemon: Daemon, place: Place, heard: Heard) -> None:
     assert daemon.end() == 0
     daemon.start()
     answered(send("again", 16))
+    for number in (1, 2):
+        client.send(rollout(number, {SET: number * 1_000_000}), to="desired", retain=True)
+        eventually(lambda number=number: number in heard.settings, "no new settings", timeout=60)
+    client.send(rollout(3, {SET: 3_000_000, "model.context": 1 << 20}), to="desired", retain=True)  # cannot be loaded
+    eventually(lambda: heard.returned is not None, "not returned", timeout=60)
     assert daemon.end() == 0
+
+
+def rollout(number: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """A desired document of settings."""
+    return {"rollout": str(number), "sequence": number, "settings": settings, "proving": {"seconds": 0}}
 
 
 @dataclass
@@ -156,7 +185,7 @@ def judge(changes: list[Change], heard: Heard, subsets: int) -> Verdict:
                 folder = Path(name) / "state"
                 folder.mkdir()
                 for file, content in files.items():
-                    if "/" not in file and file.startswith("spool.db"):
+                    if "/" not in file and file.startswith(("spool.db", "settings.json")):
                         (folder / file).write_bytes(content)
                 verdict.faults += [f"call {n}, {kind}: {fault}" for fault in faults_of(folder, heard, until)]
                 shutil.rmtree(folder)
@@ -165,6 +194,7 @@ def judge(changes: list[Change], heard: Heard, subsets: int) -> Verdict:
 
 def faults_of(folder: Path, heard: Heard, until: int) -> Iterator[str]:
     """What is missing or wrong in a state of the disk at that instant."""
+    yield from faults_of_settings(folder, heard, until)
     try:
         spool = open_spool(folder / "spool.db")
     except OSError as error:
@@ -202,6 +232,23 @@ def faults_of(folder: Path, heard: Heard, until: int) -> Iterator[str]:
         spool.close()
 
 
+def faults_of_settings(folder: Path, heard: Heard, until: int) -> Iterator[str]:
+    """Settings are those of the last rollout that succeeded, or of a later one, and all of the same."""
+    try:
+        kept = read_kept(folder)
+    except (DamagedError, OSError) as error:
+        yield f"settings: {error}"
+        return
+    told = max((number for number, when in heard.settings.items() if when < until), default=0)
+    for serving in [kept.serving] if kept.before is None else [kept.serving, kept.before]:
+        values = {name: one.value for name, one in serving.items()}
+        number = values.get(SET, 0) // 1_000_000
+        if number < told or len(values) != {0: 0, 3: 2}.get(number, 1):
+            yield f"settings {values} where those of rollout {told} were said to serve"
+    if heard.returned is not None and heard.returned < until and (kept.before is not None or number == 3):
+        yield "settings that were given up"
+
+
 def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     bad = False
@@ -234,6 +281,7 @@ def show(changes: list[Change], heard: Heard, verdict: Verdict) -> None:
     checkpoints = sum(change.op == SYNC and change.path == "spool.db" for change in changes)
     row("recorded", f"{ops[WRITE]} writes, {ops[SYNC]} syncs, {ops[TRUNCATE]} truncations, {ops[UNLINK]} removals")
     row("in them", f"{checkpoints} checkpoints, a kill, a clean stop, two restarts, a forget, prunings")
+    row("rollouts of settings", f"{len(heard.settings)} that succeeded, one that went back")
     row("jobs accepted, results published", f"{len(heard.accepted)}, {len(heard.results)}")
     row("states at a sync, nothing or all of the unsynced written", str(verdict.states["boundary"]))
     row(
