@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 
 from edged.engine import events as engine_events
@@ -30,6 +32,8 @@ log = structlog.get_logger(__name__)
 CANCELLED = Reason(State.CANCELLED, Code.CANCELLED, "cancelled on request")
 CANCELLED_EARLY = Reason(State.CANCELLED, Code.CANCELLED, "cancelled before it arrived")
 EXPIRED = Reason(State.EXPIRED, Code.EXPIRED, "the job's ttl or deadline passed before its answer was ready")
+_LOOKED_AT = 32
+"""Waiting jobs among which one that need not wait for other members is looked for."""
 _NEWER_HINT = "another version of edged accepted it; it waits until a version that serves it starts, or it is cancelled"
 
 
@@ -66,6 +70,8 @@ class Dispatch:
         """The job whose request is being prepared, one at a time, so that the most urgent is always next."""
         self._loaded: LoadedModel | None = None
         self._draining = False
+        self.defers: Callable[[Queued], bool] = lambda _queued: False
+        """Whether a job that could start waits for a faster member; set by the manager where load is shared."""
 
     @property
     def queued(self) -> int:
@@ -207,7 +213,7 @@ class Dispatch:
         suspect = any(active.queued.suspect for active in self._active.values())
         if not self._pinned.submit(self._engine, company=bool(self._active), suspect=suspect):
             return
-        while self._preparing is None and (first := self._queue.first()) is not None:
+        while self._preparing is None and (first := self._next()) is not None:
             urgency, queued = first
             if queued.suspect and (self._active or self._pinned.under_way):
                 return  # a suspect runs alone
@@ -223,6 +229,14 @@ class Dispatch:
                 self._queue.remove(queued)
                 continue
             self._prepare(queued, document, urgency, loaded)
+
+    def _next(self) -> tuple[float, Queued] | None:
+        """The most urgent job that does not wait for another member, and its rank."""
+        first = self._queue.first()
+        if first is None or not self.defers(first[1]):
+            return first
+        others = (queued for queued in self._queue.upcoming(_LOOKED_AT) if not self.defers(queued))
+        return next(((self._queue.rank(queued), queued) for queued in others), None)
 
     def _has_place(self, urgency: float, rows: int) -> bool:
         """Whether one more job may be prepared; recalls a less urgent one that has no row yet where that makes room."""

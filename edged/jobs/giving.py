@@ -96,20 +96,24 @@ class Giver:
     # What is given
 
     def candidates(self, serves: bool) -> list[Waiting]:
-        """The oldest jobs that may be given away and do not start now. Raises SpoolError."""
+        """The oldest jobs that may be given away and do not start now, or wait for others. Raises SpoolError."""
         free = max(0, self._dispatch.rows - self._dispatch.active) if serves else 0
         looked_at = [
             (place, queued.number)
             for place, queued in enumerate(self._dispatch.upcoming(free + LOOKED_AT))
-            if place >= free and not queued.suspect and queued.number not in self._too_large
+            if self.may_go(queued) and (place >= free or self._dispatch.defers(queued))
         ]
         known = self._fixed
         self._fixed = {n: known[n] if n in known else self._read(n) for _, n in looked_at}
         return [
-            Waiting(n, fixed.group, fixed.model, fixed.path, place - free, self._avoid.get(n, frozenset()))
+            Waiting(n, fixed.group, fixed.model, fixed.path, max(-1, place - free), self._avoid.get(n, frozenset()))
             for place, n in looked_at
             if (fixed := self._fixed[n]) is not None
         ]
+
+    def may_go(self, queued: Queued) -> bool:
+        """Whether nothing of the job itself keeps it here."""
+        return not queued.suspect and queued.number not in self._too_large
 
     def _read(self, number: int) -> _Fixed | None:
         """What never changes of a job; None where it is not to be given away. Raises SpoolError."""

@@ -184,6 +184,7 @@ class JobManager:
             self._sharing = Sharing(parts, share_groups, link, lambda: self._endings.speed.get("decode"))
             self._sharing.resume(again)
             self._intake.sharing = self._admission.sharing = self._sharing
+            self._dispatch.defers = self._sharing.defers
 
     # What others ask
 
@@ -289,6 +290,8 @@ class JobManager:
         self.outbox.pump()
         if self._committer.fault is None:  # else answers would pile up in memory
             self._dispatch.hand_over()
+        if self._sharing is not None:
+            self._sharing.flush()
 
     def tick(self, sheds: bool = False) -> None:
         """Once a second: end jobs that have expired, share load, and maintain the spool. Raises SpoolError.

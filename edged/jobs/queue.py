@@ -67,6 +67,10 @@ class JobQueue:
             heapq.heappop(self._order)
         return None
 
+    def rank(self, queued: Queued) -> float:
+        """Of a job, as first() says it."""
+        return self._rank(queued)
+
     def hold(self, queued: Queued) -> None:
         """Keep a waiting job from being first(), since this process cannot run it. It can still end."""
         self._held.add(queued.number)

@@ -19,6 +19,7 @@ from edged.jobs.shared import Mark
 from edged.jobs.taking import JobTaker
 from edged.mqtt.events import ShareReceived
 from edged.sharing.credits import CREDIT_SECONDS, RENEW_SECONDS, Credits
+from edged.sharing.faster import Faster
 from edged.sharing.messages import Answer, Give, MessageError, Offer, Repeat, read_answer, read_handed, read_offer
 from edged.sharing.policy import Here, Taker, Waiting
 
@@ -66,11 +67,16 @@ class Sharing:
         """By group and member, with the time at which it came."""
         self._candidates: list[Waiting] = []
         self._drains_since: float | None = None
+        self._faster = {group: Faster() for group in self._groups}
+        self._came: dict[int, tuple[str | None, float]] = {}
+        """Jobs that could start: the group, None where they are not to wait, and since when."""
+        self._came_now = False
 
     @property
     def backlog(self) -> bool:
         """Whether jobs wait here that others may take: then offers are worth listening to."""
-        return bool(self._candidates)
+        now = time.monotonic()
+        return bool(self._candidates) or any(faster.listens(now) for faster in self._faster.values())
 
     @property
     def busy(self) -> bool:
@@ -106,7 +112,9 @@ class Sharing:
         key = event.group, event.member
         self._offers.pop(key, None)
         if event.message.payload and event.member != self._device and len(self._offers) < MAX_OFFERS:
-            self._offers[key] = read_offer(event.message.payload, event.member), time.monotonic()
+            offer, now = read_offer(event.message.payload, event.member), time.monotonic()
+            self._offers[key] = offer, now
+            self._faster[event.group].heard(offer.speed, self._speed(), now)
             self._give()
 
     def _handed(self, event: ShareReceived) -> None:
@@ -160,11 +168,34 @@ class Sharing:
             self._giver.connected()
             self._forwarder.connected()
 
+    def defers(self, queued: Queued) -> bool:
+        """Whether a job that could start waits for a member that is much faster. Raises SpoolError."""
+        if not self._up or not self._serves:
+            return False
+        now = time.monotonic()
+        if queued.number not in self._came:
+            shared = self._spool.shared.of(queued.number)
+            group = shared.group if shared is not None and shared.came is None else None
+            self._came[queued.number] = group, now
+            if group in self._faster:
+                self._faster[group].came(self._speed(), now)
+                self._came_now = True
+        group, since = self._came[queued.number]
+        return group in self._faster and self._giver.may_go(queued) and self._faster[group].defers(now - since, now)
+
+    def flush(self) -> None:
+        """Give away at once what came now and waits for others. Raises SpoolError."""
+        if self._came_now:
+            self._came_now = False
+            self._candidates = self._giver.candidates(self._serves)
+            self._give()
+
     def tick(self, sheds: bool) -> None:
         """Once a second. `sheds`: the board's limits leave jobs of groups to others. Raises SpoolError."""
         now, self._sheds = time.monotonic(), sheds
         if self._dispatch.draining and self._drains_since is None:
             self._drains_since = now
+        self._came = {number: came for number, came in self._came.items() if self._dispatch.waits(number)}
         self._candidates = self._giver.candidates(self._serves)
         if not self._up:
             return

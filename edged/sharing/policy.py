@@ -9,6 +9,7 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from edged.sharing.faster import FASTER
 from edged.sharing.messages import MAX_HOPS, Give, Offer
 
 
@@ -24,7 +25,7 @@ class Waiting:
     path: tuple[str, ...]
     """Members that gave it on before."""
     ahead: int
-    """Jobs that start here before it."""
+    """Jobs that start here before it; -1: it could start now."""
     avoid: frozenset[str] = frozenset()
     """Members that have refused it for good."""
 
@@ -53,6 +54,8 @@ def needed_speed(waiting: Waiting, here: Here) -> float | None:
     """The least speed at which a member that begins now finishes a job before this one does; None: any."""
     if not here.serves or here.speed is None:
         return None
+    if waiting.ahead < 0:
+        return FASTER * here.speed
     finished = 1.0 + (waiting.ahead + 1) / max(1, here.rows)  # each row takes its next job after one duration
     return here.speed / finished
 
