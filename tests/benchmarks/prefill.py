@@ -11,6 +11,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from edged import logs
 from edged.engine import loaded_model
 from edged.engine.bench import JOINING, JOINING_STALL, Bench
 from edged.engine.loaded_model import LoadedModel, load_model
-from edged.engine.package import Package
+from edged.engine.package import Package, open_package
 from edged.engine.serving_graph import ServingGraph, serving_graph
 from edged.machine.board import detect
 from edged.machine.memory import available
@@ -31,7 +32,7 @@ from edged.settings import Settings
 
 PROMPTS = (128, 512, 1536)
 REPEATS, LOADS = 5, 9
-LOAD_GOAL = 1.05
+LARGE_VOCABULARY, PREFILL_GOAL, LOAD_GOAL = 262_144, 2.0, 1.05
 MODES = ("served", "published")
 
 
@@ -79,15 +80,31 @@ def figures(folder: Path) -> Iterator[Figure]:
             # Of pairs, which meet the same busy moment.
             ratio = statistics.median(published / served for served, published in pairs[1:])
             text = f"{ratio:.2f} ({tokens / mine:.0f} / {tokens / theirs:.0f} tok/s)"
-            yield Figure(f"prefill of {tokens} tokens", text)
-    times: dict[str, list[float]] = {mode: [] for mode in MODES}
-    for _ in range(LOADS):
-        for mode, taken in times.items():
-            command = [sys.executable, __file__, "--load", str(folder), mode]
-            taken.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    mine, theirs = (statistics.median(times[mode]) for mode in MODES)
-    text = f"{mine / theirs:.3f} ({mine:.2f} / {theirs:.2f} s)"
-    yield Figure("load", text, f"≤ {LOAD_GOAL}", mine / theirs <= LOAD_GOAL)
+            goal = (f"≥ {PREFILL_GOAL}", ratio >= PREFILL_GOAL) if vocabulary >= LARGE_VOCABULARY else ()
+            yield Figure(f"prefill of {tokens} tokens", text, *goal)
+    yield from load_figures(folder)
+
+
+def load_figures(folder: Path) -> Iterator[Figure]:
+    """Loads that edit the graph, and those of a package that has the edit, beside loads of the graph as it is."""
+    with tempfile.TemporaryDirectory(dir=folder.resolve().parent) as place:
+        prepared = Path(place, folder.name)
+        prepared.mkdir()
+        package = open_package(folder)
+        for file in package.files:
+            os.link(folder.resolve() / file, prepared / file)
+        (prepared / package.model_file.name).unlink()
+        (prepared / package.model_file.name).write_bytes(serving_graph(package).model or b"")
+        sides = {"edited": (folder, "served"), "prepared": (prepared, "served"), "published": (folder, "published")}
+        times: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(LOADS):
+            for side, (path, mode) in sides.items():
+                command = [sys.executable, __file__, "--load", str(path), mode]
+                times[side].append(float(subprocess.check_output(command, text=True)))
+    for side, name in (("edited", "load"), ("prepared", "load of what edged model prepare writes")):
+        mine, theirs = (statistics.median(times[one]) for one in (side, "published"))
+        text = f"{mine / theirs:.3f} ({mine:.2f} / {theirs:.2f} s)"
+        yield Figure(name, text, f"≤ {LOAD_GOAL}", mine / theirs <= LOAD_GOAL)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ from edged.settings import Settings
 FOLDER = Path(__file__).resolve().parents[2] / ".real-model"
 PACKAGE = FOLDER / "SmolLM2-135M-Instruct"
 GGUF = FOLDER / "SmolLM2-135M-Instruct.Q4_1.gguf"
-PREFILLS, ROWS = (128, 512, 1536), (1, 4, 8, 16)
+PREFILLS, PREFILL_GOAL = (128, 512, 1536), 1.0
+ROWS = {1: 1.5, 4: 1.5, 8: 1.45, 16: 1.15}
+"""Rows that decode together, and the speed by llama.cpp's that they are to reach."""
 PROMPT, CONTEXT = 128, 384
 """Tokens of the prompts that are decoded from; most tokens of prompt and answer."""
 WARM_PROMPT = 512
@@ -88,8 +90,10 @@ def prefill_figures(gguf: Path) -> Iterator[Figure]:
         for tokens in PREFILLS:
             pairs = [(bench.first_token([bench.prompt(tokens)]), llama.prefill(tokens)) for _ in range(REPEATS + 1)]
             edged, other = (statistics.median(side) for side in zip(*pairs[1:], strict=True))  # the first took memory
-            text = f"{other / edged:.2f} ({tokens / edged:.0f} / {tokens / other:.0f} tok/s)"
-            yield Figure(f"prefill of {tokens} tokens: edged / llama.cpp Q4_0", text)
+            ratio = other / edged
+            text = f"{ratio:.2f} ({tokens / edged:.0f} / {tokens / other:.0f} tok/s)"
+            name = f"prefill of {tokens} tokens: edged / llama.cpp Q4_0"
+            yield Figure(name, text, f"≥ {PREFILL_GOAL}", ratio >= PREFILL_GOAL)
         llama.close()
         times = []
         for _ in range(REPEATS):
@@ -102,14 +106,15 @@ def prefill_figures(gguf: Path) -> Iterator[Figure]:
 
 def decode_figures(gguf: Path) -> Iterator[Figure]:
     """Rows that decode together."""
-    for rows in ROWS:
+    for rows, least in ROWS.items():
         loaded = serve(rows, CONTEXT)
         with Bench(loaded) as bench:
             llama = LlamaCpp(gguf, loaded.threads, rows, PROMPT, CONTEXT)
             turns = take_turns(bench, rows, PROMPT, llama.step)
             llama.close()
         text = f"{turns.ratio:.2f} ({rows / turns.edged:.0f} / {rows / turns.other:.0f} tok/s)"
-        yield Figure(f"decode, {rows} row{'s' if rows > 1 else ''}: edged / llama.cpp Q4_0", text)
+        name = f"decode, {rows} row{'s' if rows > 1 else ''}: edged / llama.cpp Q4_0"
+        yield Figure(name, text, f"≥ {least}", turns.ratio >= least)
 
 
 if __name__ == "__main__":
