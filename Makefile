@@ -69,6 +69,13 @@ chaos: $(VENV)/.dev | mosquitto chaos-tools ## kills, cuts and broken networks: 
 chaos-selftest: $(VENV)/.dev | mosquitto ## whether `make chaos` would notice three broken promises (a minute and a half)
 	@$(BIN)/python tests/chaos/selftest.py $(if $(SEED),--seed $(SEED))
 
+.PHONY: simulate simulate-selftest
+simulate: $(VENV)/.dev ## rollouts in a fleet under virtual time and faults: SEED=n SEEDS=1 BOARDS=500 DAYS=30 (minutes)
+	@PYTHONPATH=tests $(BIN)/python -m simulator.run $(if $(SEED),--seed $(SEED)) --seeds $(or $(SEEDS),1) --boards $(or $(BOARDS),500) --days $(or $(DAYS),30)
+
+simulate-selftest: $(VENV)/.dev ## whether `make simulate` would notice broken promises, one at a time (minutes)
+	@PYTHONPATH=tests $(BIN)/python -m simulator.selftest $(if $(SEED),--seed $(SEED)) --seeds $(or $(SEEDS),3)
+
 soak: $(VENV)/.dev | mosquitto ## 100,000 jobs (JOBS=N) through one process, over lost connections and brokers; the slope of its memory
 	@$(BIN)/python tests/chaos/soak.py $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
 
