@@ -70,7 +70,7 @@ chaos-selftest: $(VENV)/.dev | mosquitto ## whether `make chaos` would notice th
 	@$(BIN)/python tests/chaos/selftest.py $(if $(SEED),--seed $(SEED))
 
 .PHONY: simulate simulate-selftest
-simulate: $(VENV)/.dev ## rollouts in a fleet under virtual time and faults: SEED=n SEEDS=1 BOARDS=500 DAYS=30 (minutes)
+simulate: $(VENV)/.dev ## rollouts and shared jobs in a fleet under virtual time and faults: SEED=n SEEDS=1 BOARDS=500 DAYS=30 (minutes)
 	@PYTHONPATH=tests $(BIN)/python -m simulator.run $(if $(SEED),--seed $(SEED)) --seeds $(or $(SEEDS),1) --boards $(or $(BOARDS),500) --days $(or $(DAYS),30)
 
 simulate-selftest: $(VENV)/.dev ## whether `make simulate` would notice broken promises, one at a time (minutes)

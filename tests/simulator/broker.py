@@ -34,7 +34,9 @@ class Message:
 class Client(Protocol):
     """Who is connected."""
 
-    def heard(self, message: Message) -> None: ...
+    def heard(self, message: Message, mid: int) -> None:
+        """A message comes; one of a job is sent again on the next connection until `mid` is acknowledged."""
+
     def lost(self) -> None:
         """The connection is lost."""
 
@@ -55,6 +57,11 @@ class Session:
     recent: deque[Message] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     uplink: float = 0.0
     """When its last message reaches the broker."""
+    takes_jobs: bool = True
+    """Whether jobs of its groups are brought to it."""
+    unacknowledged: dict[int, Message] = field(default_factory=dict)
+    """Jobs that were brought to it, by their mid."""
+    mids: int = 0
     downlink: dict[str, float] = field(default_factory=dict)
     """When the last message of each topic reaches it."""
 
@@ -73,6 +80,8 @@ class Broker:
         self.retained: dict[str, bytes] = {}
         self._subscribed: dict[str, dict[int, Session]] = {}
         self._sessions: list[Session] = []
+        self.shared: dict[str, list[Session]] = {}
+        """Members of each shared subscription, by topic."""
         self.latest = 0.2
         """Longest way of a message, in seconds."""
 
@@ -98,9 +107,12 @@ class Broker:
         session.uplink = 0.0
         waiting = list(session.queued)
         session.queued.clear()
+        jobs = list(session.unacknowledged.values())
+        session.unacknowledged.clear()
         again = [] if session.clean or self._chance.random() >= 0.3 else list(session.recent)
-        self._counts["duplicate"] += len(again)
-        for message in (*again, *waiting):
+        if again or jobs:
+            self._counts["message brought again"] += len(again) + len(jobs)
+        for message in (*jobs, *again, *waiting):
             self._deliver(session, message)
         for topic_filter, wanted in session.filters.items():
             if wanted:
@@ -134,8 +146,38 @@ class Broker:
         session.connected = False
         session.generation += 1
 
-    def publish(self, session: Session, message: Message) -> None:
-        """A connected client sends a message; it reaches the broker after those that it sent before."""
+    def subscribe(self, session: Session, topic_filter: str) -> None:
+        """From now on, and what is retained."""
+        if topic_filter not in session.filters:
+            session.filters[topic_filter] = True
+            self._subscribed.setdefault(topic_filter, {})[id(session)] = session
+        if session.connected:
+            for topic in self._retained_of(topic_filter):
+                self._deliver(session, Message(topic, self.retained[topic], 0, retained=True))
+
+    def unsubscribe(self, session: Session, topic_filter: str) -> None:
+        """No more from now on."""
+        if session.filters.pop(topic_filter, None) is not None:
+            self._subscribed[topic_filter].pop(id(session), None)
+
+    def share(self, topic: str, payload: bytes) -> None:
+        """A sender's job goes to the next member that is there; else it waits for the next one that is not."""
+        members = self.shared[topic]
+        there = [one for one in members if one.connected and one.takes_jobs]
+        chosen = (there or members)[0]
+        members.remove(chosen)
+        members.append(chosen)
+        self._deliver(chosen, Message(topic, payload))
+
+    def acknowledge(self, session: Session, mid: int) -> None:
+        """PUBACK of a job; it may be lost with the connection."""
+        session.unacknowledged.pop(mid, None)
+
+    def publish(self, session: Session, message: Message, done: Callable[[], None] | None = None) -> None:
+        """A connected client sends a message; it reaches the broker after those that it sent before.
+
+        `done`: the broker confirms it.
+        """
         arrives = session.uplink = max(session.uplink, self._timeline.now + self._way(0.2))
         generation = session.generation
         lost = self._chance.random() < 0.5
@@ -146,6 +188,8 @@ class Broker:
                 self._counts["message lost"] += 1
                 return
             self._arrive(message)
+            if done is not None and not gone:
+                done()
 
         self._timeline.at(arrives, arrive)
 
@@ -171,9 +215,12 @@ class Broker:
 
         def bring() -> None:
             if session.connected and session.generation == generation:
+                session.mids += 1
+                if message.topic in self.shared:
+                    session.unacknowledged[session.mids] = message
                 if message.qos and not message.retained:
                     session.recent.append(message)
-                session.client.heard(message)
+                session.client.heard(message, session.mids)
             else:
                 self._keep(session, message)
 
@@ -204,6 +251,7 @@ class Broker:
             self.drop(session)
             session.queued.clear()
             session.recent.clear()
+            session.unacknowledged.clear()
         self.retained = dict(retained)
 
 

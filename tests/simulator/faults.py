@@ -10,6 +10,7 @@ from .timeline import DAY, HOUR
 
 if TYPE_CHECKING:
     from .board import Board
+    from .senders import Cell
     from .world import World
 
 
@@ -65,13 +66,40 @@ class Faults:
     def _board(self) -> Board:
         return self.chance.choice(self.world.boards)
 
-    # Of a board
+    def strikes(self, cell: Cell) -> None:
+        """Jobs come to a cell: something may befall its boards meanwhile."""
+        if self.world.timeline.now >= self.until:
+            return
+        for board in cell.boards:
+            dice, moment = self.chance.random(), self.chance.uniform(0.0, 400.0)
+            if dice < 0.05:
+                self.world.timeline.after(moment, lambda board=board: self._disconnect(board))  # type: ignore[misc]
+            elif dice < 0.10:
+                self.world.timeline.after(moment, lambda board=board: self._hold(board))  # type: ignore[misc]
+            elif dice < 0.15:
+                board.cut_in = self.chance.randint(1, 60)
+            elif dice < 0.20:
+                self._count("process killed")
+                self.world.timeline.after(moment, board.kill)
+            elif dice < 0.22:
+                self.world.timeline.after(moment, lambda board=board: self._fill(board, 60.0))  # type: ignore[misc]
 
-    def connection_lost(self) -> None:
-        board = self._board()
+    def _hold(self, board: Board) -> None:
+        """The network is gone for a short time."""
+        if board.reachable:
+            self._count("cut off for a while")
+            board.cut_off()
+            self._later(self.chance.uniform(5.0, 300.0), board.join)
+
+    def _disconnect(self, board: Board) -> None:
         if board.session.connected:
             self._count("connection lost")
             self.world.broker.drop(board.session)
+
+    # Of a board
+
+    def connection_lost(self) -> None:
+        self._disconnect(self._board())
 
     def power_cut(self) -> None:
         """At any time; or at a write or a publication that is about to come."""
@@ -108,10 +136,12 @@ class Faults:
         if board.full:
             return
         self._count("card full")
+        board.calm_since = self.world.timeline.now
         board.full, board.full_until = True, float("inf")
 
         def free() -> None:
             board.full, board.full_until = False, self.world.timeline.now
+            board.calm_since = self.world.timeline.now
 
         self._later(seconds, free)
 
@@ -155,12 +185,18 @@ class Faults:
     def broker_restarts(self) -> None:
         if self.world.broker.up:
             self._count("broker restarted")
+            self.world.jobs.disturbed()
             self.world.broker.stop()
-            self._later(self.chance.choice([2.0, 120.0, 2 * HOUR]), self.world.broker.start)
+            self._later(self.chance.choice([2.0, 120.0, 2 * HOUR]), self._broker_back)
+
+    def _broker_back(self) -> None:
+        self.world.broker.start()
+        self.world.jobs.disturbed()
 
     def broker_forgets(self) -> None:
         """All that it retains, or the desired document alone."""
         self._count("broker forgot")
+        self.world.jobs.disturbed()
         broker = self.world.broker
         kept = {} if self.chance.random() < 0.5 else broker.retained
         broker.forget({topic: payload for topic, payload in kept.items() if not topic.endswith("/desired")})
@@ -173,16 +209,19 @@ class Faults:
         """It is brought up from the last copy."""
         if self._backup:
             self._count("broker restored")
+            self.world.jobs.disturbed()
             self.world.broker.forget(self._backup)
 
     def slow_broker(self) -> None:
         """Messages of different topics overtake each other."""
         self._count("messages out of order")
+        self.world.jobs.disturbed()
         broker = self.world.broker
         broker.latest = self.chance.choice([3.0, 30.0, 300.0])
 
         def end() -> None:
             broker.latest = 0.2
+            self.world.jobs.disturbed()
 
         self._later(self.chance.uniform(0.2, 4.0) * HOUR, end)
 

@@ -40,6 +40,8 @@ class Conducting:
         self.session: Session | None = None
         self._looks = 0
         self._look_at = float("inf")
+        self._gathered_at = 0.0
+        """When all that the broker retains has come."""
         self._waits_for_echo = False
         self.given = wanted, package, options
         self.connect(0.0)
@@ -67,9 +69,10 @@ class Conducting:
         heard.connect()
         self.heard_, self.session, self._waits_for_echo = heard, session, False
         self._look_at = float("inf")
-        self.look(GATHER_SECONDS + self.world.broker.latest)
+        self._gathered_at = now.now + GATHER_SECONDS + self.world.broker.latest
+        self.look(0.0)
 
-    def heard(self, message: Message) -> None:
+    def heard(self, message: Message, _mid: int) -> None:
         """The broker brings a message."""
         assert self.heard_ is not None
         self.heard_.take(message.topic, message.payload, message.retained)
@@ -98,7 +101,7 @@ class Conducting:
 
     def look(self, seconds: float) -> None:
         """Look within so many seconds; the command looks each second."""
-        moment = self.world.timeline.now + seconds
+        moment = max(self.world.timeline.now + seconds, self._gathered_at)
         if moment >= self._look_at:
             return
         self._look_at = moment
@@ -110,7 +113,7 @@ class Conducting:
                 self._look_at = float("inf")
                 self._look()
 
-        self.world.timeline.after(seconds, do)
+        self.world.timeline.at(moment, do)
 
     def _look(self) -> None:
         heard, world = self.heard_, self.world

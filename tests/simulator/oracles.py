@@ -134,7 +134,7 @@ class Oracles:
         """A message has reached the broker."""
         kind, _, rest = message.topic.removeprefix("edged/v1/").partition("/")
         name, _, channel = rest.partition("/")
-        if channel == "desired":
+        if channel == "desired" and message.payload:
             self._desired(json.loads(message.payload))
         elif kind == "device" and channel == "reported":
             self._reported(name, json.loads(message.payload))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edged.engine.events import EngineEvent, Finished
+from edged.engine.events import EngineEvent, Finished, ModelChanged
 from edged.engine.self_bench import KEY, SelfBench
 from edged.engine.sequence import Request
 from edged.engine.steps import StepRecord, StepRow
@@ -23,6 +23,7 @@ from edged.rollout.trial import Trial
 from edged.status import DaemonState, ModelFacts, ModelStatus, Status
 
 from .broker import Message
+from .job_life import JobLife
 from .packages import LATE_SECONDS, Kind, Package, digest_in
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Process:
     """From resume() on until it ends, by itself or with the board's power."""
 
     def __init__(self, board: Board, memory: Memory, path: Path) -> None:
+        """Raises SpoolError."""
         self.board = board
         self.world = board.world
         self.path = path
@@ -85,11 +87,13 @@ class Process:
         self._status: Status | None = None
         self._report: Mapping[str, Any] = {}
         """What was reported last."""
+        self.life = None if board.cell is None else JobLife(self, board.cell)
         self.bench = SelfBench(self._engine_event)
         self.puller = VirtualPuller(self)
         self.rollout = Rollout(
-            board.settings,
+            board.loaded,
             memory,
+            board.remote,
             board.topics,
             self,
             self,
@@ -127,6 +131,8 @@ class Process:
     def ended(self) -> None:
         """The process is no more."""
         self.alive = False
+        if self.life is not None:
+            self.life.close()
 
     # The daemon's loop
 
@@ -192,6 +198,7 @@ class Process:
     def drain(self, then: Callable[[], None]) -> None:
         """End in order."""
         self.draining, self._status = True, None
+        self.board.calm_since = self.world.timeline.now
         self.rollout.stop()
 
         def end() -> None:
@@ -201,7 +208,10 @@ class Process:
             self.board.end_process(tell=True)
             then()
 
-        self.after(self.board.chance.uniform(0.5, 30.0), end)
+        if self.life is not None:
+            self.life.drain(end)
+        else:
+            self.after(self.board.chance.uniform(0.5, 30.0), end)
 
     # The engine
 
@@ -216,17 +226,26 @@ class Process:
                 self.after(LATE_SECONDS, lambda: self.board.kill(crash="SIGABRT"))
         self.world.oracles.loaded(self.board, package if self._model.state == "serving" else None)
         self._status = None
+        if self.life is not None:
+            if self._model.state == "serving":
+                assert package is not None
+                self.life.serves(package.name, self._step_seconds(package))
+            else:
+                self.life.fails(reason)
         self.rollout.update(self.status)
         self._tell_status()
         self.settle()
 
     def submit(self, request: Request) -> None:
         """Run the bench: its steps take as long as the package's on this board."""
+        assert request.key == KEY
         package = self.package
         assert package is not None
-        factor = 4.0 if package.kind is Kind.SLOW else 1.0
-        seconds = package.step_seconds * self.board.factor * factor * self.board.chance.uniform(0.95, 1.1)
+        seconds = self._step_seconds(package) * self.board.chance.uniform(0.95, 1.1)
         self.after(seconds * BENCH_STEPS, lambda: self._benched(seconds))
+
+    def _step_seconds(self, package: Package) -> float:
+        return package.step_seconds * self.board.factor * (4.0 if package.kind is Kind.SLOW else 1.0)
 
     def _benched(self, seconds: float) -> None:
         now = self.board.host.boottime()
@@ -237,8 +256,11 @@ class Process:
     def cancel(self, _key: int) -> None:
         """A bench that was given up may end all the same."""
 
-    def _engine_event(self, _event: EngineEvent) -> None:
-        self.look(1.0)
+    def _engine_event(self, event: EngineEvent) -> None:
+        if self.life is not None and not isinstance(event, ModelChanged) and event.key != KEY:
+            self.life.engine_event(event)
+        else:
+            self.look(1.0)
 
     # The link
 
@@ -265,6 +287,8 @@ class Process:
         info = {"groups": list(self.board.settings.device.groups)}
         self.publish(self.board.topics.info, info)
         self._tell_status()
+        if self.life is not None:
+            self.life.link_up()
         self.rollout.publish_again()
         self.rollout.update(self.status)
         self.settle()
@@ -275,14 +299,20 @@ class Process:
 
     def link_down(self) -> None:
         """The broker is away: what is published now is not taken."""
+        if self.life is not None:
+            self.life.link_down()
 
-    def heard(self, message: Message) -> None:
-        """A desired document comes."""
-        receipt = Receipt(_SESSION, 0, message.qos, len(message.payload))
+    def heard(self, message: Message, mid: int) -> None:
+        """A desired document comes, or a job, or what another member of the cell says."""
+        receipt = Receipt(_SESSION, mid, message.qos, len(message.payload))
         received = ReceivedMessage(receipt, message.topic, message.payload, message.retained, False, None, None, None)
         channel = self.board.topics.channel(message.topic)
         assert channel is not None
-        assert channel.kind == "desired"
+        if channel.kind != "desired":
+            assert self.life is not None
+            self.life.heard(message, receipt, channel.kind, channel.member)
+            self.world.jobs.heard(self.board, channel.kind, message.payload)
+            return
         self.rollout.desired_received(DesiredReceived(received, channel.group))
         self.look(0.0)
 

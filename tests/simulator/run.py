@@ -1,42 +1,41 @@
-"""`make simulate`: a fleet of boards, some days of faults, and whether the promises of rollouts held."""
+"""`make simulate`: a fleet of boards, some days of faults, and whether the promises of rollouts and jobs held."""
 
 from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import time
+from collections import Counter
 
 from .world import Outcome, simulate
 
+MOST_SHOWN = 20
+_COLUMNS = "{:>8} {:>6} {:>5} {:>9} {:>8} {:>6} {:>7} {:>10} {:>10} {:>6}  {}"
+HEAD = _COLUMNS.format(
+    "seed", "boards", "days", "events", "rollouts", "worst", "jobs", "hand-overs", "violations", "CPU s", "trace"
+)
 
-def table(outcomes: list[Outcome], seconds: float) -> list[str]:
-    """For people."""
-    faults: dict[str, int] = {}
-    lines = [
-        f"{'seed':>8} {'boards':>6} {'days':>5} {'events':>9} {'rollouts':>8} {'worst':>6} {'violations':>10}  trace"
-    ]
+
+def row(one: Outcome, seconds: float) -> str:
+    """One run."""
+    counted = one.events, sum(one.rollouts.values()), f"{one.worst:.1%}", one.jobs, one.handed_over
+    return _COLUMNS.format(
+        one.seed, one.boards, f"{one.days:g}", *counted, len(one.violations), f"{seconds:.0f}", one.trace
+    )
+
+
+def summary(outcomes: list[Outcome]) -> list[str]:
+    """What happened in all of them."""
+    faults: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
     for one in outcomes:
-        rollouts = sum(one.rollouts.values())
-        lines.append(
-            f"{one.seed:>8} {one.boards:>6} {one.days:>5g} {one.events:>9} {rollouts:>8} {one.worst:>6.1%} "
-            f"{len(one.violations):>10}  {one.trace}"
-        )
-        for kind, count in one.faults.items():
-            faults[kind] = faults.get(kind, 0) + count
-    verdicts: dict[str, int] = {}
-    for one in outcomes:
-        for verdict, count in one.rollouts.items():
-            verdicts[verdict] = verdicts.get(verdict, 0) + count
-    lines.append("rollouts: " + ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
-    lines.append("faults: " + ", ".join(f"{count} × {kind}" for kind, count in sorted(faults.items())))
-    for one in outcomes:
-        lines += [f"  {violation.line()}" for violation in one.violations[:20]]
-        if len(one.violations) > 20:
-            lines.append(f"  … and {len(one.violations) - 20} more")
-    red = sum(len(one.violations) for one in outcomes)
-    lines.append(f"{'RED' if red else 'green'}: {red} violations, {seconds:.0f} s")
-    return lines
+        faults.update(one.faults)
+        verdicts.update(one.rollouts)
+    ended = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    injected = ", ".join(f"{count} × {kind}" for kind, count in sorted(faults.items()))
+    return [f"rollouts: {ended}", f"faults: {injected}"]
 
 
 def main() -> int:
@@ -46,12 +45,20 @@ def main() -> int:
     parser.add_argument("--boards", type=int, default=500)
     parser.add_argument("--days", type=float, default=30.0)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that files in memory are removed
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1_000_000)
-    began = time.monotonic()
-    print(f"edged simulate — seed {seed} (make simulate SEED={seed} repeats it)", flush=True)
-    outcomes = [simulate(seed + number, arguments.boards, arguments.days) for number in range(arguments.seeds)]
-    print("\n".join(table(outcomes, time.monotonic() - began)))
-    return 1 if any(one.violations for one in outcomes) else 0
+    began, outcomes = time.monotonic(), []
+    print(f"edged simulate — seed {seed} (make simulate SEED={seed} repeats it)\n{HEAD}", flush=True)
+    for number in range(seed, seed + arguments.seeds):
+        before = time.process_time()
+        outcomes.append(simulate(number, arguments.boards, arguments.days))
+        print(row(outcomes[-1], time.process_time() - before), flush=True)
+        for violation in outcomes[-1].violations[:MOST_SHOWN]:
+            print(f"  {violation.line()}", flush=True)
+    red = sum(len(one.violations) for one in outcomes)
+    print("\n".join(summary(outcomes)))
+    print(f"{'RED' if red else 'green'}: {red} violations, {time.monotonic() - began:.0f} s")
+    return 1 if red else 0
 
 
 if __name__ == "__main__":

@@ -96,7 +96,10 @@ class HostTime:
 @contextmanager
 def virtual_time(hosts: HostTime) -> Iterator[None]:
     """Let edged's modules read the time of these hosts; all that are used must have been imported."""
-    replaced = _with_real_time()
+    from edged.jobs.outbox import Outbox
+
+    replaced, defaults = _with_real_time(), Outbox.__init__.__defaults__
+    Outbox.__init__.__defaults__ = (hosts.monotonic,)
     for module in replaced:
         module.time = hosts
     try:
@@ -104,6 +107,7 @@ def virtual_time(hosts: HostTime) -> Iterator[None]:
         late = [module.__name__ for module in _with_real_time()]
         assert not late, f"imported too late to read the virtual time: {late}"
     finally:
+        Outbox.__init__.__defaults__ = defaults
         for module in replaced:
             module.time = time
 

@@ -19,14 +19,20 @@ from .board import Board
 from .broker import Broker, Message
 from .disk import Disk
 from .faults import Faults
+from .job_oracles import JobOracles
 from .operators import Operator
 from .oracles import Oracles, Violation
 from .packages import Kind, Package, make_package
-from .timeline import DAY, START, HostTime, Timeline, virtual_time
+from .senders import Cell, Senders
+from .timeline import DAY, HOUR, START, HostTime, Timeline, virtual_time
 
 MEMORY = Path("/dev/shm")
 SETTLE_DAYS = 1.5
 """Without faults at the end; the last rollout begins in the middle of them."""
+CELL_BOARDS = 5
+"""Boards that share the jobs of a group."""
+MOST_WITH_JOBS = 40
+"""Boards with jobs: with more of these a run takes longer and shows nothing else."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Outcome:
     faults: Mapping[str, int]
     rollouts: Mapping[str, int]
     """How many ended how."""
+    jobs: int
+    handed_over: int
     worst: float
     """Share of the boards that have run the bad package which came farthest."""
     violations: tuple[Violation, ...]
@@ -49,7 +57,7 @@ class Outcome:
 class World:
     """Everything of one run."""
 
-    def __init__(self, seed: int, boards: int, days: float, folder: Path) -> None:
+    def __init__(self, seed: int, boards: int, days: float, folder: Path, jobs: bool = True) -> None:
         self.seed, self.days, self.folder = seed, days, folder
         self.chance = random.Random(f"{seed}/world")
         self.timeline = Timeline()
@@ -67,9 +75,16 @@ class World:
         self.broker = Broker(self.timeline, random.Random(f"{seed}/broker"), self.counts, self._told)
         self.boards: list[Board] = []
         first = self.make_package(Kind.GOOD)
+        self.jobs = JobOracles(self)
+        self.cells: dict[str, Cell] = {}
         for number in range(boards):
             factor = self.chance.choice([0.5, 1.0, 1.0, 1.0, 2.0, 8.0])
-            self.boards.append(Board(self, f"board-{number:03}", factor, first))
+            cell = f"cell-{number // CELL_BOARDS}" if jobs and number < MOST_WITH_JOBS else None
+            self.boards.append(Board(self, f"board-{number:03}", factor, first, cell))
+        self._by_name = {board.name: board for board in self.boards}
+        for name in dict.fromkeys(board.cell for board in self.boards if board.cell is not None):
+            self.cells[name] = Cell(self, name, [board for board in self.boards if board.cell == name])
+        self.senders = Senders(self, mean=max(8.0, 4.5 * len(self.cells)) * HOUR)
         self.owners[first.digest] = {board.name for board in self.boards}
         self.conductor_look_seconds = max(20.0, 0.8 * boards)
         """Between two looks of a conductor, which looks each second: enough that it sees each wave end."""
@@ -84,6 +99,8 @@ class World:
         for board in self.boards:
             board.power_on()
         self.operator.plan(self.last_faults)
+        for cell in self.cells.values():
+            self.senders.plan(cell, self.last_faults)
         wanted: list[Package] = []
 
         def finish() -> None:
@@ -96,6 +113,7 @@ class World:
         with virtual_time(self.hosts), self.disk.watched():
             self.timeline.run(end)
         self.oracles.end(wanted[0])
+        self.jobs.end()
         return Outcome(
             self.seed,
             len(self.boards),
@@ -103,6 +121,8 @@ class World:
             self.timeline.events,
             dict(self.counts),
             Counter(self.operator.verdicts.values()),
+            len(self.jobs),
+            len(self.jobs.handed_over),
             self.oracles.worst,
             tuple(self.oracles.violations),
             self.oracles.trace,
@@ -142,17 +162,28 @@ class World:
             self.counts[kind] += 1
         return found
 
+    def board(self, name: str) -> Board:
+        """By its name."""
+        return self._by_name[name]
+
+    def cell_of(self, name: str) -> Cell:
+        """The cell of a board that has jobs."""
+        cell = self._by_name[name].cell
+        assert cell is not None
+        return self.cells[cell]
+
     def _told(self, message: Message) -> None:
         self.oracles.told(message)
+        self.jobs.told(message)
 
 
-def simulate(seed: int, boards: int, days: float) -> Outcome:
-    """Run one world in a folder in memory."""
+def simulate(seed: int, boards: int, days: float, jobs: bool = True) -> Outcome:
+    """Run one world in a folder in memory. `jobs`: whether boards have some, beside rollouts."""
     folder = Path(tempfile.mkdtemp(prefix="edged-simulator-", dir=MEMORY if MEMORY.is_dir() else None))
     before = structlog.get_config()
     structlog.configure(processors=[_drop], cache_logger_on_first_use=False)
     try:
-        return World(seed, boards, days, folder).run()
+        return World(seed, boards, days, folder, jobs).run()
     finally:
         structlog.configure(**before)
         shutil.rmtree(folder, ignore_errors=True)

@@ -9,10 +9,17 @@ SEED = 2
 
 
 def test_a_day_of_faults_breaks_no_promise() -> None:
-    outcome = simulate(SEED, boards=10, days=1.0)
+    outcome = simulate(SEED, boards=10, days=1.0, jobs=False)
     assert [violation.line() for violation in outcome.violations] == []
     assert outcome.rollouts == {"ABORTED": 1, "SUCCEEDED": 1}
     assert sum(outcome.faults.values()) > 20
+
+
+def test_jobs_that_boards_give_to_each_other_are_answered() -> None:
+    outcome = simulate(SEED, boards=5, days=0.5)
+    assert [violation.line() for violation in outcome.violations] == []
+    assert outcome.jobs > 5
+    assert outcome.handed_over > 3
 
 
 def test_a_seed_replays_a_run_exactly() -> None:
@@ -23,5 +30,5 @@ def test_a_seed_replays_a_run_exactly() -> None:
 
 def test_the_oracles_see_a_trial_that_is_skipped() -> None:
     with sabotaged(SABOTAGES["prove skipped"]):
-        outcome = simulate(SEED, boards=10, days=1.0)
+        outcome = simulate(SEED, boards=10, days=1.0, jobs=False)
     assert {violation.oracle for violation in outcome.violations} == {"trial"}
