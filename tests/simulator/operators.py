@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .world import World
 
 GATHER_SECONDS = 5.0
+MANY = 100
+"""Boards from which on rollouts are rarer, and take longer."""
 _OVER = (Verdict.SUCCEEDED, Verdict.ABORTED, Verdict.SUPERSEDED)
 
 
@@ -175,7 +177,8 @@ class Operator:
         moment = self.world.timeline.now + self.chance.uniform(0.5, 2.0) * HOUR
         while moment < until:
             self.world.timeline.at(moment, self.release)
-            moment += self.chance.uniform(0.4, 1.2) * DAY
+            pause = self.chance.uniform(0.4, 1.2) if len(self.world.boards) < MANY else self.chance.uniform(1.0, 3.0)
+            moment += pause * DAY
 
     def release(self, kind: Kind | None = None, plain: bool = False) -> Package:
         """Begin the rollout of a new package. `plain`: with nothing that may make a board wait."""

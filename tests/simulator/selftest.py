@@ -18,6 +18,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="only sabotages whose name contains this")
     arguments = parser.parse_args()
     began, wrong = time.monotonic(), 0
     print(f"{'sabotage':<24} {'seed':>6} {'violations':>10}  first", flush=True)
@@ -28,6 +29,8 @@ def main() -> int:
             first = outcome.violations[0].line() if outcome.violations else ""
             print(f"{'none':<24} {seed:>6} {len(outcome.violations):>10}  {first}", flush=True)
         for name, sabotage in SABOTAGES.items():
+            if arguments.only not in name:
+                continue
             with sabotaged(sabotage):
                 outcome = _simulate(seed, sabotage.jobs)
             seen = [one for one in outcome.violations if one.oracle in sabotage.seen_by]

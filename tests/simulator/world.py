@@ -31,7 +31,7 @@ SETTLE_DAYS = 1.5
 """Without faults at the end; the last rollout begins in the middle of them."""
 CELL_BOARDS = 5
 """Boards that share the jobs of a group."""
-MOST_WITH_JOBS = 40
+MOST_WITH_JOBS = 20
 """Boards with jobs: with more of these a run takes longer and shows nothing else."""
 
 
@@ -84,9 +84,9 @@ class World:
         self._by_name = {board.name: board for board in self.boards}
         for name in dict.fromkeys(board.cell for board in self.boards if board.cell is not None):
             self.cells[name] = Cell(self, name, [board for board in self.boards if board.cell == name])
-        self.senders = Senders(self, mean=max(8.0, 4.5 * len(self.cells)) * HOUR)
+        self.senders = Senders(self, mean=max(8.0, 9.0 * len(self.cells)) * HOUR)
         self.owners[first.digest] = {board.name for board in self.boards}
-        self.conductor_look_seconds = max(20.0, 0.8 * boards)
+        self.conductor_look_seconds = max(20.0, 1.6 * boards)
         """Between two looks of a conductor, which looks each second: enough that it sees each wave end."""
         self.operator = Operator(self)
         self.last_faults = START + max(0.3 * days, days - SETTLE_DAYS) * DAY
