@@ -19,7 +19,7 @@ from edged.jobs.shared import Mark
 from edged.jobs.taking import JobTaker
 from edged.mqtt.events import ShareReceived
 from edged.sharing.credits import CREDIT_SECONDS, RENEW_SECONDS, Credits
-from edged.sharing.faster import Faster
+from edged.sharing.faster import LOOK_SECONDS, Faster
 from edged.sharing.messages import Answer, Give, MessageError, Offer, Repeat, read_answer, read_handed, read_offer
 from edged.sharing.policy import Here, Taker, Waiting
 
@@ -169,7 +169,10 @@ class Sharing:
             self._forwarder.connected()
 
     def defers(self, queued: Queued) -> bool:
-        """Whether a job that could start waits for a member that is much faster. Raises SpoolError."""
+        """Whether a job waits for another member, though it could start, or be prepared behind the rows.
+
+        It could not be given away then, and would wait for a row here though others have one. Raises SpoolError.
+        """
         if not self._up or not self._serves:
             return False
         now = time.monotonic()
@@ -181,7 +184,10 @@ class Sharing:
                 self._faster[group].came(self._speed(), now)
                 self._came_now = True
         group, since = self._came[queued.number]
-        return group in self._faster and self._giver.may_go(queued) and self._faster[group].defers(now - since, now)
+        if group not in self._faster or not self._giver.may_go(queued):
+            return False
+        behind = self._dispatch.active >= self._dispatch.rows and now - since < LOOK_SECONDS
+        return behind or self._faster[group].defers(now - since, now)
 
     def flush(self) -> None:
         """Give away at once what came now and waits for others. Raises SpoolError."""
