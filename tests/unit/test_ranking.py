@@ -142,6 +142,16 @@ def test_documents_that_do_not_fit_are_named(loaded: LoadedModel) -> None:
     assert str(refused.value).startswith("documents.1 with instruction and query has ")
 
 
+@pytest.mark.parametrize(("fitting", "named"), [(0, 0), (99, 99)])
+def test_of_a_hundred_documents_the_first_that_does_not_fit_is_named(
+    fitting: int, named: int, loaded: LoadedModel
+) -> None:
+    documents = ["x"] * fitting + ["pump " * 600] * (100 - fitting)
+    with pytest.raises(JobError, match=rf"^documents\.{named} with instruction and query has ") as refused:
+        ranked(loaded, documents)
+    assert refused.value.code is Code.CONTEXT_EXCEEDED
+
+
 def test_a_query_that_is_too_long_is_read_once(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     encode, read = Tokenizer.encode_messages, []
 

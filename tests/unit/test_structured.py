@@ -16,7 +16,7 @@ from schema_oracle import allows
 
 from edged.engine.branches import longest_copy
 from edged.engine.events import Ended, Finished
-from edged.engine.grammar import GrammarSource
+from edged.engine.grammar import Grammars, GrammarSource
 from edged.engine.kv_cache import KVCache
 from edged.engine.labels import Labels, Scores
 from edged.engine.loaded_model import LoadedModel
@@ -24,6 +24,8 @@ from edged.engine.package import open_package
 from edged.engine.sampler import Sampling
 from edged.engine.sequence import Request
 from edged.engine.session import ModelSession
+from edged.jobs.document import Job
+from edged.jobs.preparer import prepare
 
 PERSON = {
     "type": "object",
@@ -125,6 +127,33 @@ def test_rows_of_several_grammars_and_of_none_keep_to_their_own() -> None:
     assert allows(PERSON, json.loads(answer(together[5])))
     assert [ids(end) for end in alone] == [ids(together[5]), ids(together[6]), ids(together[1])]
     assert finished(alone[2]).probabilities == finished(together[1]).probabilities
+
+
+@pytest.mark.slow
+def test_two_hundred_schemas_at_once_are_kept_apart() -> None:
+    loaded = serving("phi3", rows=8)
+    grammars = Grammars(loaded.tokenizer)  # without a process of its own for each
+    prompt = loaded.tokenizer.encode_text("Say something:")
+    jobs = []
+    for n in range(200):
+        one = {"type": "object", "properties": {f"p{n}": {"const": n}}, "required": [f"p{n}"]}
+        source = GrammarSource("json_schema", {**one, "additionalProperties": False})
+        grammar = grammars.compile(source, continued=True)
+        jobs.append(request(n, prompt, 90, ignore_eos=False, continued=True, grammar=grammar))
+    with running(loaded) as rig:
+        ends = rig.run(*jobs)
+    assert [json.loads(answer(ends[n])) for n in range(200)] == [{f"p{n}": n} for n in range(200)]
+
+
+def test_an_answer_continues_the_last_message_under_its_grammar() -> None:
+    """Without a space that the message has no place for."""
+    loaded = serving("phi3")
+    chat: Any = [{"role": "user", "content": "Is it on?"}, {"role": "assistant", "content": "It is o"}]
+    form: Any = {"type": "regex", "regex": "n|ff"}
+    job = Job(id="a", messages=chat, continue_final_message=True, response_format=form)
+    with running(loaded) as rig:
+        end = rig.run(prepare(job, 1, "a", loaded))[1]
+    assert answer(end) in ("n", "ff")
 
 
 def test_an_answer_ends_with_its_last_token_where_nothing_can_follow() -> None:
