@@ -246,6 +246,10 @@ bench-structured: $(VENV)/.dev $(REAL_MODEL) ## a choice, a ranking, and forced 
 bench-rank: $(VENV)/.dev $(REAL_MODEL) ## questions on the docs: how often the real model ranks the right section first, beside word overlap (minutes)
 	@$(BIN)/python tests/benchmarks/rank.py
 
+.PHONY: bench-grammar-memory
+bench-grammar-memory: $(VENV)/.dev $(if $(MODEL),,$(LARGE_VOCABULARY)) ## memory of structured answers with a vocabulary of 262,144 tokens [MODEL=FOLDER]
+	@$(BIN)/python tests/benchmarks/grammar_memory.py $(or $(MODEL),$(dir $(LARGE_VOCABULARY)))
+
 # What builds it has gigabytes, and is installed only where there is no model yet; to build it anew, delete .real-model.
 $(REAL_MODEL):
 	@$(MAKE) --no-print-directory $(VENV)-demo-model/.done

@@ -37,9 +37,9 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs" / "operating.md").read_text
 class Runner:
     """An engine with the real model that keeps nothing of prompts."""
 
-    def __init__(self, rows: int = 1) -> None:
+    def __init__(self, rows: int = 1, package: Path = PACKAGE) -> None:
         settings = Settings(model={"rows": rows, "context": 1024}, cache={"ram_bytes": 0})
-        self.loaded: LoadedModel = load_model(settings, detect(), available, PACKAGE)
+        self.loaded: LoadedModel = load_model(settings, detect(), available, package)
         self._events: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
         self._engine = Engine(lambda: self.loaded, lambda: "", self._events.put, lambda _keys: None)
         self._engine.start()
@@ -65,8 +65,8 @@ class Runner:
         self._engine.stop()
 
 
-def prepared(loaded: LoadedModel, **fields: Any) -> Request:
-    return prepare(Job(id="a", **fields), 1, "a", loaded)
+def prepared(loaded: LoadedModel, number: int = 1, **fields: Any) -> Request:
+    return prepare(Job(id="a", **fields), number, "a", loaded)
 
 
 def reading(key: int, prompt: Sequence[int]) -> Request:
