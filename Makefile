@@ -96,6 +96,10 @@ test-faults: $(VENV)/.dev | mosquitto ## floods, 50,000 jobs, a day offline, era
 test-governor: $(VENV)/.dev | mosquitto ## the governor in a real daemon under a quota of processor time, with sensors that follow its load (root; six minutes)
 	@$(BIN)/pytest -q -rsP tests/faults/test_governed.py
 
+show-promtool: $(VENV)/.dev | mosquitto ## what promtool says to the rules, their tests and the metrics of each board
+	@cd deploy/prometheus && promtool check rules alerts.yml rules.yml gen_ai.yml && promtool test rules alerts_test.yml rules_test.yml gen_ai_test.yml
+	@$(BIN)/pytest -q -k promtool tests/unit/test_metrics.py tests/unit/test_dashboards.py
+
 test-clients: $(VENV)/.dev | mosquitto ## every example of docs/clients.md with the client that it is for (Node.js, Node-RED; minutes the first time)
 	@command -v npm >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends nodejs npm >/dev/null; }
 	@[ -d $(VENV)-clients/node_modules/@asyncapi ] || npm install --silent --no-audit --no-fund --prefix $(VENV)-clients mqtt node-red @asyncapi/parser

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from edged.machine.board import detect
-from edged.machine.sensors import facts, find_sensors, power_meter, vcio
+from edged.machine.sensors import facts, find_sensors, jetson, linux, power_meter, raspberry_pi, vcio
 from edged.machine.sensors import quantities as q
 from edged.machine.sensors.linux import event_sensors
 from edged.machine.sensors.power import RaplMeter
@@ -343,6 +345,12 @@ def test_the_docs_table_of_boards_says_what_each_of_them_tells() -> None:
             else:
                 found = bool(values(root, quantity))
             assert found == bool(cell) or cell in "cd", (quantity.name, board)
+
+
+@pytest.mark.parametrize("module", [linux, raspberry_pi, jetson])
+def test_the_docs_have_the_sources_of_every_quantity(module: ModuleType) -> None:
+    page = (Path(__file__).parents[2] / "docs/boards.md").read_text(encoding="utf-8")
+    assert inspect.getdoc(module) in page
 
 
 class TestBroken:
