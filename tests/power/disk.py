@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 WRITE, TRUNCATE, SYNC, RENAME, UNLINK = range(1, 6)
@@ -56,9 +56,13 @@ class Disk:
     pending: list[Change] = field(default_factory=list)
     pending_names: list[list[Name]] = field(default_factory=list)
     _now: dict[str, int] = field(default_factory=dict)
+    _files: dict[int, int] = field(default_factory=dict)
+    """The file of each inode: the numbers of inodes come again once a file is gone."""
+    _made: int = 0
 
     def apply(self, change: Change) -> None:
         """One more call."""
+        change = self._by_file(change)
         if change.op in (WRITE, TRUNCATE):
             if self._now.get(change.path) != change.inode:
                 self._rename([(change.path, change.inode)])
@@ -80,6 +84,13 @@ class Disk:
                 else:
                     rest.append(waiting)
             self.pending = rest
+
+    def _by_file(self, change: Change) -> Change:
+        """The call with the number of its file in place of its inode."""
+        if change.op in (WRITE, TRUNCATE) and self._files.get(change.inode) not in self._now.values():
+            self._made += 1
+            self._files[change.inode] = self._made
+        return replace(change, inode=self._files.get(change.inode, 0))
 
     def _rename(self, names: list[Name]) -> None:
         self.pending_names.append(names)
