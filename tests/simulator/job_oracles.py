@@ -143,7 +143,8 @@ class JobOracles:
             if document["state"] != "rejected":
                 self._ended(job, board, id)
         elif document["event"] == "accepted":
-            if board not in job.delivered and board not in job.accepted:
+            taken = board not in job.delivered and board not in job.accepted and not document.get("repeat")
+            if taken:  # now, and not before a power cut that kept it from saying so
                 offered = self._offered.get(job.credit.get(board, ""))
                 if offered is not None and now - offered > CREDIT_SECONDS + SLACK:
                     self._violated("credit", board, f"took {id} {now - offered:.0f} s after its offer")
