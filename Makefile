@@ -119,7 +119,7 @@ test-brokers: $(VENV)/.dev | mosquitto ## the promises of the contract on other 
 show-brokers: $(VENV)/.dev | mosquitto ## a result that the broker does not take, in a queue, and ten minutes with a short keep-alive time (SECONDS=N)
 	@$(BIN)/python tests/brokers/show.py $(if $(SECONDS),--seconds $(SECONDS))
 
-test-fleet: $(VENV)/.dev | mosquitto ## twenty real daemons (DAEMONS=N) at a broker that is locked down: rollouts, kills, shared jobs, stolen keys; what they send (half an hour, 2 GB)
+test-fleet: $(VENV)/.dev | mosquitto ## twenty real daemons (DAEMONS=N) at a broker that is locked down: rollouts, kills, shared jobs, stolen keys; what they send (half an hour, 2 GB; PICTURE=FILE.svg)
 	@DAEMONS=$(or $(DAEMONS),20) $(if $(PICTURE),FLEET_PICTURE=$(PICTURE)) $(BIN)/pytest -q -rP tests/fleet
 
 test-cluster: $(VENV)/.dev | mosquitto ## two ejabberd nodes in one cluster, each killed and back, with jobs and a rollout under way; a site's broker bridged to a centre (ten minutes)

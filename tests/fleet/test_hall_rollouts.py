@@ -58,9 +58,7 @@ def test_a_bad_model_reaches_the_first_wave_and_is_taken_back(hall: Hall, packag
     bad = with_wrong_answers(publish(hall.folder / "bad"))
     with hall.rollout(hall.signed(bad, "bad", proving=QUICK)) as conductor:
         if "FLEET_PICTURE" in os.environ:
-            hall.watch.wait_until(
-                lambda: hall.watch.all("/reported", since, step="returning"), "a device goes back", LONG
-            )
+            hall.watch.wait_until(lambda: hall.watch.all("/reported", since, state="FAILED"), "a device failed", LONG)
             record(hall, Path(os.environ["FLEET_PICTURE"]))
         assert conductor.ends() == 1, conductor
 
