@@ -122,6 +122,9 @@ show-brokers: $(VENV)/.dev | mosquitto ## a result that the broker does not take
 test-fleet: $(VENV)/.dev | mosquitto ## twenty real daemons (DAEMONS=N) at a broker that is locked down: rollouts, kills, shared jobs, stolen keys; what they send (half an hour, 2 GB; PICTURE=FILE.svg)
 	@DAEMONS=$(or $(DAEMONS),20) $(if $(PICTURE),FLEET_PICTURE=$(PICTURE)) $(BIN)/pytest -q -rP tests/fleet
 
+show-fleet: $(VENV)/.dev | mosquitto ## as many real daemons as fit in memory (DAEMONS=N): load of the broker, seconds until all know of a rollout
+	@$(BIN)/python tests/fleet/many.py $(if $(DAEMONS),--daemons $(DAEMONS))
+
 test-cluster: $(VENV)/.dev | mosquitto ## two ejabberd nodes in one cluster, each killed and back, with jobs and a rollout under way; a site's broker bridged to a centre (ten minutes)
 	@command -v ejabberdctl >/dev/null || { \
 		echo "installing ejabberd …"; \
