@@ -19,14 +19,14 @@ from edged.jobs.shared import Mark
 from edged.jobs.taking import JobTaker
 from edged.mqtt.events import ShareReceived
 from edged.sharing.credits import CREDIT_SECONDS, RENEW_SECONDS, Credits
-from edged.sharing.faster import LOOK_SECONDS, Faster
+from edged.sharing.faster import LOOK_SECONDS, REMEMBERED_SECONDS, Faster
 from edged.sharing.messages import Answer, Give, MessageError, Offer, Repeat, read_answer, read_handed, read_offer
 from edged.sharing.policy import Here, Taker, Waiting
 
 log = structlog.get_logger(__name__)
 
 DRAIN_SECONDS = 5.0
-"""For how long a member that drains waits for offers."""
+"""For how long a member that drains waits for offers where it knows of no others; else as long as it may drain."""
 MAX_OFFERS = 1024
 
 
@@ -71,6 +71,8 @@ class Sharing:
         self._came: dict[int, tuple[str | None, float]] = {}
         """Jobs that could start: the group, None where they are not to wait, and since when."""
         self._came_now = False
+        self._others_at: float | None = None
+        """When another member last had a free row."""
 
     @property
     def backlog(self) -> bool:
@@ -87,7 +89,9 @@ class Sharing:
     def settled(self) -> bool:
         """For a member that drains: whether nothing is on its way any more, nor likely to be."""
         since = self._drains_since
-        waited = since is not None and time.monotonic() - since >= DRAIN_SECONDS
+        now = time.monotonic()
+        alone = self._others_at is None or now - self._others_at >= REMEMBERED_SECONDS
+        waited = since is not None and alone and now - since >= DRAIN_SECONDS
         return not self._up or (not self._giver and (waited or (since is not None and not self._candidates)))
 
     # What comes in
@@ -114,6 +118,7 @@ class Sharing:
         if event.message.payload and event.member != self._device and len(self._offers) < MAX_OFFERS:
             offer, now = read_offer(event.message.payload, event.member), time.monotonic()
             self._offers[key] = offer, now
+            self._others_at = now
             self._faster[event.group].heard(offer.speed, self._speed(), now)
             self._give()
 

@@ -21,6 +21,7 @@ from edged.jobs import committer, forwarding, giving, sharing
 from edged.jobs.crash import LastEnd
 from edged.jobs.giving import GIVE_UP_SECONDS
 from edged.jobs.records import Moment
+from edged.jobs.sharing import DRAIN_SECONDS
 from edged.jobs.spool import Spool
 from edged.machine.clock import Clock
 from edged.mqtt.events import LinkDown, LinkUp, ReceivedMessage, ShareReceived
@@ -359,6 +360,21 @@ def test_a_member_that_drains_gives_what_waits_and_waits_for_the_answers(hall: H
     hall.a.jobs.flush()
     assert hall.a.jobs.settled
     assert (hall.a.ids(), hall.b.ids()) == ([], ["x"])
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_member_that_drains_goes_on_waiting_for_others_that_are_full(hall: Hall, others: bool) -> None:
+    if others:
+        offer_to_a(hall, 1.0)
+        offer_to_a(hall, None)
+    hall.a.job(job("x"))
+    hall.a.job(job("y"))
+    hall.a.jobs.drain()
+    hall.a.jobs.engine_event(Ended(1))  # it was prepared
+    hall.a.tick()
+    hall.now += 2 * DRAIN_SECONDS
+    hall.a.tick()
+    assert hall.a.jobs.settled is not others
 
 
 def test_a_member_that_drains_withdraws_its_offer_at_once(hall: Hall) -> None:
