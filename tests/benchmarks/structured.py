@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from figures import Figure, show
 from forced import demo, extraction
 
@@ -111,6 +112,21 @@ def rank(runner: Runner) -> Iterator[Figure]:
     yield Figure("rank: rendering and tokenizing, before", f"{preparing * 1e3:.0f} ms")
 
 
+def sharing(runner: Runner) -> Figure:
+    """What documents could gain by sharing steps: processor time of a token in chunks of as many tokens."""
+    session, ids = runner.loaded.session, runner.loaded.tokenizer.encode_text(TEXT)
+    taken = {}
+    for count in (16, TOKENS, 4 * TOKENS):
+        chunk, each = np.array([ids[:count]], np.int64), list[float]()
+        for _ in range(6):
+            began = time.process_time()
+            session.step(0, chunk, [0], count)
+            each.append((time.process_time() - began) / count)
+        taken[count] = statistics.median(each[1:])
+    text = ", ".join(f"{seconds * 1e3:.2f} ms of {count}" for count, seconds in taken.items())
+    return Figure("processor time of a token in a chunk", text)
+
+
 def main() -> None:
     if not (PACKAGE / "genai_config.json").is_file():
         sys.exit("there is no real model here: make real-model")
@@ -120,6 +136,7 @@ def main() -> None:
         show([choice(runner)])
         if rows == 1:
             show(rank(runner))
+            show([sharing(runner)])
         runner.close()
     show(demo())
     show(extraction(PACKAGE, Path(sys.argv[1]) if len(sys.argv) > 1 else None))
