@@ -107,6 +107,15 @@ class LoadCheck:
             self._kept.add(self._folder, self.manifest, self._stamps)
 
     @property
+    def identity(self) -> str | None:
+        """After finish(): what all files are, 64 hex digits; None where no manifest says so."""
+        if self._made is not None:
+            return self._made[0].identity
+        if self.manifest is None or (self._stamps is not None and self._replaced()):
+            return None
+        return self.manifest.identity
+
+    @property
     def _may_keep(self) -> bool:
         return self._kept is not None and self._kept.may_add
 

@@ -200,7 +200,7 @@ def _load(
         tokenizer=tokenizer,
         grammars=Grammars(tokenizer, Trial()),
         cache=cache,
-        prefixes=_prefixes(settings, board, package, opened, cache, prefix_folder),
+        prefixes=_prefixes(opening, opened, cache, prefix_folder),
         rows=rows,
         context=context,
         chunk=opened.chunk,
@@ -273,16 +273,17 @@ def _drafts(
     return partial(drafts_for, tokenizer.token_bytes), None
 
 
-def _prefixes(
-    settings: Settings, board: Board, package: Package, opened: Opened, cache: KVCache, folder: Path | None
-) -> PrefixSharing:
+def _prefixes(opening: Opening, opened: Opened, cache: KVCache, folder: Path | None) -> PrefixSharing:
     """The prefix cache of this model, in memory and, if `folder` is given, on disk."""
+    settings, package = opening.settings, opening.package
     splits, ram_bytes = opened.plan.splits, opened.plan.memory.prefixes
     block = splits.multiple(BLOCK_TOKENS)
     # With the rule, so that a block is used only where its bits are those of a prompt in one piece.
-    layout = (ort.__version__, opened.session.providers[0], board.model, cache.layout, splits)
+    layout = (ort.__version__, opened.session.providers[0], opening.board.model, cache.layout, splits)
     scales = opened.scales.digest if opened.scales is not None else b""
-    identity = hashlib.sha256(package.fingerprint() + repr(layout).encode() + scales).digest()
+    # The fingerprint samples the weights; of a package with a manifest all bytes are known.
+    files = (opening.check.identity if opening.check is not None else None) or ""
+    identity = hashlib.sha256(package.fingerprint() + f"{files}{layout!r}".encode() + scales).digest()
     disk = None
     if folder is not None and ram_bytes and settings.cache.disk_bytes:
         bounds = settings.cache.disk_bytes, settings.cache.daily_write_bytes, settings.jobs.retention

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +11,11 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "edged"
 Graph = Mapping[str, frozenset[str]]
+INSTALLED = frozenset(
+    "amqtt cryptography huggingface_hub jinja2 llguidance numpy onnxruntime onnxruntime_genai paho prometheus_client "
+    "pydantic pydantic_core pydantic_settings rich structlog tokenizers tomli tomllib typer".split()
+)
+"""What pyproject.toml names, with its extras, and onnxruntime-genai, which is used where somebody installed it."""
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edged.log_limit", "edged.log_memory"}),
@@ -117,6 +123,18 @@ def test_the_reader_sees_each_kind_of_import() -> None:
 
 def test_a_circle_is_found() -> None:
     assert circle({"a": frozenset("b"), "b": frozenset("c"), "c": frozenset("b")}) == ["b", "c", "b"]
+
+
+def test_nothing_is_imported_that_no_installation_brings() -> None:
+    """Not onnx, say: a board has what pyproject.toml names, and graphs are read and edited without it."""
+    found = set()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                found |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(str(node.module).partition(".")[0])
+    assert found - sys.stdlib_module_names - {"edged", "_typeshed"} <= INSTALLED
 
 
 def test_every_module_has_a_layer(graph: Graph) -> None:

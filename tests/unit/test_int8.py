@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -344,6 +346,26 @@ class TestKept:
         assert one.cache.layout.dtype == "int8"
         (event,) = events(logs, "kv_scales_not_kept")
         assert event["hint"]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("options", "reason"), [("ro", "read-only file system"), ("size=4k", "no space left on device")]
+    )
+    def test_a_disk_that_is_read_only_or_full(self, options: str, reason: str, state: Path) -> None:
+        state.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(state)]
+        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small file system needs root")
+        try:
+            if options != "ro":
+                (state / "filling").write_bytes(bytes(4096))
+            with capture_logs() as logs:
+                one = load(MODELS / NAME, state)
+            one.close()
+        finally:
+            subprocess.run(["umount", "-l", str(state)], check=True)
+        assert one.cache.layout.dtype == "int8"
+        assert [event["reason"] for event in events(logs, "kv_scales_not_kept")] == [reason]
 
     @pytest.mark.slow
     def test_scales_do_not_depend_on_other_settings(self, state: Path) -> None:

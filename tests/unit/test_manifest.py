@@ -14,18 +14,19 @@ import tracemalloc
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from disk import Disk, disk
-from engine_rig import MODELS, copy_package
+from engine_rig import MODELS, copy_package, random_prompt, request, running, wait_until_written
 from folders import flip
 from structlog.testing import capture_logs
 from test_known_answers import flip_block
 
 from edged.engine import graph, integrity, load_check, manifest
+from edged.engine.events import Finished
 from edged.engine.integrity import CorruptPackageError, UnreadableError, find_damage
 from edged.engine.kept_manifests import KeptManifests
 from edged.engine.load_check import LoadCheck
@@ -40,7 +41,7 @@ from edged.engine.manifest import (
     read_manifest,
     write_manifest,
 )
-from edged.engine.package import PackageError
+from edged.engine.package import PackageError, open_package
 from edged.machine.board import detect
 from edged.machine.memory import available
 from edged.settings import Settings
@@ -362,6 +363,34 @@ class TestKept:
         reader = KeptManifests(kept, may_add=False)
         load_model(settings, detect(), available, package, manifests=reader).close()
         assert not kept.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [True, False])
+def test_prefixes_of_other_weights_are_not_used_though_their_samples_are_the_same(own: bool, tmp_path: Path) -> None:
+    package, prefixes = copy_package("phi3", tmp_path), tmp_path / "prefixes"
+    weights = package / WEIGHTS
+    os.truncate(weights, 16 << 20)  # read by nobody, and sampled at 64 KiB each
+    settings = Settings(model={"threads": 1}, cache={"ram_bytes": 64 << 20})
+
+    def cached(pin: bool) -> int:
+        if own:
+            write_manifest(package, make_manifest(package))
+        manifests = KeptManifests(tmp_path / "kept", may_add=True)
+        loaded = load_model(settings, detect(), available, package, prefix_folder=prefixes, manifests=manifests)
+        with closing(loaded), running(loaded) as rig:
+            end = rig.run(request(0, random_prompt(1, 100), 1, pin=pin))[0]
+            wait_until_written(rig)
+        assert isinstance(end, Finished)
+        return end.cached_tokens
+
+    assert [cached(pin=True), cached(pin=False)] == [0, 96]
+    before = open_package(package).fingerprint()
+    with weights.open("r+b") as file:
+        file.seek((8 << 20) + 5000)
+        file.write(b"other")
+    assert open_package(package).fingerprint() == before
+    assert cached(pin=False) == 0
 
 
 class TestDirectReads:
