@@ -275,7 +275,7 @@ class Engine:
         switch, pad = model.package.rope_switch, model.bits.lone_row_differs
         plan = schedule(rows, chunk, switch, self._last_chunk, pad, model.splits)
         if plan is not None and model.drafts:
-            plan = self._speculation.with_drafts(plan, rows, switch)
+            plan = self._speculation.with_drafts(plan, rows, switch, self._steps + 1)
         return plan and with_branches(plan, rows, active.slots.free, longest_copy(model.package, model.cache), switch)
 
     def _compute(self, active: _ActiveModel, plan: StepPlan) -> NDArray[np.floating] | None:

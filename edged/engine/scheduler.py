@@ -86,9 +86,11 @@ def schedule(
 
 
 def token_steps(rows: Rows[Sequence]) -> int:
-    """How many steps give each row that is not behind one token."""
-    keys = [row.batch_key for row in rows if row.pending and not row.behind]
-    return len(set(keys) - {None}) + keys.count(None)
+    """How many steps give each row that is not behind one token, with one that a row may have for forced tokens."""
+    due = [row for row in rows if row.pending and not row.behind]
+    keys = [row.batch_key for row in due]
+    forced = len(due) > 1 and any(row.drafts is not None and row.constraint is not None for row in due)
+    return len(set(keys) - {None}) + keys.count(None) + forced
 
 
 def _width(rows: Rows[Sequence], count: int, switch: int | None) -> int:

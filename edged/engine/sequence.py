@@ -230,6 +230,12 @@ class Sequence:
         """Up to `most` tokens that may follow the newest one: what the grammar forces, and guesses."""
         return () if self.drafts is None or most < 1 else tuple(self.drafts.propose(self.tokens, most, self.constraint))
 
+    def forced_run(self, most: int) -> tuple[int, ...]:
+        """Up to `most` tokens that the grammar forces after the newest one, where drafts may be tried."""
+        if self.drafts is None or self.constraint is None or self.constraint.forced is None or most < 1:
+            return ()
+        return tuple(self.constraint.draft(most, lambda _: []))
+
     def look_ahead(self, drafts: tuple[int, ...]) -> None:
         """A step begins that computes the newest token and `drafts`: what is computed beside it begins too."""
         if self.constraint is not None:

@@ -7,7 +7,6 @@ and never what it is, if tokens have the same bits in any step, which draft_prob
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,26 +26,32 @@ class Speculation:
         """Tokens of drafts that did not."""
         self.forced = 0
         """Tokens of drafts that a grammar forced."""
+        self._apart = 0
+        """Number of the last step that one of several waiting rows had for itself."""
 
-    def with_drafts(self, plan: StepPlan, rows: Rows[Sequence], switch: int | None) -> StepPlan:
+    def with_drafts(self, plan: StepPlan, rows: Rows[Sequence], switch: int | None, step: int) -> StepPlan:
         """`plan` with a draft, where it computes one token of the only row that waits for one.
 
-        A graph takes several tokens of one row only, so with more rows each draft would need a step of its own.
-        `switch`: as for schedule(). A draft does not reach beyond it.
+        A graph takes several tokens of one row only, so of several rows one at most gets a step of its own between two
+        that they share, and only for tokens that its grammar forces: at least as many as the shared step would make. A
+        step of so many tokens of one row takes no longer than one of as many rows. `switch`: as for schedule(). A draft
+        does not reach beyond it. `step`: the number of this one.
         """
-        row = rows[plan.first]
-        waiting = sum(one.pending > 0 and not one.behind for one in rows)
-        if plan.count > 1 or waiting > 1 or row.drafts is None or not row.made:
+        if plan.count > 1:
             return plan
-        # A step makes one token more than its draft has.
-        most = min(MOST_TOKENS, row.request.max_tokens - row.made) - 1
-        if switch is not None and not row.long_rope:
-            most = min(most, switch - len(row.tokens))
-        drafts = row.draft(most)
-        if not drafts:
+        waiting = [row for row in rows if row.pending > 0 and not row.behind]
+        if len(waiting) == 1:
+            row = rows[plan.first]
+            return _drafted(plan, plan.first, row, row.draft(_most(row, switch)))
+        if min(row.last_step for row in waiting) < self._apart:
             return plan
-        width = max(row.computed + 1 + len(drafts), plan.width if row.long_rope else 0)
-        return replace(plan, count=1 + len(drafts), drafts=drafts, width=width, companion=None)
+        slots = range(plan.first, plan.first + plan.rows)
+        runs = {slot: rows[slot].forced_run(_most(rows[slot], switch)) for slot in slots}
+        slot = max(runs, key=lambda slot: len(runs[slot]))
+        if not runs[slot] or 1 + len(runs[slot]) < plan.rows:
+            return plan
+        self._apart = step
+        return _drafted(plan, slot, rows[slot], runs[slot])
 
     def advance(self, row: Sequence, logits: NDArray[np.floating], drafts: tuple[int, ...]) -> list[int]:
         """Choose a row's tokens after a step: `logits` are [vocabulary], or with drafts [1 + drafts, vocabulary].
@@ -64,3 +69,22 @@ class Speculation:
         if row.drafts is not None and len(drafts) > forced:
             row.drafts.note(len(drafts) - forced, speculated)
         return made
+
+
+def _most(row: Sequence, switch: int | None) -> int:
+    """Tokens that a draft of this row may have; none before its first token."""
+    if not row.made:
+        return 0
+    # A step makes one token more than its draft has.
+    most = min(MOST_TOKENS, row.request.max_tokens - row.made) - 1
+    if switch is not None and not row.long_rope:
+        most = min(most, switch - len(row.tokens))
+    return most
+
+
+def _drafted(plan: StepPlan, slot: int, row: Sequence, drafts: tuple[int, ...]) -> StepPlan:
+    """A step of this row of `plan` with these drafts; `plan` where there are none."""
+    if not drafts:
+        return plan
+    width = max(row.computed + 1 + len(drafts), plan.width if row.long_rope else 0)
+    return StepPlan(slot, 1, 1 + len(drafts), width, drafts=drafts)

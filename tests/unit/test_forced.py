@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -115,6 +116,27 @@ class TestSameIds:
             together = rig.run(*[job(on, 100 + key) for key in range(ROWS)])
         assert {key: ids(together[100 + key]) for key in alone} == {key: ids(end) for key, end in alone.items()}
         assert any(len(one.rows) > 1 for one in rig.steps.records)
+
+    def test_what_is_forced_takes_a_step_of_its_own_in_company(self, on: LoadedModel) -> None:
+        """One row at a time, for as many tokens as all rows would make, and then the others have a token first."""
+        with running(one_by_one(on)) as rig:
+            alone = answer(rig, job(on, 1, "text"))
+            company = request(2, random_prompt(2, 20), 80)
+            plain = ids(rig.run(company)[2])
+        with running(on) as rig:
+            ends = rig.run(*[replace(job(on, 1, "text"), key=key) for key in (10, 11)], replace(company, key=12))
+        assert [ids(ends[key]) for key in (10, 11, 12)] == [list(alone.tokens), list(alone.tokens), plain]
+        for key in (10, 11):
+            end = ends[key]
+            assert isinstance(end, Finished)
+            assert end.forced
+            assert steps(rig, key) < len(end.tokens) - 1
+        decoding = [one.rows for one in rig.steps.records if not any(row.prompt for row in one.rows)]
+        apart = [len(rows) == 1 and rows[0].tokens > 1 for rows in decoding]
+        last = max(at for at, rows in enumerate(decoding) if len(rows) == ROWS - 1)
+        assert any(apart[:last])
+        assert not any(one and other for one, other in pairwise(apart[:last]))
+        assert all(rows[0].tokens >= ROWS - 1 for rows, one in zip(decoding[:last], apart, strict=False) if one)
 
     def test_after_the_session_was_lost_in_the_middle(self, on: LoadedModel) -> None:
         """It goes on with the next session, where the tokens that it has are read like a prompt."""
