@@ -137,6 +137,7 @@ class Sharing:
     def _answered(self, answer: Answer) -> None:
         if answer.give is not None:
             self._giver.answered(answer)
+            self._came_now = True  # a refused job may go to another member
         else:
             self._forwarder.answered(answer)
 

@@ -377,6 +377,21 @@ def test_a_member_that_drains_goes_on_waiting_for_others_that_are_full(hall: Hal
     assert hall.a.jobs.settled is not others
 
 
+def test_a_member_that_drains_goes_on_after_a_refusal(hall: Hall) -> None:
+    hall.a.job(job("x"))
+    hall.a.job(job("y"))
+    hall.a.jobs.drain()
+    hall.a.jobs.engine_event(Ended(1))
+    hall.a.tick()
+    for _ in range(2):
+        offer_to_a(hall, 1.0)  # b knows of no such credit
+        hall.a.jobs.flush()
+        hall.deliver(lambda _, channel: channel != "offer/b")
+        hall.deliver(lambda _, channel: channel.startswith("given/"))
+        assert metric(hall.a, "refused") > 0
+        assert not hall.a.jobs.settled
+
+
 def test_a_member_that_drains_withdraws_its_offer_at_once(hall: Hall) -> None:
     hall.tick()
     hall.b.jobs.drain()
