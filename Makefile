@@ -192,6 +192,10 @@ fields: $(VENV)/.dev ## each field of a job that changes what is chosen or asked
 bench-jobs: $(VENV)/.dev | mosquitto ## what a job costs beyond the model: overhead, jobs/s, memory, bytes written
 	@$(BIN)/python tests/benchmarks/jobs.py
 
+.PHONY: bench-sharing
+bench-sharing: $(VENV)/.dev | mosquitto ## jobs of a group whose eight members share their load, two of them slow, beside a central queue and a blind broker (minutes)
+	@$(BIN)/python tests/benchmarks/sharing.py
+
 bench-scrape: $(VENV)/.dev | mosquitto ## what a scrape of the metrics costs, alone and beside eight jobs, and what it costs them
 	@$(BIN)/python tests/benchmarks/scrape.py
 

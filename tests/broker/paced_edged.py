@@ -1,6 +1,7 @@
 """Runs edged with a model and a machine that a test has in its hand: nothing of this is in the product.
 
-TEST_PACE_FILE names a file that holds the seconds of a step, or `hold` to stop in it until that changes. A prompt that
+TEST_PACE_FILE names a file that holds the seconds of a step, `hold` to stop in it until that changes, or `every` and
+the seconds from one step to the next, where prompts cost nothing and delays do not add up. A prompt that
 begins with POISON ends the process by SIGABRT once its answer has some tokens; one that is HANG never returns from
 onnxruntime, and the text `hang` never becomes tokens: from then on, a step may take half a second. TEST_LOAD_SECONDS
 is how long a load may take, which hangs while the pace is `no load`. TEST_BOOT_ID takes the place of the kernel's.
@@ -20,6 +21,7 @@ import os
 import runpy
 import select
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,25 @@ _pace_file = Path(os.environ["TEST_PACE_FILE"])
 _step, _forward, _bring_up, _encode = Engine._step, ModelSession.forward, app.load_model, Tokenizer.encode_text
 
 
+_next_step = 0.0
+
+
+def _until_next(self: Engine, seconds: float) -> None:
+    global _next_step
+    if not any(row.reading for row in self.rows):
+        _next_step = max(_next_step + seconds, time.monotonic())
+        _sleep(_next_step - time.monotonic())
+
+
 def _sleep(seconds: float) -> None:
-    select.select([], [], [], seconds)  # time.sleep() fails under libfaketime
+    select.select([], [], [], max(0.0, seconds))  # time.sleep() fails under libfaketime
 
 
 def _paced_step(self: Engine, active: Any) -> None:
     while self.rows and (pace := _pace_file.read_text()) != "":
         if pace != "hold":
-            _sleep(float(pace))
+            what, _, every = pace.partition(" ")
+            _until_next(self, float(every)) if what == "every" else _sleep(float(pace))
             break
         _sleep(0.002)
     if any(row.request.prompt[:3] == POISON and row.made >= 3 for row in self.rows):
