@@ -138,6 +138,9 @@ test-page: $(VENV)/.dev | mosquitto ## the page at / in a real Chromium, light a
 	@[ -d $(VENV)-page/node_modules/axe-core ] || npm install --silent --no-audit --no-fund --prefix $(VENV)-page axe-core
 	@AXE=$(abspath $(VENV)-page)/node_modules/axe-core/axe.min.js PAGE_PICTURES=$(PICTURES) $(BIN)/pytest -q -rs tests/page
 
+show-page: $(VENV)/.dev $(if $(MODEL),,$(REAL_MODEL)) | mosquitto ## the page of a daemon with a real model and jobs into docs/, and edged top [MODEL=FOLDER] [MINUTES=10] (chromium)
+	@$(BIN)/python tests/page/show.py $(or $(MODEL),$(dir $(REAL_MODEL))) $(or $(MINUTES),10)
+
 test-dashboards: $(VENV)/.dev ## Grafana's published types take the dashboards of deploy/grafana (Node.js; a minute the first time)
 	@command -v npm >/dev/null || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends nodejs npm >/dev/null; }
 	@[ -d $(VENV)-grafana/node_modules/@grafana ] || npm install --silent --no-audit --no-fund --prefix $(VENV)-grafana @grafana/schema ts-json-schema-generator ajv
