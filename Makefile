@@ -46,8 +46,11 @@ unit: $(VENV)/.dev
 broker: $(VENV)/.dev | mosquitto
 	@$(BIN)/pytest -q -n 3 -m "not slow" tests/broker
 
-test-slow: $(VENV)/.dev | mosquitto ## floods, bombs, crash loops, packages that change, and five times the random documents (EXAMPLES=searching: new ones; minutes)
-	@$(BIN)/pytest -q -n 3 -m "slow or hypothesis" --hypothesis-profile $(or $(EXAMPLES),thorough) tests/unit tests/broker
+test-slow: $(VENV)/.dev | mosquitto ## floods, bombs, crash loops, packages that change (minutes)
+	@$(BIN)/pytest -q -n 3 -m slow tests/unit tests/broker
+
+test-examples: $(VENV)/.dev ## the tests of random documents with five times the examples (EXAMPLES=searching: new ones; minutes)
+	@$(BIN)/pytest -q -n 2 -m hypothesis --hypothesis-profile $(or $(EXAMPLES),thorough) tests/unit
 
 .PHONY: bit-flips
 bit-flips: $(VENV)/.dev ## 200 single-bit flips in each file of a package, the spool, its log and a prefix: what finds each (SEED=N; minutes)

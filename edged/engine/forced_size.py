@@ -14,6 +14,7 @@ from typing import Any
 
 MOST_FORCED = 4096
 """Bytes that may be forced at once."""
+_CHARACTER_BYTES = 4
 _REPEATED_GROUP = re.compile(r"[)}]\{(\d+)")
 _REPEATED = re.compile(r"[^)}]\{(\d+)")
 
@@ -35,8 +36,8 @@ def most_forced(schema: Any) -> float:
 def most_forced_by_regex(pattern: str) -> float:
     """The same of a regular expression, all of which may be one text."""
     groups = math.prod(int(count) or 1 for count in _REPEATED_GROUP.findall(pattern))
-    others = max((int(count) for count in _REPEATED.findall(pattern)), default=1)
-    return len(pattern.encode()) * groups * max(others, 1)
+    characters = sum(map(int, _REPEATED.findall(pattern)))
+    return groups * (len(pattern.encode()) + _CHARACTER_BYTES * characters)
 
 
 def _most_of(keyword: str, value: Any, schema: Mapping[str, Any]) -> float:

@@ -217,6 +217,7 @@ class TestWhatIsForced:
             (GrammarSource("json_schema", {"enum": ["long " * 820]}), False),
             (GrammarSource("json_schema", {"type": "string", "pattern": "^(abcd){2000}$"}), False),
             (GrammarSource("regex", "The pressure is [0-9]{3}"), True),
+            (GrammarSource("regex", "(, as the report of the night shift says, [a-z]{9}){40}"), True),
             (GrammarSource("regex", "(abcd){2000}"), False),
             (GrammarSource("regex", "((ab){50}c){50}"), False),
             (GrammarSource("grammar", 'start: a a\na: b b\nb: "the text"'), False),
