@@ -1,8 +1,8 @@
 """Chooses the next token from logits: greedy, or drawn with temperature, top-k, top-p and min-p by a seeded generator.
 
 At a vocabulary of 262,144 tokens a sort, or the exponential of each logit, takes a tenth of a step of a small model. So
-one pass finds the highest logit of each block of tokens, and these the few tokens that weigh nearly all. The others are
-drawn by rejection (von Neumann 1951), which needs the weights of those alone that are drawn.
+one pass finds the highest logit of each block of tokens, and tokens are drawn by rejection (von Neumann 1951), which
+needs the weights of those alone that are drawn.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from operator import neg
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 64
+_BLOCK = 128
 """Tokens of which only the highest is looked at first."""
 _TRIES = 1024
 """Tries for which numbers are made at once."""
 _AT_ONCE = 128
 """Tries that are made at once."""
 _UNSEEN = 0.01
-"""The most that the tokens outside the head weigh together; the likeliest weighs 1."""
-_SAMPLE = 32
-"""Blocks that tell whether few tokens weigh nearly all."""
+"""About the most that the tokens which are not looked at may weigh, of all, where top-p is to be decided."""
 _CHUNK = 1 << 14
 """Logits that are computed with at once: more would be fresh memory each time, which costs as much."""
 _LEAST_TEMPERATURE = 1e-20
@@ -221,19 +219,6 @@ def _draw(blocks: _Blocks, sampling: Sampling, draws: Draws) -> int:
         end = blocks.logits[token], token
 
 
-@dataclass(frozen=True)
-class _Head:
-    """The tokens that weigh nearly all, by id."""
-
-    tokens: NDArray[np.intp]
-    logits: NDArray[np.float32]
-    weights: NDArray[np.float32]
-    sums: NDArray[np.float64]
-    """Of the weights up to each token."""
-    least: np.float32
-    """Tokens of the head have such a logit at least."""
-
-
 class _Blocks:
     """Logits in blocks of `_BLOCK` tokens and the highest of each block, so that few others need be looked at.
 
@@ -264,34 +249,11 @@ class _Blocks:
     def draw(self, draws: Draws, end: tuple[np.float32, int] | None) -> int:
         """One of the tokens before `end`: their logits are above the first number, or equal and they below the second.
 
-        Of the head by its weight, of the others by rejection; of all by rejection where there is no head.
-        """
-        head = self._head
-        if head is None:
-            return self._reject(draws, end)
-        sums, rest = head.sums, _UNSEEN
-        if end is not None:
-            sums = (head.weights * _before(head.logits, head.tokens, end)).cumsum(dtype=np.float64)
-            rest = 0.0 if end[0] >= head.least else rest
-        while True:
-            drawn = draws.one() * (float(sums[-1]) + rest)
-            if drawn < sums[-1]:
-                return int(head.tokens[sums.searchsorted(drawn, side="right")])
-            token = int(draws.one() * len(self.logits))
-            value = self.logits[token]
-            weight = math.exp(float((value - self._highest) * self._slope))
-            taken = value < head.least and draws.one() * self._light < weight
-            if taken and (end is None or (value, -token) > (end[0], -end[1])):
-                return token
-
-    def _reject(self, draws: Draws, end: tuple[np.float32, int] | None) -> int:
-        """One of the tokens before `end`.
-
-        A block is drawn by its bound, and one of its tokens, which is taken with the probability of its weight / that
-        of the block's best, so one in `_BLOCK` at least.
+        By rejection: a block is drawn by its bound, and one of its tokens, which is taken with the probability of its
+        weight / that of the block's best, so one in `_BLOCK` at least.
         """
         bounds = self._bounds if end is None else self._bounds * (self._peaks >= end[0])
-        sums = bounds.cumsum(dtype=np.float64)
+        sums = bounds.astype(np.float64).cumsum()
         while True:
             drawn, rows, kept = draws.tries()
             blocks = sums.searchsorted(drawn * sums[-1], side="right")
@@ -302,7 +264,7 @@ class _Blocks:
             logits = self.logits[tokens]
             taken = kept < self._weigh(logits, self._peaks[blocks])
             if end is not None:
-                taken &= _before(logits, tokens, end)
+                taken &= (logits > end[0]) | ((logits == end[0]) & (tokens < end[1]))
             first = int(taken.argmax())
             if taken[first]:
                 draws.take(first + 1)
@@ -312,35 +274,28 @@ class _Blocks:
     def in_nucleus(self, token: int, share: float) -> bool:
         """Whether the tokens before `token` weigh less than `share` of all (Holtzman et al. 2019, arXiv:1904.09751).
 
-        Mostly the head tells that.
+        Mostly the likeliest tell that: what the others weigh has a bound.
         """
-        end, head = (self.logits[token], token), self._head
-        if head is not None:
-            before, seen = float(np.dot(head.weights, _before(head.logits, head.tokens, end))), float(head.sums[-1])
-            if before >= share * (seen + _UNSEEN):
-                return False
-            if end[0] >= head.least and before < share * seen:
+        value, bounds = self.logits[token], self._bounds
+        light = _UNSEEN * float(bounds.sum()) / len(self.logits)
+        tokens = self.at_least(min(self.logit(light), value))
+        if 8 * len(tokens) < len(self.logits):
+            before, seen = self._before(self.logits[tokens], value, int(tokens.searchsorted(token)))
+            if before < share * seen:
                 return True
-        parts = [self._weights_before(start, end) for start in range(0, len(self.logits), _CHUNK)]
+            if before >= share * (seen + _BLOCK * float(np.minimum(bounds, light).sum())):
+                return False
+        starts = range(0, len(self.logits), _CHUNK)
+        parts = [self._before(self.logits[start : start + _CHUNK], value, max(token - start, 0)) for start in starts]
         return sum(before for before, _ in parts) < share * sum(part for _, part in parts)
-
-    def _weights_before(self, start: int, end: tuple[np.float32, int]) -> tuple[float, float]:
-        """Of a chunk of tokens: the weight of those before `end`, and of all."""
-        logits = self.logits[start : start + _CHUNK]
-        weights = self._weigh(logits, self._highest)
-        before = _before(logits, np.arange(start, start + len(logits)), end)
-        return float(np.dot(weights, before)), float(weights.sum())
 
     def at_least(self, logit: np.float32) -> NDArray[np.intp]:
         """The tokens whose logits are this high, by id."""
-        return self._at_least(logit, (self._peaks >= logit).nonzero()[0])
-
-    def _at_least(self, logit: np.float32, blocks: NDArray[np.intp]) -> NDArray[np.intp]:
-        """The same, of these blocks: all that have such a token."""
-        whole = blocks if len(self._peaks) == self._whole else blocks[: blocks.searchsorted(self._whole)]
+        blocks = (self._peaks >= logit).nonzero()[0]
+        whole = blocks[: blocks.searchsorted(self._whole)]
         if 4 * len(whole) > self._whole:
             return np.flatnonzero(self.logits >= logit)
-        rows, places = np.divmod((self._table.take(whole, axis=1).ravel() >= logit).nonzero()[0], max(len(whole), 1))
+        rows, places = (self._table.take(whole, axis=1) >= logit).nonzero()
         tokens: NDArray[np.intp] = rows * self._whole + whole[places]
         rest = blocks[len(whole) :]
         return np.concatenate([tokens, rest + (_BLOCK - 1) * self._whole]) if len(rest) else tokens
@@ -358,25 +313,6 @@ class _Blocks:
         return tokens[order], self._weigh(-falling[order], self._highest).tolist()
 
     @functools.cached_property
-    def _head(self) -> _Head | None:
-        """Tokens of `_light` and more; None where, by a sample, they would be a large part of all."""
-        least = self.logit(self._light)
-        blocks = (self._peaks >= least).nonzero()[0]
-        if 4 * len(blocks) > len(self._peaks):
-            sample = self._table[:, :: max(1, self._whole // _SAMPLE)]
-            if 8 * np.count_nonzero(sample >= least) >= sample.size:
-                return None
-        tokens = self._at_least(least, blocks)
-        logits = self.logits[tokens]
-        weights = self._weigh(logits, self._highest)
-        return _Head(tokens, logits, weights, weights.cumsum(dtype=np.float64), least)
-
-    @property
-    def _light(self) -> float:
-        """So little that all tokens of this weight and less have `_UNSEEN` together, at most. The best one has 1."""
-        return _UNSEEN / len(self.logits)
-
-    @functools.cached_property
     def _bounds(self) -> NDArray[np.float32]:
         """The most that each block can weigh, by `_BLOCK`."""
         bounds = self._weigh(self._peaks, self._highest)
@@ -384,15 +320,16 @@ class _Blocks:
             bounds[self._whole :] /= _BLOCK
         return bounds
 
+    def _before(self, logits: NDArray[np.float32], value: np.float32, place: int) -> tuple[float, float]:
+        """The weight of those of `logits` that are before `value`, which is at `place` or comes there; of all."""
+        weights = self._weigh(logits, self._highest)
+        before = logits > value
+        before[:place] |= logits[:place] == value
+        return float(np.dot(weights, before)), float(weights.sum())
+
     def _weigh(self, logits: NDArray[np.float32], best: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
         """The weights of logits, those of `best` being 1."""
         weights = logits - best
         weights *= self._slope
         np.exp(weights, out=weights)
         return weights
-
-
-def _before(logits: NDArray[np.float32], tokens: NDArray[np.intp], end: tuple[np.float32, int]) -> NDArray[np.bool_]:
-    """Which tokens are before `end`: their logits are above its first number, or equal and they below its second."""
-    before: NDArray[np.bool_] = (logits > end[0]) | ((logits == end[0]) & (tokens < end[1]))
-    return before

@@ -108,17 +108,6 @@ class TestDrawing:
         assert set(np.flatnonzero(draws(2000, logits, top_p=0.99))) == {0, 1}
         assert set(np.flatnonzero(draws(2000, logits, top_p=0.98))) == {0}
 
-    @pytest.mark.parametrize("min_p", [0.0, 1e-7, 2.3e-7])
-    def test_unlikely_tokens_come_as_often_as_all_of_them_weigh(self, min_p: float) -> None:
-        """40,000 tokens have 0.9 % together; half of them weigh too little for the greatest min-p."""
-        logits = np.full(40_000, np.log(2.4e-7), np.float32)
-        logits[1::2] = np.log(2.2e-7)
-        logits[0] = 0
-        counts = draws(6000, logits, min_p=min_p)
-        even, odd = counts[2::2].sum(), counts[1::2].sum()
-        expected = np.array([1.0, 20_000 * 2.4e-7, 20_000 * 2.2e-7 * (min_p < 2.2e-7)])
-        assert_distributed(np.array([counts[0], even, odd]), expected / expected.sum())
-
     def test_a_seed_gives_the_same_tokens_beside_any_other_rows(self) -> None:
         def rows(*seeds: int) -> list[list[int]]:
             samplers = [Sampler(Sampling(1.2, 0.9, seed=seed)) for seed in seeds]
@@ -224,23 +213,16 @@ def reference_draw(
     least: float,
     end: int,
 ) -> int | None:
-    """A token: one of the likely by its weight, one of the others by rejection.
+    """A token by rejection: a block by its size and its best weight, one of its tokens, kept by its share of the best.
 
-    Where the likely would be many, any by rejection: a block by its size and its best weight, one of its tokens, kept
-    by its share of the best. `ranks` of the tokens, by id; `end`: the first that may not be drawn.
+    `ranks` of the tokens, by id; `end`: the first that may not be drawn.
     """
     if end < len(ranks):
         least = weights[ranks == end][0]
-    whole = len(weights) // 64
-    blocks = [np.arange(block, 64 * whole, whole) for block in range(whole)]
-    blocks += [np.array([single]) for single in range(64 * whole, len(weights))]
-    best = np.array([weights[block].max() for block in blocks])
-    light = 0.01 / len(weights)
-    if (abs(weights / light - 1) < 1e-4).any():
-        return None
-    sample = weights[: 64 * whole].reshape(64, whole)[:, :: max(1, whole // 32)]
-    if 4 * (best >= light).sum() <= len(blocks) or 8 * (sample >= light).sum() < sample.size:
-        return reference_of_head(weights, (ranks < end) & (weights >= least), light, least, numbers)
+    whole = len(weights) // 128
+    blocks = [np.arange(block, 128 * whole, whole) for block in range(whole)]
+    blocks += [np.array([single]) for single in range(128 * whole, len(weights))]
+    best = [weights[block].max() for block in blocks]
     sums = np.cumsum([len(block) * most * (most >= least) for block, most in zip(blocks, best, strict=True)])
     for drawn, within, kept in numbers:
         chosen = int(np.searchsorted(sums, drawn * sums[-1], side="right"))
@@ -249,33 +231,6 @@ def reference_draw(
         if abs(sums - drawn * sums[-1]).min() < 1e-6 * sums[-1] or (abs(kept - ratio) < 1e-5 and ratio < 1):
             return None
         if kept < ratio and ranks[token] < end and weights[token] >= least:
-            return token
-    return None
-
-
-def reference_of_head(
-    weights: NDArray[np.float64],
-    allowed: NDArray[np.bool_],
-    light: float,
-    least: float,
-    numbers: Iterator[NDArray[np.float64]],
-) -> int | None:
-    """One of the `allowed` tokens: by their weights where these are `light` or more."""
-    sums = np.cumsum(weights * (allowed & (weights >= light)))
-    rest = 0.0 if least >= light else 0.01
-    for number, *_ in numbers:
-        drawn = number * (sums[-1] + rest)
-        if abs(sums - drawn).min() < 1e-6 * sums[-1]:
-            return None
-        if drawn < sums[-1]:
-            return int(np.searchsorted(sums, drawn, side="right"))
-        token = int(next(numbers)[0] * len(weights))
-        if weights[token] >= light:
-            continue
-        kept = next(numbers)[0]
-        if abs(kept * light / weights[token] - 1) < 1e-4 if weights[token] else False:
-            return None
-        if kept * light < weights[token] and allowed[token]:
             return token
     return None
 
